@@ -1,0 +1,49 @@
+"""``vlkd-pl``: finds the command and imports only what it needs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from vlkd_pl import __version__
+
+_COMMANDS = {
+    "fit": ("train", "train a module: vlkd-pl fit --config configs/distill.yaml"),
+    "validate": ("train", "run a module's validation once"),
+    "test": ("train", "run a module's test and write its scores"),
+    "sample": ("sample", "draw the sample world and write it in the formats of the real data"),
+    "caption": ("caption", "caption image files with a distilled model"),
+    "scores": ("scores", "print the scores of finished tests side by side"),
+}
+"""For each command the file under ``vlkd_pl/commands`` that runs it, and what it does."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs ``vlkd-pl``.
+
+    Args:
+        arguments: The command line after ``vlkd-pl``; that of the process by default.
+
+    Returns:
+        The exit status: 0, 1 for an error that was explained in one line, 2 for a wrong command line.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_usage())
+        return 0
+    if arguments[0] == "--version":
+        print(f"vlkd-pl {__version__}")
+        return 0
+    if arguments[0] not in _COMMANDS:
+        print(f"vlkd-pl: no command {arguments[0]!r}; the commands are {', '.join(_COMMANDS)}", file=sys.stderr)
+        return 2
+    command = import_module(f"vlkd_pl.commands.{_COMMANDS[arguments[0]][0]}")
+    status: int = command.main(arguments)
+    return status
+
+
+def _usage() -> str:
+    lines = ["usage: vlkd-pl COMMAND ...", "", "Vision-language knowledge distillation of CLIP into BART.", ""]
+    lines += [f"  {name:<10}{purpose}" for name, (_, purpose) in _COMMANDS.items()]
+    return "\n".join([*lines, "", "vlkd-pl COMMAND --help tells the options of a command."])

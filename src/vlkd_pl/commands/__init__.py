@@ -1,0 +1,1 @@
+"""The commands of ``vlkd-pl``, one file each; ``main(arguments)`` gets the command's own name first."""

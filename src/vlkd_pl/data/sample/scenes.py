@@ -1,0 +1,152 @@
+"""What a scene of the sample world holds, how scenes are drawn at random, and which of them are held out."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+OBJECTS = ("fish", "boat", "tree", "house", "cup", "car", "star", "key", "ball", "book", "bell", "hat")
+COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown")
+SIZES = ("small", "big")
+PLACES = ("grass", "sand", "snow", "night")
+RELATIONS = ("left of", "above")
+COUNTS = (2, 3)
+
+UNSEEN_COMBINATIONS = frozenset(
+    {
+        ("red", "key"),
+        ("orange", "tree"),
+        ("yellow", "boat"),
+        ("green", "bell"),
+        ("blue", "hat"),
+        ("purple", "cup"),
+        ("pink", "car"),
+        ("brown", "star"),
+    }
+)
+"""Pairs of color and object that stand in pictures of the split ``unseen`` alone."""
+
+Split = Literal["train", "val", "test", "unseen", "told"]
+"""``told`` holds scenes with an unseen combination that the text corpus may tell; no picture is made of them."""
+
+Layout = Literal["one", "count", "pair", "row"]
+LAYOUT_WEIGHTS: dict[Layout, float] = {"one": 0.25, "count": 0.15, "pair": 0.4, "row": 0.2}
+
+
+@dataclass(frozen=True)
+class Item:
+    """One pictogram: a color and an object."""
+
+    color: str
+    object: str
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One scene.
+
+    Attributes:
+        layout: ``one`` item of a stated size; ``count`` copies of one item; a ``pair`` in a relation; a ``row`` of three from left to right.
+        items: The different items: one, or two in the order of ``relation``, or three from left to right.
+        place: The background.
+        size: ``small`` or ``big``, for ``one`` only.
+        count: Copies of the item, for ``count`` only.
+        relation: ``left of`` or ``above``, of the first item to the second, for ``pair`` only.
+    """
+
+    layout: Layout
+    items: tuple[Item, ...]
+    place: str
+    size: str = ""
+    count: int = 1
+    relation: str = ""
+
+    @property
+    def description(self) -> str:
+        """All that a caption can tell of the scene, in one fixed wording: scenes with equal descriptions look alike."""
+        items = ", ".join(f"{item.color} {item.object}" for item in self.items)
+        return f"{self.layout}: {items}; {self.size} {self.count} {self.relation}; {self.place}"
+
+    @property
+    def split(self) -> Split:
+        """The one split that may hold the scene, a function of its description alone."""
+        bucket = hashlib.blake2b(self.description.encode(), digest_size=2).digest()
+        share = int.from_bytes(bucket, "big") / 2**16
+        if any((item.color, item.object) in UNSEEN_COMBINATIONS for item in self.items):
+            return "unseen" if share < 0.5 else "told"
+        return "test" if share < 0.08 else "val" if share < 0.14 else "train"
+
+
+def random_scene(rng: random.Random, split: Split) -> Scene:
+    """Draws a scene of ``split``; layouts come in the shares of ``LAYOUT_WEIGHTS``."""
+    layout = rng.choices(list(LAYOUT_WEIGHTS), list(LAYOUT_WEIGHTS.values()))[0]
+    while True:
+        scene = _random_scene_of(rng, layout)
+        if scene.split == split:
+            return scene
+
+
+def distinct_scenes(rng: random.Random, split: Split, num_scenes: int) -> list[Scene]:
+    """Draws ``num_scenes`` scenes of ``split``, no two with the same description."""
+    scenes: dict[str, Scene] = {}
+    while len(scenes) < num_scenes:
+        scene = random_scene(rng, split)
+        scenes.setdefault(scene.description, scene)
+    return list(scenes.values())
+
+
+def near_scenes(rng: random.Random, scene: Scene) -> Iterator[Scene]:
+    """Yields, without end, scenes that differ from ``scene`` in one thing: the hard negatives of contrastive training."""
+    while True:
+        changes = ["color", "object", "place"]
+        if scene.layout == "one":
+            changes.append("size")
+        if scene.layout == "count":
+            changes.append("count")
+        if scene.layout == "pair":
+            changes += ["relation", "order"]
+        if scene.layout == "row":
+            changes += ["order", "order"]
+        yield _changed(rng, scene, rng.choice(changes))
+
+
+def _changed(rng: random.Random, scene: Scene, change: str) -> Scene:
+    items = list(scene.items)
+    if change == "order":
+        i, j = rng.sample(range(len(items)), 2)
+        if rng.random() < 0.5:
+            items[i], items[j] = items[j], items[i]
+        else:  # swapping the colors alone keeps the objects in place
+            items[i], items[j] = Item(items[j].color, items[i].object), Item(items[i].color, items[j].object)
+        return replace(scene, items=tuple(items))
+    if change in ("color", "object"):
+        i = rng.randrange(len(items))
+        if change == "color":
+            items[i] = replace(items[i], color=rng.choice(COLORS))
+        else:
+            taken = {item.object for item in items}
+            items[i] = replace(items[i], object=rng.choice([name for name in OBJECTS if name not in taken]))
+        return replace(scene, items=tuple(items))
+    if change == "place":
+        return replace(scene, place=rng.choice(PLACES))
+    if change == "size":
+        return replace(scene, size=rng.choice(SIZES))
+    if change == "count":
+        return replace(scene, count=rng.choice(COUNTS))
+    return replace(scene, relation=rng.choice(RELATIONS))
+
+
+def _random_scene_of(rng: random.Random, layout: Layout) -> Scene:
+    objects = rng.sample(OBJECTS, {"one": 1, "count": 1, "pair": 2, "row": 3}[layout])
+    items = tuple(Item(rng.choice(COLORS), name) for name in objects)
+    return Scene(
+        layout=layout,
+        items=items,
+        place=rng.choice(PLACES),
+        size=rng.choice(SIZES) if layout == "one" else "",
+        count=rng.choice(COUNTS) if layout == "count" else 1,
+        relation=rng.choice(RELATIONS) if layout == "pair" else "",
+    )

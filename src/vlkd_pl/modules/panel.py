@@ -1,0 +1,78 @@
+"""A picture of pictures with their captions, for a person to see learning happen."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+_TILE = 168
+_LINE = 15
+_MARGIN = 8
+_CHARACTERS = 27
+_MEAN = (0.48145466, 0.4578275, 0.40821073)
+_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def caption_panel(images: Sequence[Tensor], captions: Sequence[str], references: Sequence[str], columns: int = 4) -> Image.Image:
+    """Draws pictures in a grid, each above its caption in black and a reference in grey.
+
+    Args:
+        images: Pictures (3, H, W), normalised as CLIP takes them.
+        captions: What the model says of each.
+        references: What a person said of each.
+        columns: Pictures in a row.
+
+    Returns:
+        An RGB picture.
+    """
+    said = [textwrap.wrap(caption, _CHARACTERS) or ["(nothing)"] for caption in captions]
+    wanted = [textwrap.wrap(reference, _CHARACTERS) for reference in references]
+    num_lines = max(len(a) + len(b) for a, b in zip(said, wanted, strict=True))
+    width, height = _TILE + 2 * _MARGIN, _TILE + _LINE * num_lines + 2 * _MARGIN
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    panel = Image.new("RGB", (width * columns, height * rows), "white")
+    draw = ImageDraw.Draw(panel)
+    font = ImageFont.load_default(size=12)
+    for index, image in enumerate(images):
+        left, top = width * (index % columns) + _MARGIN, height * (index // columns) + _MARGIN
+        panel.paste(_picture(image), (left, top))
+        top += _TILE + 2
+        for lines, fill in ((said[index], "black"), (wanted[index], "grey")):
+            for line in lines:
+                draw.text((left, top), line, fill=fill, font=font)
+                top += _LINE
+    return panel
+
+
+def log_panel(trainer: pl.Trainer, name: str, panel: Image.Image) -> Path | None:
+    """Writes a panel to the run's log folder and to every logger that takes images.
+
+    Returns:
+        The PNG file; None where the run has no folder.
+    """
+    for logger in trainer.loggers:
+        if hasattr(logger, "log_image"):  # Weights & Biases
+            logger.log_image(name, [panel], step=trainer.global_step)
+        elif hasattr(logger.experiment, "add_image"):  # TensorBoard
+            logger.experiment.add_image(name, np.asarray(panel), trainer.global_step, dataformats="HWC")
+    if trainer.log_dir is None:
+        return None
+    path = Path(trainer.log_dir) / "panels" / f"{name.replace('/', '_')}_{trainer.global_step:06d}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    panel.save(path)
+    return path
+
+
+def _picture(image: Tensor) -> Image.Image:
+    """The picture that CLIP's normalisation was applied to, as large as a tile."""
+    pixels = image.float().cpu() * torch.tensor(_STD).view(3, 1, 1) + torch.tensor(_MEAN).view(3, 1, 1)
+    array = (pixels.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+    return Image.fromarray(array).resize((_TILE, _TILE), Image.Resampling.LANCZOS)

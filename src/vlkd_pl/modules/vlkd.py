@@ -1,0 +1,331 @@
+"""Vision-language knowledge distillation: the paper's main experiment."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from vlkd_pl.batch import EvaluationBatch, ImageTextBatch
+from vlkd_pl.checkpoint import (
+    drop_clip,
+    keep_random_states,
+    load_weights,
+    random_state_of,
+    restore_clip,
+    set_random_state,
+)
+from vlkd_pl.distributed import gather_objects
+from vlkd_pl.losses import icti_loss, itcl_loss, ttdm_loss
+from vlkd_pl.metrics.captions import cider
+from vlkd_pl.metrics.retrieval import recall_at_k
+from vlkd_pl.models.vlkd import VLKDModel
+from vlkd_pl.modules.panel import caption_panel, log_panel
+from vlkd_pl.optim import linear_warmup_and_decay, parameter_groups
+
+MAX_LOGIT_SCALE = math.log(100)
+"""CLIP's own bound on the learnable ln(1/τ) (Radford et al., 2021)."""
+
+
+class VLKDModule(pl.LightningModule):
+    """Distils a frozen CLIP into BART with TTDM, ITCL and ICTI (Section 3.2).
+
+    Args:
+        clip: Name of an OpenAI CLIP, or the path of a file or folder; see ``FrozenCLIP.load``.
+        bart: Hugging Face name of a BART, or a local folder.
+        image_features: V of Eq. (1): ``pooled`` for a ViT, ``patches`` for a ResNet, as in the paper.
+        clip_sha256: Checksum that the CLIP file must have; OpenAI's own by default where the file's name is OpenAI's.
+        ttdm_weight: γ, the weight of TTDM.
+        itcl_weight: Weight of ITCL.
+        icti_weight: Weight of ICTI.
+        text_infilling_weight: Weight of infilling on text without pictures, where the data has it.
+        ttdm_reduction: ``mean`` or ``sum`` over the dimensions; see ``ttdm_loss``.
+        icti_reduction: ``sum`` or ``mean`` over a text's tokens; see ``icti_loss``.
+        temperature: τ at the start; it is learnt.
+        start: ``random`` projections as in the paper, or W_e and W_i in ``closed_form`` from training captions.
+        num_start_texts: Captions that the closed form is computed on.
+        learning_rate: Peak learning rate of AdamW.
+        projection_learning_rate: Peak learning rate of W_e, W_i and W'_e; that of the rest by default.
+        betas: AdamW's β.
+        eps: AdamW's ε.
+        weight_decay: Weight decay of all weights but biases, norms and τ.
+        warmup_steps: Optimizer steps of linear warm-up.
+        total_steps: Optimizer steps after which the rate has fallen to 0; the trainer's own number by default.
+        num_masks: m of the captioning prompt "A picture of <mask>×m.".
+        num_beams: Beams of the captions in validation and test.
+        max_caption_tokens: Longest caption in validation and test.
+        panel_size: Pictures in the caption panel.
+        init_from: Model folder or checkpoint of an earlier stage to start from.
+
+    Raises:
+        FileNotFoundError: CLIP, BART or ``init_from`` cannot be found.
+    """
+
+    def __init__(
+        self,
+        clip: str,
+        bart: str,
+        image_features: Literal["pooled", "patches"] = "pooled",
+        clip_sha256: str | None = None,
+        ttdm_weight: float = 1e3,
+        itcl_weight: float = 1.0,
+        icti_weight: float = 1.0,
+        text_infilling_weight: float = 1.0,
+        ttdm_reduction: Literal["mean", "sum"] = "mean",
+        icti_reduction: Literal["mean", "sum"] = "sum",
+        temperature: float = 0.07,
+        start: Literal["random", "closed_form"] = "random",
+        num_start_texts: int = 4000,
+        learning_rate: float = 5e-5,
+        projection_learning_rate: float | None = None,
+        betas: tuple[float, float] = (0.99, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 0.01,
+        warmup_steps: int = 12_000,
+        total_steps: int | None = None,
+        num_masks: int = 6,
+        num_beams: int = 6,
+        max_caption_tokens: int = 32,
+        panel_size: int = 16,
+        init_from: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = VLKDModel.load(clip, bart, image_features, clip_sha256)
+        if init_from is not None:
+            load_weights(self.model, init_from)
+        self.logit_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
+        self.loss_weights = {
+            "ttdm": ttdm_weight,
+            "itcl": itcl_weight,
+            "icti": icti_weight,
+            "text_infilling": text_infilling_weight,
+        }
+        self.ttdm_reduction: Literal["mean", "sum"] = ttdm_reduction
+        self.icti_reduction: Literal["mean", "sum"] = icti_reduction
+        self.start = start if init_from is None else "given"
+        self.num_start_texts = num_start_texts
+        self.learning_rate = learning_rate
+        self.projection_learning_rate = projection_learning_rate
+        self.betas = betas
+        self.eps = eps
+        self.weight_decay = weight_decay
+        self.warmup_steps = warmup_steps
+        self.total_steps = total_steps
+        self.num_masks = num_masks
+        self.num_beams = num_beams
+        self.max_caption_tokens = max_caption_tokens
+        self.panel_size = panel_size
+        self.evaluated: list[dict[str, Any]] = []
+        self._resumed_random_state: dict[str, Tensor | None] | None = None
+        self._clock: tuple[float, int] | None = None
+
+    # Losses
+
+    def compute_losses(self, batch: ImageTextBatch) -> dict[str, Tensor]:
+        """The losses of a batch, unweighted.
+
+        Returns:
+            ``ttdm``, ``itcl`` and ``icti``, and ``text_infilling`` where the batch holds text without pictures.
+        """
+        image_tokens = self.model.clip.encode_image(batch["image"])
+        clip_text_embedding = self.model.clip.encode_text(batch["clip_text_ids"])
+        texts = [(batch["bart_text_ids"], batch["bart_text_mask"]), (batch["corrupted_ids"], batch["corrupted_mask"])]
+        text_only = batch.get("text_infilling")
+        if text_only is not None:
+            texts.append((text_only["corrupted_ids"], text_only["corrupted_mask"]))
+        features = self._encode_together(texts)
+
+        bart_text_embedding = self.model.embed_text(features[0], batch["bart_text_mask"])
+        logits = self.model.decode(*self.model.condition(features[1], batch["corrupted_mask"], image_tokens), batch["labels"])
+        losses = {
+            "ttdm": ttdm_loss(clip_text_embedding, bart_text_embedding, self.ttdm_reduction),
+            "itcl": itcl_loss(image_tokens[:, 0], bart_text_embedding, self.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()),
+            "icti": icti_loss(logits, batch["labels"], self.icti_reduction),
+        }
+        if text_only is not None:
+            logits = self.model.decode(*self.model.condition(features[2], text_only["corrupted_mask"]), text_only["labels"])
+            losses["text_infilling"] = icti_loss(logits, text_only["labels"], self.icti_reduction)
+        return losses
+
+    def _encode_together(self, texts: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
+        """BART's encoder over several batches of texts in one pass: (B, L) ids and mask each, (B, L, D) features each."""
+        longest = max(ids.shape[1] for ids, _ in texts)
+        pad_id = self.model.bart.config.pad_token_id
+        ids = torch.cat([nn.functional.pad(ids, (0, longest - ids.shape[1]), value=pad_id) for ids, _ in texts])
+        mask = torch.cat([nn.functional.pad(mask, (0, longest - mask.shape[1])) for _, mask in texts])
+        features = self.model.encode_text(ids, mask).split([len(ids) for ids, _ in texts])
+        return [part[:, : ids.shape[1]] for part, (ids, _) in zip(features, texts, strict=True)]
+
+    # Training
+
+    def training_step(self, batch: ImageTextBatch, batch_index: int) -> Tensor:
+        """The weighted sum of the losses, L = γ L_TTDM + L_ITCL + L_ICTI (Section 3.2.3)."""
+        losses = self.compute_losses(batch)
+        total = torch.stack([self.loss_weights[name] * loss for name, loss in losses.items()]).sum()
+        self.log("train/loss", total, prog_bar=True)
+        self.log_dict({f"train/{name}_loss": loss for name, loss in losses.items()})
+        return total
+
+    def on_train_batch_start(self, batch: ImageTextBatch, batch_index: int) -> None:
+        """Continues the random numbers of a resumed run where they were: after everything that draws some at start-up."""
+        if self._resumed_random_state is not None:
+            set_random_state(self._resumed_random_state)
+            self._resumed_random_state = None
+
+    def on_train_batch_end(self, outputs: Any, batch: ImageTextBatch, batch_index: int) -> None:
+        """Logs the temperature, the speed, and what the data skipped."""
+        self.log("train/temperature", self.logit_scale.detach().clamp(max=MAX_LOGIT_SCALE).neg().exp())
+        self.log("train/learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
+        skipped = getattr(self.trainer.datamodule, "skipped", None)
+        if skipped is not None:
+            self.log("data/skipped_samples", float(sum(skipped.values())))
+        now, seen = time.perf_counter(), len(batch["labels"]) * self.trainer.world_size
+        if self._clock is None:
+            self._clock = (now, 0)
+        else:
+            started, samples = self._clock
+            self._clock = (started, samples + seen)
+            if (batch_index + 1) % self.trainer.log_every_n_steps == 0:
+                self.log("train/samples_per_second", (samples + seen) / (now - started), prog_bar=True)
+                self._clock = (now, 0)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Logs the norm of the gradient, unscaled and before clipping."""
+        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
+        self.log("train/grad_norm", nn.utils.get_total_norm(gradients) if gradients else 0.0)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """AdamW with linear warm-up and linear decay to 0 (Table 10)."""
+        groups = parameter_groups(self, self.weight_decay, self.learning_rate, self.projection_learning_rate)
+        optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=self.betas, eps=self.eps)
+        total_steps = self.total_steps or int(self.trainer.estimated_stepping_batches)
+        schedule = linear_warmup_and_decay(optimizer, self.warmup_steps, total_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    # The start
+
+    def on_fit_start(self) -> None:
+        """Computes the closed-form start, and puts BART in training mode, which ``from_pretrained`` leaves in evaluation mode."""
+        if self.start == "closed_form" and self.trainer.ckpt_path is None:
+            self._start_in_closed_form(self.trainer.datamodule.training_captions(self.num_start_texts))
+        self.train()
+
+    def _start_in_closed_form(self, captions: list[str]) -> None:
+        self.eval()
+        bart_embeddings, clip_embeddings, norms = [], [], []
+        for first in range(0, len(captions), 256):
+            texts = captions[first : first + 256]
+            encoded = self.model.tokenizer(texts, padding=True, truncation=True, max_length=64, return_tensors="pt").to(self.device)
+            ids, mask = encoded["input_ids"], encoded["attention_mask"]
+            with torch.no_grad():
+                features = self.model.encode_text(ids, mask).float()
+                clip_embeddings.append(self.model.clip.encode_text(self.trainer.datamodule.clip_tokenizer(texts).to(self.device)))
+            weight = mask.unsqueeze(-1)
+            bart_embeddings.append((features * weight).sum(1) / weight.sum(1))
+            norms.append(features.norm(dim=-1)[mask.bool()].mean())
+        self.model.initialize_from_text(torch.cat(bart_embeddings), torch.cat(clip_embeddings), float(torch.stack(norms).mean()))
+        for projection in (self.model.text_projection, self.model.image_projection, self.model.text_back_projection):
+            projection.weight.data.copy_(self.trainer.strategy.broadcast(projection.weight.data))
+
+    # Validation and test
+
+    def validation_step(self, batch: EvaluationBatch, batch_index: int) -> None:
+        """Losses, embeddings and captions of a batch."""
+        self._evaluate(batch, "val")
+
+    def test_step(self, batch: EvaluationBatch, batch_index: int) -> None:
+        """As in validation."""
+        self._evaluate(batch, "test")
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs recall and CIDEr, and draws the caption panel."""
+        self._conclude("val")
+
+    def on_test_epoch_end(self) -> None:
+        """As in validation; also writes ``scores.json`` and ``predictions.json`` to the run's log folder."""
+        scores, predictions, panel = self._conclude("test")
+        if self.trainer.is_global_zero and self.trainer.log_dir is not None:
+            folder = Path(self.trainer.log_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            record = {"scores": scores, "caption_panel": str(panel)}
+            (folder / "scores.json").write_text(json.dumps(record, indent=1))
+            results = [{"image_id": image_id, "caption": caption} for image_id, caption in predictions.items()]
+            (folder / "predictions.json").write_text(json.dumps(results, indent=1))
+
+    def _evaluate(self, batch: EvaluationBatch, stage: str) -> None:
+        size = len(batch["labels"])
+        losses = self.compute_losses(batch)
+        self.log_dict({f"{stage}/{name}_loss": loss for name, loss in losses.items()}, batch_size=size, sync_dist=True)
+        image_embedding = self.model.clip.encode_image(batch["image"])[:, 0]
+        clip_text_embedding = self.model.clip.encode_text(batch["clip_text_ids"])
+        features = self.model.encode_text(batch["bart_text_ids"], batch["bart_text_mask"])
+        bart_text_embedding = self.model.embed_text(features, batch["bart_text_mask"])
+        captions = self.model.caption(batch["image"], self.num_masks, self.num_beams, self.max_caption_tokens)
+        for index, image_id in enumerate(batch["image_id"].tolist()):
+            self.evaluated.append(
+                {
+                    "image_id": image_id,
+                    "caption": captions[index],
+                    "references": batch["references"][index],
+                    "image_embedding": image_embedding[index].cpu(),
+                    "clip_text_embedding": clip_text_embedding[index].cpu(),
+                    "bart_text_embedding": bart_text_embedding[index].cpu(),
+                    "image": batch["image"][index].cpu() if len(self.evaluated) < self.panel_size else None,
+                }
+            )
+
+    def _conclude(self, stage: str) -> tuple[dict[str, float], dict[int, str], Path | None]:
+        """Scores of all ranks' pictures together, the captions by picture, and the panel's file."""
+        # a distributed sampler repeats pictures to fill the last batch: each counts once
+        evaluated = {item["image_id"]: item for item in gather_objects(self.evaluated)}
+        self.evaluated.clear()
+        items = [evaluated[image_id] for image_id in sorted(evaluated)]
+        predictions = {item["image_id"]: item["caption"] for item in items}
+        references = {item["image_id"]: item["references"] for item in items}
+
+        image_embedding = torch.stack([item["image_embedding"] for item in items])
+        scores = {}
+        for name in ("bart", "clip"):
+            text_embedding = torch.stack([item[f"{name}_text_embedding"] for item in items])
+            recall = recall_at_k(image_embedding, text_embedding, torch.arange(len(items)))
+            scores |= {f"{name}_{key}": value for key, value in recall.items()}
+        scores["cider"] = cider(references, predictions)[0]
+        scores["cider_shuffled"] = cider(references, _shuffled(predictions))[0]
+        self.log_dict({f"{stage}/{name}": value for name, value in scores.items()}, rank_zero_only=True)
+        self.log(f"{stage}/cider", scores["cider"], prog_bar=True, rank_zero_only=True)
+
+        panel = None
+        shown = [item for item in items if item["image"] is not None][: self.panel_size]
+        if shown and self.trainer.is_global_zero and not self.trainer.sanity_checking:
+            captions = [item["caption"] for item in shown]
+            panel = log_panel(
+                self.trainer,
+                f"{stage}/captions",
+                caption_panel([item["image"] for item in shown], captions, [item["references"][0] for item in shown]),
+            )
+        return scores, predictions, panel
+
+    # Checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leaves the frozen CLIP out, and keeps the random states."""
+        drop_clip(checkpoint, self.model)
+        keep_random_states(checkpoint)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes the frozen CLIP from the model itself."""
+        restore_clip(checkpoint, self.model)
+        self._resumed_random_state = random_state_of(checkpoint, self.global_rank)
+
+
+def _shuffled(predictions: dict[int, str]) -> dict[int, str]:
+    """Gives each picture the caption of another: the score that captions get which do not look at the picture."""
+    ids = list(predictions)
+    half = max(1, len(ids) // 2)
+    return {image_id: predictions[other] for image_id, other in zip(ids, ids[half:] + ids[:half], strict=True)}
