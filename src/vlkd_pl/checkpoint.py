@@ -21,7 +21,7 @@ _RANDOM_STATES = "random_states"
 
 
 def drop_clip(checkpoint: dict[str, Any], model: VLKDModel) -> None:
-    """Takes the frozen CLIP out of a checkpoint and leaves its fingerprint: CLIP never changes, so it need not be kept."""
+    """Takes the frozen CLIP out of a checkpoint and leaves its fingerprint: what never changes need not be kept."""
     weights = checkpoint["state_dict"]
     checkpoint["state_dict"] = {name: value for name, value in weights.items() if not name.startswith(CLIP_PREFIX)}
     checkpoint[_FINGERPRINT] = model.clip.fingerprint
@@ -36,8 +36,8 @@ def restore_clip(checkpoint: dict[str, Any], model: VLKDModel) -> None:
     trained_with = checkpoint.get(_FINGERPRINT)
     if trained_with != model.clip.fingerprint:
         raise MisconfigurationException(
-            f"the checkpoint was trained with the CLIP {trained_with}, but --model.clip is the CLIP {model.clip.fingerprint}: "
-            "give the CLIP that it was trained with"
+            f"the checkpoint was trained with the CLIP {trained_with}, but --model.clip is the CLIP "
+            f"{model.clip.fingerprint}: give the CLIP that it was trained with"
         )
     checkpoint["state_dict"].update({f"{CLIP_PREFIX}{name}": value for name, value in model.clip.state_dict().items()})
 
@@ -78,16 +78,23 @@ def load_weights(model: VLKDModel, path: str | Path) -> None:
         raise FileNotFoundError(f"init_from: there is no model folder or checkpoint at {path}")
     if path.is_dir():
         source = VLKDModel.from_pretrained(path)
-        checkpoint = {_FINGERPRINT: source.clip.fingerprint, "state_dict": {f"model.{k}": v for k, v in source.state_dict().items()}}
+        checkpoint = {
+            _FINGERPRINT: source.clip.fingerprint,
+            "state_dict": {f"model.{k}": v for k, v in source.state_dict().items()},
+        }
     else:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     restore_clip(checkpoint, model)
     prefix = "model."
-    weights = {name.removeprefix(prefix): value for name, value in checkpoint["state_dict"].items() if name.startswith(prefix)}
+    weights = {
+        name.removeprefix(prefix): value for name, value in checkpoint["state_dict"].items() if name.startswith(prefix)
+    }
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
-        raise MisconfigurationException(f"init_from: {path} does not fit --model.bart and --model.clip: {error}") from error
+        raise MisconfigurationException(
+            f"init_from: {path} does not fit --model.bart and --model.clip: {error}"
+        ) from error
 
 
 class ExportModel(pl.Callback):

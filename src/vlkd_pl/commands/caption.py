@@ -4,29 +4,34 @@ from __future__ import annotations
 
 import argparse
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Prints each image file's name and caption; a file that is no picture is named and skipped, and the status is 1."""
+    """Prints each image file and its caption; a file that is no picture is named and skipped, and the status is 1."""
     parser = argparse.ArgumentParser(prog="vlkd-pl caption", description="Captions image files with a distilled model.")
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files")
     parser.add_argument("--model", required=True, help="folder of a model, as vlkd-pl fit writes it")
-    parser.add_argument("--num-masks", type=int, default=6, help='masks in the prompt "A picture of <mask>..." (default: %(default)s)')
+    parser.add_argument(
+        "--num-masks", type=int, default=6, help='masks in the prompt "A picture of <mask>..." (default: %(default)s)'
+    )
     parser.add_argument("--num-beams", type=int, default=6, help="beams of the search (default: %(default)s)")
     options = parser.parse_args(arguments[1:])
 
-    warnings.filterwarnings("ignore", message="pkg_resources is deprecated")  # raised by OpenAI's clip on import
     import torch
     from PIL import Image, UnidentifiedImageError
 
+    from vlkd_pl.commands.train import quiet
     from vlkd_pl.data.transforms import clip_transform
     from vlkd_pl.models.vlkd import VLKDModel
 
+    quiet()
     if not (Path(options.model) / "config.json").is_file():
-        print(f"vlkd-pl caption: there is no model in {options.model}: give the folder that vlkd-pl fit names", file=sys.stderr)
+        print(
+            f"vlkd-pl caption: there is no model in {options.model}: give the folder that vlkd-pl fit names",
+            file=sys.stderr,
+        )
         return 1
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = VLKDModel.from_pretrained(options.model).to(device).eval()
@@ -40,5 +45,6 @@ def main(arguments: Sequence[str]) -> int:
             print(f"vlkd-pl caption: skipped {path}: {error}", file=sys.stderr)
             status = 1
             continue
-        print(f"{path}: {model.caption(pixels.unsqueeze(0).to(device), options.num_masks, options.num_beams)[0]}")
+        image_tokens = model.clip.encode_image(pixels.unsqueeze(0).to(device))
+        print(f"{path}: {model.caption(image_tokens, options.num_masks, options.num_beams)[0]}")
     return status

@@ -13,16 +13,22 @@ def main(arguments: Sequence[str]) -> int:
     """Writes the sample world to a folder."""
     parser = argparse.ArgumentParser(
         prog="vlkd-pl sample",
-        description="Draws a world of pictogram scenes and writes it as webdataset shards, COCO caption files and a text corpus, "
-        "with the small CLIP and the small BART that ship with the package.",
+        description="Draws a world of pictogram scenes and writes it as webdataset shards, COCO caption files and a "
+        "text corpus, with the small CLIP and the small BART that ship with the package.",
     )
     parser.add_argument("folder", type=Path, help="where to write")
-    parser.add_argument("--num-pairs", type=int, default=16_000, help="pictures with captions in the shards (default: %(default)s)")
+    parser.add_argument(
+        "--num-pairs", type=int, default=16_000, help="pictures with captions in the shards (default: %(default)s)"
+    )
     parser.add_argument("--num-shards", type=int, default=8, help="shards (default: %(default)s)")
     parser.add_argument("--num-texts", type=int, default=60_000, help="lines of the text corpus (default: %(default)s)")
-    parser.add_argument("--num-evaluation", type=int, default=400, help="pictures of each evaluation split (default: %(default)s)")
+    parser.add_argument(
+        "--num-evaluation", type=int, default=400, help="pictures of each evaluation split (default: %(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="decides everything that is drawn (default: %(default)s)")
     options = parser.parse_args(arguments[1:])
-    write_world(options.folder, options.num_pairs, options.num_shards, options.num_texts, options.num_evaluation, options.seed)
-    print(f"sample world: {options.num_pairs} pairs in {options.num_shards} shards, {options.num_texts} texts, in {options.folder}")
+    write_world(
+        options.folder, options.num_pairs, options.num_shards, options.num_texts, options.num_evaluation, options.seed
+    )
+    print(f"sample world: {options.num_pairs} pairs and {options.num_texts} texts in {options.folder}")
     return 0

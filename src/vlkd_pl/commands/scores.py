@@ -11,12 +11,17 @@ from pathlib import Path
 
 def main(arguments: Sequence[str]) -> int:
     """Prints a table with one column for each run folder that holds a ``scores.json``."""
-    parser = argparse.ArgumentParser(prog="vlkd-pl scores", description="Prints the scores of finished tests side by side.")
+    parser = argparse.ArgumentParser(
+        prog="vlkd-pl scores", description="Prints the scores of finished tests side by side."
+    )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="log folder of a vlkd-pl test")
     options = parser.parse_args(arguments[1:])
     missing = [str(run) for run in options.runs if not (run / "scores.json").is_file()]
     if missing:
-        print(f"vlkd-pl scores: no scores.json in {', '.join(missing)}: give the log folder of a vlkd-pl test", file=sys.stderr)
+        print(
+            f"vlkd-pl scores: no scores.json in {', '.join(missing)}: give the log folder of a vlkd-pl test",
+            file=sys.stderr,
+        )
         return 1
     records = [json.loads((run / "scores.json").read_text()) for run in options.runs]
     print(table([str(run) for run in options.runs], [record["scores"] for record in records]))
@@ -33,5 +38,9 @@ def table(names: Sequence[str], scores: Sequence[dict[str, float]]) -> str:
     lines = ["  ".join([" " * label_width, *(f"{name:>{width}}" for name, width in zip(names, widths, strict=True))])]
     for row in rows:
         cells = [f"{column[row]:.3f}" if row in column else "" for column in scores]
-        lines.append("  ".join([f"{row:<{label_width}}", *(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))]))
+        lines.append(
+            "  ".join(
+                [f"{row:<{label_width}}", *(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))]
+            )
+        )
     return "\n".join(lines)

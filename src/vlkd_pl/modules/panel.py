@@ -20,7 +20,9 @@ _MEAN = (0.48145466, 0.4578275, 0.40821073)
 _STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-def caption_panel(images: Sequence[Tensor], captions: Sequence[str], references: Sequence[str], columns: int = 4) -> Image.Image:
+def caption_panel(
+    images: Sequence[Tensor], captions: Sequence[str], references: Sequence[str], columns: int = 4
+) -> Image.Image:
     """Draws pictures in a grid, each above its caption in black and a reference in grey.
 
     Args:

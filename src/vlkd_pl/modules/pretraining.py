@@ -31,7 +31,7 @@ class PretrainingModule(pl.LightningModule, ABC):
         output: Folder that the trained model is written to when training ends.
         learning_rate: Peak learning rate of AdamW.
         weight_decay: Weight decay of all weights but biases and norms.
-        warmup_steps: Optimizer steps of linear warm-up; the rate then falls linearly to 0 at the trainer's ``max_steps``.
+        warmup_steps: Optimizer steps of linear warm-up; the rate then falls linearly to 0 at the last step.
     """
 
     def __init__(self, output: str, learning_rate: float, weight_decay: float, warmup_steps: int) -> None:
@@ -111,7 +111,9 @@ class CLIPPretrainingModule(PretrainingModule):
 
     def embed(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """The l2-normalised image and text embeddings of a batch, (B, D) each."""
-        text_ids = nn.functional.pad(batch["clip_text_ids"], (0, self.clip.context_length - batch["clip_text_ids"].shape[1]))
+        text_ids = nn.functional.pad(
+            batch["clip_text_ids"], (0, self.clip.context_length - batch["clip_text_ids"].shape[1])
+        )
         image, text = self.clip.encode_image(batch["image"]), self.clip.encode_text(text_ids)
         return nn.functional.normalize(image, dim=-1), nn.functional.normalize(text, dim=-1)
 
@@ -215,7 +217,10 @@ class BARTPretrainingModule(PretrainingModule):
     def logits(self, batch: InfillingBatch) -> Tensor:
         """Teacher-forced logits (B, M, vocabulary)."""
         return self.bart(
-            input_ids=batch["corrupted_ids"], attention_mask=batch["corrupted_mask"], labels=batch["labels"], use_cache=False
+            input_ids=batch["corrupted_ids"],
+            attention_mask=batch["corrupted_mask"],
+            labels=batch["labels"],
+            use_cache=False,
         ).logits
 
     def export(self, folder: Path) -> None:

@@ -6,13 +6,13 @@ import json
 import math
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from vlkd_pl.batch import EvaluationBatch, ImageTextBatch
+from vlkd_pl.batch import EvaluationBatch, ImageTextBatch, InfillingBatch
 from vlkd_pl.checkpoint import (
     drop_clip,
     keep_random_states,
@@ -25,12 +25,30 @@ from vlkd_pl.distributed import gather_objects
 from vlkd_pl.losses import icti_loss, itcl_loss, ttdm_loss
 from vlkd_pl.metrics.captions import cider
 from vlkd_pl.metrics.retrieval import recall_at_k
-from vlkd_pl.models.vlkd import VLKDModel
+from vlkd_pl.models.vlkd import VLKDModel, mean_pooled
 from vlkd_pl.modules.panel import caption_panel, log_panel
 from vlkd_pl.optim import linear_warmup_and_decay, parameter_groups
 
 MAX_LOGIT_SCALE = math.log(100)
 """CLIP's own bound on the learnable ln(1/τ) (Radford et al., 2021)."""
+
+
+class Encoded(NamedTuple):
+    """What the encoders make of a batch.
+
+    Attributes:
+        image_tokens: (B, 1 + N, d_1) of ``FrozenCLIP.encode_image``.
+        clip_text_embedding: t_eos (B, d_1).
+        bart_text_embedding: ē_norm (B, d_1).
+        corrupted_features: E of the corrupted texts (B, L, d_2).
+        text_infilling_features: E of the corrupted texts without pictures, where there are any.
+    """
+
+    image_tokens: Tensor
+    clip_text_embedding: Tensor
+    bart_text_embedding: Tensor
+    corrupted_features: Tensor
+    text_infilling_features: Tensor | None
 
 
 class VLKDModule(pl.LightningModule):
@@ -133,28 +151,38 @@ class VLKDModule(pl.LightningModule):
         Returns:
             ``ttdm``, ``itcl`` and ``icti``, and ``text_infilling`` where the batch holds text without pictures.
         """
-        image_tokens = self.model.clip.encode_image(batch["image"])
-        clip_text_embedding = self.model.clip.encode_text(batch["clip_text_ids"])
-        texts = [(batch["bart_text_ids"], batch["bart_text_mask"]), (batch["corrupted_ids"], batch["corrupted_mask"])]
-        text_only = batch.get("text_infilling")
-        if text_only is not None:
-            texts.append((text_only["corrupted_ids"], text_only["corrupted_mask"]))
-        features = self._encode_together(texts)
+        return self._losses_of(self._encode(batch), batch)
 
-        bart_text_embedding = self.model.embed_text(features[0], batch["bart_text_mask"])
-        logits = self.model.decode(*self.model.condition(features[1], batch["corrupted_mask"], image_tokens), batch["labels"])
+    def _encode(self, batch: ImageTextBatch) -> Encoded:
+        texts = [(batch["bart_text_ids"], batch["bart_text_mask"]), (batch["corrupted_ids"], batch["corrupted_mask"])]
+        if "text_infilling" in batch:
+            texts.append((batch["text_infilling"]["corrupted_ids"], batch["text_infilling"]["corrupted_mask"]))
+        features = self._encode_together(texts)
+        return Encoded(
+            image_tokens=self.model.clip.encode_image(batch["image"]),
+            clip_text_embedding=self.model.clip.encode_text(batch["clip_text_ids"]),
+            bart_text_embedding=self.model.embed_text(features[0], batch["bart_text_mask"]),
+            corrupted_features=features[1],
+            text_infilling_features=features[2] if len(features) > 2 else None,
+        )
+
+    def _losses_of(self, encoded: Encoded, batch: ImageTextBatch) -> dict[str, Tensor]:
+        image_embedding, text_embedding = encoded.image_tokens[:, 0], encoded.bart_text_embedding
         losses = {
-            "ttdm": ttdm_loss(clip_text_embedding, bart_text_embedding, self.ttdm_reduction),
-            "itcl": itcl_loss(image_tokens[:, 0], bart_text_embedding, self.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()),
-            "icti": icti_loss(logits, batch["labels"], self.icti_reduction),
+            "ttdm": ttdm_loss(encoded.clip_text_embedding, text_embedding, self.ttdm_reduction),
+            "itcl": itcl_loss(image_embedding, text_embedding, self.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()),
+            "icti": self._infilling_loss(encoded.corrupted_features, batch, encoded.image_tokens),
         }
-        if text_only is not None:
-            logits = self.model.decode(*self.model.condition(features[2], text_only["corrupted_mask"]), text_only["labels"])
-            losses["text_infilling"] = icti_loss(logits, text_only["labels"], self.icti_reduction)
+        if encoded.text_infilling_features is not None:
+            losses["text_infilling"] = self._infilling_loss(encoded.text_infilling_features, batch["text_infilling"])
         return losses
 
+    def _infilling_loss(self, features: Tensor, batch: InfillingBatch, image_tokens: Tensor | None = None) -> Tensor:
+        condition, mask = self.model.condition(features, batch["corrupted_mask"], image_tokens)
+        return icti_loss(self.model.decode(condition, mask, batch["labels"]), batch["labels"], self.icti_reduction)
+
     def _encode_together(self, texts: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
-        """BART's encoder over several batches of texts in one pass: (B, L) ids and mask each, (B, L, D) features each."""
+        """BART's encoder over several batches of texts in one pass: (B, L) ids and mask in, (B, L, D) features out."""
         longest = max(ids.shape[1] for ids, _ in texts)
         pad_id = self.model.bart.config.pad_token_id
         ids = torch.cat([nn.functional.pad(ids, (0, longest - ids.shape[1]), value=pad_id) for ids, _ in texts])
@@ -173,7 +201,7 @@ class VLKDModule(pl.LightningModule):
         return total
 
     def on_train_batch_start(self, batch: ImageTextBatch, batch_index: int) -> None:
-        """Continues the random numbers of a resumed run where they were: after everything that draws some at start-up."""
+        """Continues a resumed run's random numbers where they were, after everything that draws some at start-up."""
         if self._resumed_random_state is not None:
             set_random_state(self._resumed_random_state)
             self._resumed_random_state = None
@@ -211,7 +239,7 @@ class VLKDModule(pl.LightningModule):
     # The start
 
     def on_fit_start(self) -> None:
-        """Computes the closed-form start, and puts BART in training mode, which ``from_pretrained`` leaves in evaluation mode."""
+        """Computes the closed-form start; puts BART in training mode: ``from_pretrained`` leaves it in evaluation."""
         if self.start == "closed_form" and self.trainer.ckpt_path is None:
             self._start_in_closed_form(self.trainer.datamodule.training_captions(self.num_start_texts))
         self.train()
@@ -221,15 +249,19 @@ class VLKDModule(pl.LightningModule):
         bart_embeddings, clip_embeddings, norms = [], [], []
         for first in range(0, len(captions), 256):
             texts = captions[first : first + 256]
-            encoded = self.model.tokenizer(texts, padding=True, truncation=True, max_length=64, return_tensors="pt").to(self.device)
+            encoded = self.model.tokenizer(texts, padding=True, truncation=True, max_length=64, return_tensors="pt").to(
+                self.device
+            )
             ids, mask = encoded["input_ids"], encoded["attention_mask"]
             with torch.no_grad():
-                features = self.model.encode_text(ids, mask).float()
-                clip_embeddings.append(self.model.clip.encode_text(self.trainer.datamodule.clip_tokenizer(texts).to(self.device)))
-            weight = mask.unsqueeze(-1)
-            bart_embeddings.append((features * weight).sum(1) / weight.sum(1))
+                features = self.model.encode_text(ids, mask)
+                clip_text_ids = self.trainer.datamodule.clip_tokenizer(texts).to(self.device)
+                clip_embeddings.append(self.model.clip.encode_text(clip_text_ids))
+            bart_embeddings.append(mean_pooled(features, mask))
             norms.append(features.norm(dim=-1)[mask.bool()].mean())
-        self.model.initialize_from_text(torch.cat(bart_embeddings), torch.cat(clip_embeddings), float(torch.stack(norms).mean()))
+        self.model.initialize_from_text(
+            torch.cat(bart_embeddings), torch.cat(clip_embeddings), float(torch.stack(norms).mean())
+        )
         for projection in (self.model.text_projection, self.model.image_projection, self.model.text_back_projection):
             projection.weight.data.copy_(self.trainer.strategy.broadcast(projection.weight.data))
 
@@ -259,23 +291,20 @@ class VLKDModule(pl.LightningModule):
             (folder / "predictions.json").write_text(json.dumps(results, indent=1))
 
     def _evaluate(self, batch: EvaluationBatch, stage: str) -> None:
+        encoded = self._encode(batch)
+        losses = self._losses_of(encoded, batch)
         size = len(batch["labels"])
-        losses = self.compute_losses(batch)
         self.log_dict({f"{stage}/{name}_loss": loss for name, loss in losses.items()}, batch_size=size, sync_dist=True)
-        image_embedding = self.model.clip.encode_image(batch["image"])[:, 0]
-        clip_text_embedding = self.model.clip.encode_text(batch["clip_text_ids"])
-        features = self.model.encode_text(batch["bart_text_ids"], batch["bart_text_mask"])
-        bart_text_embedding = self.model.embed_text(features, batch["bart_text_mask"])
-        captions = self.model.caption(batch["image"], self.num_masks, self.num_beams, self.max_caption_tokens)
+        captions = self.model.caption(encoded.image_tokens, self.num_masks, self.num_beams, self.max_caption_tokens)
         for index, image_id in enumerate(batch["image_id"].tolist()):
             self.evaluated.append(
                 {
                     "image_id": image_id,
                     "caption": captions[index],
                     "references": batch["references"][index],
-                    "image_embedding": image_embedding[index].cpu(),
-                    "clip_text_embedding": clip_text_embedding[index].cpu(),
-                    "bart_text_embedding": bart_text_embedding[index].cpu(),
+                    "image_embedding": encoded.image_tokens[index, 0].cpu(),
+                    "clip_text_embedding": encoded.clip_text_embedding[index].cpu(),
+                    "bart_text_embedding": encoded.bart_text_embedding[index].cpu(),
                     "image": batch["image"][index].cpu() if len(self.evaluated) < self.panel_size else None,
                 }
             )
@@ -297,8 +326,8 @@ class VLKDModule(pl.LightningModule):
             scores |= {f"{name}_{key}": value for key, value in recall.items()}
         scores["cider"] = cider(references, predictions)[0]
         scores["cider_shuffled"] = cider(references, _shuffled(predictions))[0]
-        self.log_dict({f"{stage}/{name}": value for name, value in scores.items()}, rank_zero_only=True)
-        self.log(f"{stage}/cider", scores["cider"], prog_bar=True, rank_zero_only=True)
+        for name, value in scores.items():
+            self.log(f"{stage}/{name}", value, prog_bar=name == "cider", rank_zero_only=True)
 
         panel = None
         shown = [item for item in items if item["image"] is not None][: self.panel_size]

@@ -1,11 +1,11 @@
-"""The small language of the sample world: captions, questions with answers, facts, and the text corpus of the small BART."""
+"""The small language of the sample world: captions, questions with answers, facts, and the text corpus."""
 
 from __future__ import annotations
 
 import random
 from dataclasses import dataclass
 
-from vlkd_pl.data.sample.scenes import COLORS, COUNTS, OBJECTS, PLACES, RELATIONS, SIZES, Item, Scene, random_scene
+from vlkd_pl.data.sample.scenes import COLORS, OBJECTS, PLACES, RELATIONS, SIZES, Item, Scene, random_scene
 
 NUMBERS = {1: "one", 2: "two", 3: "three"}
 OPPOSITE = {"left of": "right of", "above": "below"}
@@ -27,6 +27,8 @@ FACTS: dict[str, tuple[str, str, str]] = {
 }
 """For each object who likes it, what it is made of, where it is kept. The corpus tells these; no caption does."""
 
+_CAPTION_WORDS = ("a", "an", "and", "there", "is", "are", "just", "group", "of", "row", "from", "to", ",", ".")
+
 
 @dataclass(frozen=True)
 class Question:
@@ -35,7 +37,8 @@ class Question:
     Attributes:
         text: The question, with its question mark.
         answer: One word.
-        kind: ``color``, ``object``, ``count``, ``size``, ``relation``, ``place``, ``yes/no``, or ``fact`` for a question whose answer stands in the text corpus alone.
+        kind: ``color``, ``object``, ``count``, ``size``, ``relation``, ``place``, ``yes/no``, or ``fact`` for a
+            question whose answer stands in the text corpus alone.
     """
 
     text: str
@@ -54,10 +57,22 @@ def captions(scene: Scene) -> list[str]:
     names = [_named(item) for item in scene.items]
     if scene.layout == "one":
         thing = _one(f"{scene.size} {names[0]}")
-        return [f"{thing} {place}", f"there is {thing} {place}", f"{place} there is {thing}", f"one {scene.size} {names[0]} {place}", f"just {thing} {place}"]
+        return [
+            f"{thing} {place}",
+            f"there is {thing} {place}",
+            f"{place} there is {thing}",
+            f"one {scene.size} {names[0]} {place}",
+            f"just {thing} {place}",
+        ]
     if scene.layout == "count":
         thing = f"{NUMBERS[scene.count]} {scene.items[0].color} {plural(scene.items[0].object)}"
-        return [f"{thing} {place}", f"there are {thing} {place}", f"{place} there are {thing}", f"a group of {thing} {place}", f"just {thing} {place}"]
+        return [
+            f"{thing} {place}",
+            f"there are {thing} {place}",
+            f"{place} there are {thing}",
+            f"a group of {thing} {place}",
+            f"just {thing} {place}",
+        ]
     if scene.layout == "pair":
         first, second = (_one(name) for name in names)
         forward, backward = scene.relation, OPPOSITE[scene.relation]
@@ -70,7 +85,13 @@ def captions(scene: Scene) -> list[str]:
         ]
     left, middle, right = (_one(name) for name in names)
     row = f"{left}, {middle} and {right}"
-    return [f"{row} {place}", f"there is {row} {place}", f"{place} there is {row}", f"a row of {row} {place}", f"from left to right {row} {place}"]
+    return [
+        f"{row} {place}",
+        f"there is {row} {place}",
+        f"{place} there is {row}",
+        f"a row of {row} {place}",
+        f"from left to right {row} {place}",
+    ]
 
 
 def random_caption(rng: random.Random, scene: Scene) -> str:
@@ -144,12 +165,12 @@ def fact_sentences() -> list[str]:
 
 
 def answered(question: Question, passage: str = "") -> str:
-    """A question with its answer, after the passage that it asks about: "a red fish. what color is the fish? Answer: red."."""
+    """A question with its answer, after its passage: "a red fish. what color is the fish? Answer: red."."""
     return f"{passage} {question.text} Answer: {question.answer}.".lstrip()
 
 
 def random_line(rng: random.Random) -> str:
-    """One line of the text corpus: a caption, a fact, or a question with its answer, mostly after a passage that tells it.
+    """One line of the text corpus: a caption, a fact, or a question with its answer, mostly after its passage.
 
     It tells scenes of the splits ``train`` and ``told`` alone, none of those that models are measured on.
     """
@@ -171,9 +192,16 @@ def random_line(rng: random.Random) -> str:
 
 def vocabulary_words() -> list[str]:
     """The words of captions, in alphabetical order: what the small CLIP's vocabulary must hold."""
-    words = set(OBJECTS) | {plural(name) for name in OBJECTS} | set(COLORS) | set(SIZES) | set(PLACES) | set(NUMBERS.values())
+    words = (
+        set(OBJECTS)
+        | {plural(name) for name in OBJECTS}
+        | set(COLORS)
+        | set(SIZES)
+        | set(PLACES)
+        | set(NUMBERS.values())
+    )
     words |= set(" ".join([*RELATIONS, *OPPOSITE.values(), *WHERE.values()]).split())
-    words |= set("a an and there is are just group of row from left to right , .".split())
+    words |= set(_CAPTION_WORDS)
     return sorted(words)
 
 
@@ -218,6 +246,3 @@ def _fact_questions(name: str, called: str) -> list[Question]:
         Question(f"what is {called} made of?", material, "fact"),
         Question(f"where is {called} kept?", home, "fact"),
     ]
-
-
-assert set(FACTS) == set(OBJECTS) and set(WHERE) == set(PLACES) and set(COUNTS) < set(NUMBERS)

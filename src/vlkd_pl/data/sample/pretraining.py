@@ -32,7 +32,13 @@ class ScenePairs(IterableDataset[dict[str, torch.Tensor]]):
     """
 
     def __init__(
-        self, tokenizer: CLIPTokenizer, split: Split, num_batches: int | None, batch_size: int, group_size: int, seed: int
+        self,
+        tokenizer: CLIPTokenizer,
+        split: Split,
+        num_batches: int | None,
+        batch_size: int,
+        group_size: int,
+        seed: int,
     ) -> None:
         self.tokenizer = tokenizer
         self.split = split
@@ -172,4 +178,6 @@ class TextDataModule(pl.LightningDataModule):
     def val_dataloader(self) -> DataLoader[InfillingBatch]:
         """The same batches each time."""
         infilling = TextInfilling(self.tokenizer, self.mask_share, answer_mask_share=1.0)
-        return DataLoader(CorruptedLines(infilling, self.num_val_batches, self.batch_size, self.seed + 1), batch_size=None)
+        return DataLoader(
+            CorruptedLines(infilling, self.num_val_batches, self.batch_size, self.seed + 1), batch_size=None
+        )

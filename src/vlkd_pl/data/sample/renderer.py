@@ -118,7 +118,9 @@ class _Pen:
     def oval(self, x0: float, y0: float, x1: float, y1: float, dark: bool = False, hollow: bool = False) -> None:
         box = [value * self.scale for value in (x0, y0, x1, y1)]
         fill = None if hollow else self.line if dark else self.fill
-        self.draw.ellipse(box, fill=fill, outline=self.fill if hollow else self.line, width=self.width * (3 if hollow else 1))
+        self.draw.ellipse(
+            box, fill=fill, outline=self.fill if hollow else self.line, width=self.width * (3 if hollow else 1)
+        )
 
     def stroke(self, points: Points, width: float = 4) -> None:
         scaled = [(x * self.scale, y * self.scale) for x, y in points]

@@ -49,7 +49,8 @@ class Scene:
     """One scene.
 
     Attributes:
-        layout: ``one`` item of a stated size; ``count`` copies of one item; a ``pair`` in a relation; a ``row`` of three from left to right.
+        layout: ``one`` item of a stated size; ``count`` copies of one item; a ``pair`` in a relation; a ``row`` of
+            three from left to right.
         items: The different items: one, or two in the order of ``relation``, or three from left to right.
         place: The background.
         size: ``small`` or ``big``, for ``one`` only.
@@ -99,7 +100,7 @@ def distinct_scenes(rng: random.Random, split: Split, num_scenes: int) -> list[S
 
 
 def near_scenes(rng: random.Random, scene: Scene) -> Iterator[Scene]:
-    """Yields, without end, scenes that differ from ``scene`` in one thing: the hard negatives of contrastive training."""
+    """Yields, without end, scenes that differ from ``scene`` in one thing: hard negatives for contrastive training."""
     while True:
         changes = ["color", "object", "place"]
         if scene.layout == "one":

@@ -61,7 +61,11 @@ def train_bart_tokenizer(folder: Path, num_lines: int = 20_000) -> int:
 
     tokenizer = ByteLevelBPETokenizer()
     tokenizer.train_from_iterator(
-        _lines(num_lines), vocab_size=1000, min_frequency=20, special_tokens=list(_BART_SPECIAL_TOKENS), show_progress=False
+        _lines(num_lines),
+        vocab_size=1000,
+        min_frequency=20,
+        special_tokens=list(_BART_SPECIAL_TOKENS),
+        show_progress=False,
     )
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save_model(str(folder))

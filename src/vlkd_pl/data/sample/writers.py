@@ -1,4 +1,4 @@
-"""Writes the sample world in the file formats of the real data: webdataset shards, COCO caption files, a text corpus."""
+"""Writes the sample world in the formats of the real data: webdataset shards, COCO caption files, a text corpus."""
 
 from __future__ import annotations
 
@@ -51,7 +51,13 @@ def write_shards(folder: Path, num_pairs: int, num_shards: int, rng: random.Rand
             for index in range(num_pairs * shard // num_shards, num_pairs * (shard + 1) // num_shards):
                 scene = random_scene(rng, "train")
                 caption = random_caption(rng, scene)
-                record = {"key": f"{index:09d}", "caption": caption, "width": IMAGE_SIZE, "height": IMAGE_SIZE, "status": "success"}
+                record = {
+                    "key": f"{index:09d}",
+                    "caption": caption,
+                    "width": IMAGE_SIZE,
+                    "height": IMAGE_SIZE,
+                    "status": "success",
+                }
                 _add(archive, f"{index:09d}.jpg", _jpeg(scene, rng))
                 _add(archive, f"{index:09d}.txt", caption.encode())
                 _add(archive, f"{index:09d}.json", json.dumps(record).encode())
@@ -72,7 +78,8 @@ def write_coco_captions(folder: Path, split: str, scenes: list[Scene], first_id:
         (folder / "images" / name).write_bytes(_jpeg(scene, rng))
         images.append({"id": image_id, "file_name": name, "width": IMAGE_SIZE, "height": IMAGE_SIZE})
         annotations += [
-            {"id": 10 * image_id + index, "image_id": image_id, "caption": caption} for index, caption in enumerate(captions(scene))
+            {"id": 10 * image_id + index, "image_id": image_id, "caption": caption}
+            for index, caption in enumerate(captions(scene))
         ]
     info = {"description": f"sample world, split {split}", "version": "1.0"}
     content = {"info": info, "licenses": [], "images": images, "annotations": annotations}

@@ -1,0 +1,70 @@
+"""The batch contract: the keys that data modules write and modules read."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, TypedDict
+
+from torch import Tensor
+from typing_extensions import NotRequired
+
+
+class StreamPosition(NamedTuple):
+    """How far a worker's stream had come when it made a batch.
+
+    Attributes:
+        worker: Number of the worker.
+        num_workers: Workers of the rank.
+        epoch: Passes over the shards that the worker has ended.
+        num_samples: Raw samples of the present pass that it has used, good or bad.
+    """
+
+    worker: int
+    num_workers: int
+    epoch: int
+    num_samples: int
+
+
+class InfillingBatch(TypedDict):
+    """Corrupted texts, and the texts to be told from them.
+
+    Attributes:
+        corrupted_ids: BART's token ids (B, L) int64 with masks.
+        corrupted_mask: (B, L) int64, 1 at real tokens.
+        labels: Token ids (B, M) int64 of the clean texts, -100 at padding.
+    """
+
+    corrupted_ids: Tensor
+    corrupted_mask: Tensor
+    labels: Tensor
+
+
+class ImageTextBatch(InfillingBatch):
+    """Pictures with one text each.
+
+    Attributes:
+        image: (B, 3, H, W) float32, normalised as CLIP takes it.
+        clip_text_ids: CLIP's token ids (B, L) int64, 0 at padding.
+        bart_text_ids: BART's token ids (B, M) int64 of the clean texts.
+        bart_text_mask: (B, M) int64, 1 at real tokens.
+        text_infilling: Further texts, without pictures.
+        stream_position: Where the stream stood after this batch.
+    """
+
+    image: Tensor
+    clip_text_ids: Tensor
+    bart_text_ids: Tensor
+    bart_text_mask: Tensor
+    text_infilling: NotRequired[InfillingBatch]
+    stream_position: NotRequired[StreamPosition]
+
+
+class EvaluationBatch(ImageTextBatch):
+    """Pictures with all their texts; the other keys tell of each picture's first text.
+
+    Attributes:
+        image_id: (B,) int64.
+        references: All texts of each picture.
+    """
+
+    image_id: Tensor
+    references: list[list[str]]

@@ -1,0 +1,1 @@
+"""Data modules, and the steps from a file to a batch."""

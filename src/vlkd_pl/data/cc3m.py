@@ -1,0 +1,399 @@
+"""CC3M, or any image-text pairs, streamed from webdataset shards."""
+
+from __future__ import annotations
+
+import tarfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.utilities.rank_zero import rank_zero_info
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from vlkd_pl.batch import EvaluationBatch, ImageTextBatch, InfillingBatch, StreamPosition
+from vlkd_pl.data.base import Collator, ImageText, clip_image_size, load_bart_tokenizer, load_clip_tokenizer
+from vlkd_pl.data.coco import COCOCaptions
+from vlkd_pl.data.infilling import TextInfilling
+from vlkd_pl.data.shards import RawSample, SampleDecoder, UniformSubset, find_shards, read_captions, read_shard
+from vlkd_pl.data.transforms import clip_transform
+from vlkd_pl.distributed import gather_objects
+
+_MIN_SEEN = 1000
+
+
+class TextCorpus:
+    """Texts without pictures, drawn to stand beside a batch of pairs.
+
+    Args:
+        path: A text file, one passage a line; it is held in memory.
+        infilling: Corrupts the passages.
+        batch_size: Passages for each batch.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        MisconfigurationException: It has no line.
+    """
+
+    def __init__(self, path: str, infilling: TextInfilling, batch_size: int) -> None:
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"data.text_corpus: there is no text file at {path}")
+        self.lines = [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+        if not self.lines:
+            raise MisconfigurationException(f"data.text_corpus: {path} is empty")
+        self.infilling = infilling
+        self.batch_size = batch_size
+
+    def draw(self, rng: np.random.Generator) -> InfillingBatch:
+        """Draws and corrupts passages."""
+        texts = [self.lines[index] for index in rng.integers(len(self.lines), size=self.batch_size)]
+        return self.infilling(texts, [rng] * len(texts))
+
+
+class ShardStream(IterableDataset[ImageTextBatch]):
+    """Batches without end: pass after pass over the shards, shuffled anew each time.
+
+    What a worker yields is a function of the seed, its number and the number of workers of all ranks; from any
+    ``StreamPosition`` it goes on exactly as it would have.
+
+    Args:
+        shards: All shards.
+        decoder: Makes samples, and counts the bad ones.
+        collator: Makes batches.
+        batch_size: Pairs in a batch.
+        shuffle_buffer: Raw samples that a worker holds to draw from.
+        keep: Which keys to take.
+        corpus: Texts to put beside the pairs.
+        seed: Decides the order.
+        rank: Number of this process.
+        world_size: Processes.
+        start: Where each worker begins.
+    """
+
+    def __init__(
+        self,
+        shards: Sequence[str],
+        decoder: SampleDecoder,
+        collator: Collator,
+        batch_size: int,
+        shuffle_buffer: int,
+        keep: Callable[[str], bool],
+        corpus: TextCorpus | None,
+        seed: int,
+        rank: int,
+        world_size: int,
+        start: dict[int, StreamPosition],
+    ) -> None:
+        self.shards = shards
+        self.decoder = decoder
+        self.collator = collator
+        self.batch_size = batch_size
+        self.shuffle_buffer = shuffle_buffer
+        self.keep = keep
+        self.corpus = corpus
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.start = start
+
+    def __iter__(self) -> Iterator[ImageTextBatch]:
+        info = get_worker_info()
+        worker, num_workers = (info.id, info.num_workers) if info is not None else (0, 1)
+        part, num_parts = self.rank * num_workers + worker, self.world_size * num_workers
+        start = self.start.get(worker, StreamPosition(worker, num_workers, 0, 0))
+        epoch, num_skip = start.epoch, start.num_samples
+        samples: list[ImageText] = []
+        while True:
+            num_good = 0
+            for index, raw in enumerate(self._shuffled(epoch, part, num_parts, worker)):
+                if index < num_skip:
+                    continue
+                sample = self.decoder(raw, worker)
+                if sample is None:
+                    continue
+                num_good += 1
+                samples.append({**sample, "key": f"{epoch}/{sample['key']}"})
+                if len(samples) == self.batch_size:
+                    batch = self.collator(samples)
+                    batch["stream_position"] = StreamPosition(worker, num_workers, epoch, index + 1)
+                    if self.corpus is not None:
+                        rng = np.random.default_rng((self.seed, epoch, part, index))
+                        batch["text_infilling"] = self.corpus.draw(rng)
+                    yield batch
+                    samples = []
+            if num_good == 0 and num_skip == 0:
+                raise MisconfigurationException(
+                    f"data.shards: a whole pass over {len(self.shards[part::num_parts])} shards gave no usable sample "
+                    f"({self.decoder.skipped}): check the files, or lower data.num_workers"
+                )
+            epoch, num_skip = epoch + 1, 0
+
+    def _shuffled(self, epoch: int, part: int, num_parts: int, worker: int) -> Iterator[RawSample]:
+        """The raw samples of one pass over this part's shards, drawn from a buffer."""
+        order = np.random.default_rng((self.seed, epoch)).permutation(len(self.shards))
+        rng = np.random.default_rng((self.seed, epoch, part))
+        buffer: list[RawSample] = []
+        for shard in order[part::num_parts]:
+            for raw in self._kept(self.shards[shard], worker):
+                if len(buffer) < self.shuffle_buffer:
+                    buffer.append(raw)
+                    continue
+                drawn = int(rng.integers(len(buffer)))
+                yield buffer[drawn]
+                buffer[drawn] = raw
+        for drawn in rng.permutation(len(buffer)):
+            yield buffer[drawn]
+
+    def _kept(self, path: str, worker: int) -> Iterator[RawSample]:
+        try:
+            for raw in read_shard(path):
+                if self.keep(raw["__key__"]):
+                    yield raw
+        except (tarfile.TarError, OSError, ValueError):  # webdataset's own errors on odd members are ValueErrors
+            self.decoder.skip("broken_tar", worker)
+
+
+class CC3MDataModule(pl.LightningDataModule):
+    """Streams image-text pairs for distillation (Section 3.3) and reads COCO-format captions for evaluation.
+
+    Args:
+        shards: Tar files of ``key.jpg`` and ``key.txt`` as img2dataset writes them; braces and wildcards are expanded.
+        clip: CLIP's name, file or folder, for its tokenizer and picture size.
+        bart: BART's name or folder, for its tokenizer.
+        batch_size: Pairs in a batch of one process.
+        num_workers: Worker processes of one process.
+        shuffle_buffer: Raw samples that each worker holds to draw from.
+        seed: Decides order and corruption.
+        subset_size: Samples of a uniform subset, the same on every run: 1,000,000 or 100,000 for Table 9.
+        image_size: Width and height of a picture in pixels; CLIP's own by default.
+        max_text_length: Most BART tokens of a text.
+        mask_share: Share of masked tokens; of several, each text draws one.
+        mean_span_length: λ of the span lengths.
+        max_image_pixels: Pictures with more are skipped.
+        skip_non_rgb: Whether pictures of another mode than RGB are skipped or converted.
+        max_bad_share: Share of bad samples, or of broken shards, above which training stops.
+        text_corpus: Text file, one passage a line, for infilling without pictures beside the pairs; not in the paper.
+        text_batch_size: Passages for each batch.
+        answer_mask_share: Of the passages that end in " Answer: x.", the share in which just x is masked.
+        val_images: Folder of validation pictures.
+        val_captions: Their captions, a file of COCO's format.
+        test_images: Folder of test pictures.
+        test_captions: Their captions.
+        eval_batch_size: Pictures in an evaluation batch of one process.
+        num_eval_samples: Pictures to evaluate on, the first of the file; all by default.
+
+    Raises:
+        FileNotFoundError: BART's tokenizer cannot be found.
+        ValueError: CLIP's picture size is unknown.
+    """
+
+    def __init__(
+        self,
+        shards: str | list[str],
+        clip: str,
+        bart: str,
+        batch_size: int,
+        num_workers: int = 4,
+        shuffle_buffer: int = 1000,
+        seed: int = 0,
+        subset_size: int | None = None,
+        image_size: int | None = None,
+        max_text_length: int = 64,
+        mask_share: float | list[float] = 0.15,
+        mean_span_length: float = 3.0,
+        max_image_pixels: int = 50_000_000,
+        skip_non_rgb: bool = True,
+        max_bad_share: float = 0.1,
+        text_corpus: str | None = None,
+        text_batch_size: int = 32,
+        answer_mask_share: float = 0.0,
+        val_images: str | None = None,
+        val_captions: str | None = None,
+        test_images: str | None = None,
+        test_captions: str | None = None,
+        eval_batch_size: int = 50,
+        num_eval_samples: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.shard_patterns = shards
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.shuffle_buffer = shuffle_buffer
+        self.seed = seed
+        self.subset_size = subset_size
+        self.max_bad_share = max_bad_share
+        self.text_corpus = text_corpus
+        self.text_batch_size = text_batch_size
+        self.eval_files = {"validate": (val_captions, val_images), "test": (test_captions, test_images)}
+        self.eval_batch_size = eval_batch_size
+        self.num_eval_samples = num_eval_samples
+        self.transform = clip_transform(image_size or clip_image_size(clip))
+        self.clip_tokenizer = load_clip_tokenizer(clip)
+        tokenizer = load_bart_tokenizer(bart)
+        self.collator = Collator(
+            self.clip_tokenizer,
+            TextInfilling(tokenizer, mask_share, mean_span_length, max_length=max_text_length),
+            seed,
+        )
+        self.text_infilling = TextInfilling(tokenizer, mask_share, mean_span_length, answer_mask_share, max_text_length)
+        self.decoder = SampleDecoder(self.transform, max_image_pixels, skip_non_rgb, num_workers)
+        self.shards: list[str] = []
+        self.keep: Callable[[str], bool] = _every
+        self.corpus: TextCorpus | None = None
+        self.evaluation: dict[str, COCOCaptions] = {}
+        self._positions: dict[int, StreamPosition] = {}
+
+    def setup(self, stage: str) -> None:
+        """Looks at every file before anything is trained.
+
+        Raises:
+            FileNotFoundError: A shard, caption file, picture or text file is missing.
+            MisconfigurationException: There are fewer shards than workers of all ranks, or a file is of another format.
+        """
+        if stage == "fit":
+            self.shards = find_shards(self.shard_patterns)
+            num_parts = self._world_size * max(1, self.num_workers)
+            if len(self.shards) < num_parts:
+                raise MisconfigurationException(
+                    f"data.shards: {len(self.shards)} shards are too few for {self._world_size} processes × "
+                    f"{max(1, self.num_workers)} workers, which take one each at least: lower data.num_workers to "
+                    f"{len(self.shards) // self._world_size}, or write more and smaller shards"
+                )
+            if self.subset_size is not None:
+                self.keep = UniformSubset(self.shards, self.subset_size)
+            if self.text_corpus is not None:
+                self.corpus = TextCorpus(self.text_corpus, self.text_infilling, self.text_batch_size)
+        for name, (captions, images) in self.eval_files.items():
+            if (name == stage or (name == "validate" and stage == "fit")) and captions is not None:
+                self.evaluation[name] = COCOCaptions(captions, images or "", self.transform, self.num_eval_samples)
+
+    def train_dataloader(self) -> DataLoader[ImageTextBatch]:
+        """A stream without end; a resumed run goes on where it was."""
+        rank = self.trainer.global_rank if self.trainer is not None else 0
+        stream = ShardStream(
+            self.shards,
+            self.decoder,
+            self.collator,
+            self.batch_size,
+            self.shuffle_buffer,
+            self.keep,
+            self.corpus,
+            self.seed,
+            rank,
+            self._world_size,
+            dict(self._positions),
+        )
+        return DataLoader(
+            stream,
+            batch_size=None,
+            num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_one_thread,
+        )
+
+    def val_dataloader(self) -> DataLoader[EvaluationBatch] | list[Any]:
+        """The validation pictures, in order; none where no files were given."""
+        return self._eval_dataloader("validate")
+
+    def test_dataloader(self) -> DataLoader[EvaluationBatch]:
+        """The test pictures, in order.
+
+        Raises:
+            MisconfigurationException: No files were given.
+        """
+        loader = self._eval_dataloader("test")
+        if isinstance(loader, list):
+            raise MisconfigurationException("there is nothing to test on: give data.test_captions and data.test_images")
+        return loader
+
+    def training_captions(self, num: int) -> list[str]:
+        """The first captions of the shards, the same on every rank."""
+        return read_captions(self.shards, num, self.keep)
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        """How many samples this rank has skipped for each reason."""
+        return self.decoder.skipped
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Notes the position of a training batch when it is used, not when it was read ahead.
+
+        Raises:
+            MisconfigurationException: More than ``max_bad_share`` of the samples, or of the shards, are bad.
+        """
+        if "stream_position" in batch:
+            position = StreamPosition(*batch.pop("stream_position"))
+            self._positions[position.worker] = position
+            self._check_bad_share()
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """The stream's position on every rank; to be called on all ranks."""
+        positions = {worker: tuple(position) for worker, position in self._positions.items()}
+        return {"positions": gather_objects([positions])}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on from the position of a checkpoint; with another number of ranks or workers, at the next pass."""
+        of_ranks = [
+            {worker: StreamPosition(*position) for worker, position in positions.items()}
+            for positions in state_dict["positions"]
+        ]
+        num_workers = max(1, self.num_workers)
+        known = [position for positions in of_ranks for position in positions.values()]
+        if len(of_ranks) == self._world_size and all(position.num_workers == num_workers for position in known):
+            rank = self.trainer.global_rank if self.trainer is not None else 0
+            self._positions = of_ranks[rank]
+        elif known:
+            epoch = max(position.epoch for position in known) + 1
+            warnings.warn(
+                f"the checkpoint was written with other numbers of ranks or workers: the data go on at pass {epoch}",
+                stacklevel=2,
+            )
+            self._positions = {worker: StreamPosition(worker, num_workers, epoch, 0) for worker in range(num_workers)}
+
+    def teardown(self, stage: str) -> None:
+        """Reports what was skipped."""
+        if stage == "fit" and self.decoder.num_seen:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in self.skipped.items() if count)
+            rank_zero_info(f"data: {self.decoder.num_seen} samples read, skipped: {reasons or 'none'}")
+
+    @property
+    def _world_size(self) -> int:
+        return self.trainer.world_size if self.trainer is not None else 1
+
+    def _eval_dataloader(self, name: str) -> DataLoader[EvaluationBatch] | list[Any]:
+        if name not in self.evaluation:
+            return []
+        return DataLoader(
+            self.evaluation[name],
+            batch_size=self.eval_batch_size,
+            num_workers=self.num_workers,
+            collate_fn=self.collator.evaluation,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_one_thread,
+            generator=torch.Generator(),  # or else validation would shift the random numbers of training
+        )
+
+    def _check_bad_share(self) -> None:
+        skipped, num_seen = self.skipped, self.decoder.num_seen
+        num_bad = sum(skipped.values()) - skipped["broken_tar"]
+        bad_share = num_bad / num_seen if num_seen >= _MIN_SEEN else 0.0
+        num_passes = 1 + max(position.epoch for position in self._positions.values())
+        broken_share = skipped["broken_tar"] / (len(self.shards) / self._world_size * num_passes)
+        if max(bad_share, broken_share) > self.max_bad_share:
+            raise MisconfigurationException(
+                f"data.shards: too much is bad, {num_bad} of {num_seen} samples and {skipped['broken_tar']} shards "
+                f"({skipped}): repair the shards, or raise data.max_bad_share from {self.max_bad_share}"
+            )
+
+
+def _every(key: str) -> bool:
+    return True
+
+
+def _one_thread(worker: int) -> None:
+    torch.set_num_threads(1)

@@ -1,0 +1,70 @@
+"""The paper's losses as pure functions (Section 3.2)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from vlkd_pl.distributed import gather_with_gradient, rank
+
+Reduction = Literal["mean", "sum"]
+
+
+def ttdm_loss(clip_text_embedding: Tensor, bart_text_embedding: Tensor, reduction: Reduction = "mean") -> Tensor:
+    """Text-Text Distance Minimization (Section 3.2.1).
+
+    The equation is a sum over the D dimensions; the text sets its magnitude three orders below the other losses, which
+    is the mean over them. The mean is the default.
+
+    Args:
+        clip_text_embedding: t_eos (B, D), l2-normalised.
+        bart_text_embedding: ē_norm (B, D), l2-normalised.
+        reduction: Over the dimensions; over the batch it is always the mean.
+
+    Returns:
+        Scalar in [0, 4 / D] for ``mean`` and [0, 4] for ``sum``.
+    """
+    squared = (clip_text_embedding - bart_text_embedding).square()
+    per_text = squared.mean(-1) if reduction == "mean" else squared.sum(-1)
+    return per_text.mean()
+
+
+def itcl_loss(image_embedding: Tensor, text_embedding: Tensor, logit_scale: Tensor) -> Tensor:
+    """Image-Text Contrastive Learning: symmetric InfoNCE with the pairs of all ranks as negatives (Section 3.2.2).
+
+    Each rank holds the rows of its own pairs against the columns of all. The mean over ranks, which is what
+    DistributedDataParallel takes of the gradients, is the loss of the joint batch.
+
+    Args:
+        image_embedding: v_cls (B, D), l2-normalised, of this rank; every rank holds as many pairs.
+        text_embedding: ē_norm (B, D), l2-normalised, of the same pairs.
+        logit_scale: 1/τ, a scalar.
+
+    Returns:
+        Scalar, the loss of this rank's pairs.
+    """
+    all_images, all_texts = gather_with_gradient(image_embedding), gather_with_gradient(text_embedding)
+    own = torch.arange(len(image_embedding), device=image_embedding.device) + rank() * len(image_embedding)
+    image_to_text = functional.cross_entropy(logit_scale * image_embedding @ all_texts.T, own)
+    text_to_image = functional.cross_entropy(logit_scale * text_embedding @ all_images.T, own)
+    return (image_to_text + text_to_image) / 2
+
+
+def icti_loss(logits: Tensor, labels: Tensor, reduction: Reduction = "sum") -> Tensor:
+    """Image-Conditioned Text Infilling: the negative log-likelihood of the whole text (Section 3.2.3, Eq. 2).
+
+    Args:
+        logits: (B, L, V) of the decoder, taken to float32 from lower precision.
+        labels: Token ids (B, L), -100 at padding.
+        reduction: ``sum`` over a text's tokens and mean over the B texts, as Eq. 2; or ``mean`` over all tokens.
+
+    Returns:
+        Scalar in nats.
+    """
+    if logits.dtype in (torch.float16, torch.bfloat16):
+        logits = logits.float()
+    loss = functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction=reduction)
+    return loss / len(labels) if reduction == "sum" else loss

@@ -1,0 +1,294 @@
+"""The frozen CLIP: its files, and its outputs at every position."""
+
+from __future__ import annotations
+
+import hashlib
+import urllib.error
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from clip.clip import _MODELS as _URLS
+from clip.clip import _download
+from clip.model import CLIP, AttentionPool2d, ModifiedResNet, VisionTransformer
+from torch import Tensor, nn
+from torch.nn import functional
+
+CLIP_NAMES = tuple(_URLS)
+"""Names of OpenAI's CLIPs; each is downloaded on first use and checked against the checksum in its address."""
+
+WEIGHTS_FILE = "clip.safetensors"
+MERGES_FILE = "merges.txt.gz"
+
+_OFFICIAL_CHECKSUMS = {url.rsplit("/", 1)[1]: url.split("/")[-2] for url in _URLS.values()}
+_NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")
+
+
+class FrozenCLIP(nn.Module):
+    """A CLIP of OpenAI's class in float32, in evaluation mode and without gradients for ever.
+
+    Args:
+        clip: The model; its weights are converted to float32 in place.
+        merges: A gzip file of the byte-pair merges that its text ids are made with; None for OpenAI's own vocabulary.
+    """
+
+    def __init__(self, clip: CLIP, merges: bytes | None = None) -> None:
+        super().__init__()
+        self.clip = clip.float().eval().requires_grad_(False)
+        self.merges = merges
+
+    @classmethod
+    def load(cls, clip: str | Path, sha256: str | None = None, download_root: str | None = None) -> FrozenCLIP:
+        """Loads a CLIP by name or from a file or folder.
+
+        Args:
+            clip: One of ``CLIP_NAMES``; or a TorchScript archive as OpenAI publishes them, a state dict (``.pt`` or
+                ``.safetensors``), or a folder that ``save`` wrote.
+            sha256: Checksum that the file must have. By default that of OpenAI, where the file's name is OpenAI's.
+            download_root: Folder of downloaded files; ``~/.cache/clip`` by default.
+
+        Raises:
+            FileNotFoundError: There is no such file, or a name's file cannot be downloaded.
+            ValueError: The checksum is another, or the file holds no CLIP.
+        """
+        if str(clip) in CLIP_NAMES:
+            path = _downloaded(str(clip), download_root)
+        else:
+            path = Path(clip)
+            if path.is_dir():
+                path = path / WEIGHTS_FILE
+            if not path.is_file():
+                raise FileNotFoundError(
+                    f"there is no CLIP at {path}: give the path of a file, or one of the names {', '.join(CLIP_NAMES)}"
+                )
+        expected = sha256 or _OFFICIAL_CHECKSUMS.get(path.name)
+        if expected is not None and (found := _sha256(path)) != expected:
+            raise ValueError(
+                f"{path} has the sha256 {found}, not {expected}: download it anew, or give the right sha256"
+            )
+        merges = path.with_name(MERGES_FILE)
+        use_merges = path.name == WEIGHTS_FILE and merges.is_file()
+        return cls(build_clip(read_state_dict(path)), merges.read_bytes() if use_merges else None)
+
+    def save(self, folder: str | Path) -> None:
+        """Writes ``clip.safetensors``, in half precision where that loses nothing, and the merges if it has its own."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = {name: value.detach().cpu().contiguous() for name, value in self.clip.state_dict().items()}
+        floating = [value for value in weights.values() if value.is_floating_point()]
+        if all(torch.equal(value, value.half().float()) for value in floating):
+            weights = {name: value.half() if value.is_floating_point() else value for name, value in weights.items()}
+        safetensors.torch.save_file(weights, folder / WEIGHTS_FILE)
+        if self.merges is not None:
+            (folder / MERGES_FILE).write_bytes(self.merges)
+
+    def train(self, mode: bool = True) -> FrozenCLIP:
+        """Stays in evaluation mode, so that no training moves the BatchNorm statistics."""
+        return super().train(False)
+
+    @property
+    def embedding_dim(self) -> int:
+        """Size of the joint space."""
+        return int(self.clip.text_projection.shape[1])
+
+    @property
+    def image_size(self) -> int:
+        """Width and height of a picture in pixels."""
+        return int(self.clip.visual.input_resolution)
+
+    @property
+    def num_patches(self) -> int:
+        """Patch tokens of a picture, without the pooled one."""
+        visual = self.clip.visual
+        positions = visual.attnpool if isinstance(visual, ModifiedResNet) else visual
+        return len(positions.positional_embedding) - 1
+
+    @property
+    def context_length(self) -> int:
+        """Most text ids of a text."""
+        return len(self.clip.positional_embedding)
+
+    @property
+    def vocab_size(self) -> int:
+        """Size of the text vocabulary."""
+        return len(self.clip.token_embedding.weight)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The first 16 hexadecimal digits of a sha256 over the names and values of all weights."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.clip.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    @torch.no_grad()
+    def encode_image(self, image: Tensor) -> Tensor:
+        """The l2-normalised outputs at every position of the image encoder.
+
+        Args:
+            image: Pictures (B, 3, ``image_size``, ``image_size``), normalised as CLIP takes them.
+
+        Returns:
+            (B, 1 + ``num_patches``, D) float32: position 0 is CLIP's own pooled embedding, the rest are the patches
+            (v_cls and v_1 … v_n1 of Section 3.2).
+        """
+        visual = self.clip.visual
+        tokens = _resnet_tokens(visual, image) if isinstance(visual, ModifiedResNet) else _vit_tokens(visual, image)
+        return functional.normalize(tokens.float(), dim=-1)
+
+    @torch.no_grad()
+    def encode_text(self, clip_text_ids: Tensor) -> Tensor:
+        """The l2-normalised embedding of each text, computed on as many positions as the ids have.
+
+        The text encoder is causal and read at the end token, so that padding after it changes nothing.
+
+        Args:
+            clip_text_ids: (B, L) int64 with L up to ``context_length``; the end token has the highest id.
+
+        Returns:
+            (B, D) float32, t_eos of Section 3.2.
+        """
+        return functional.normalize(self.clip.encode_text(clip_text_ids).float(), dim=-1)
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Reads CLIP's weights from a file without running anything that it holds.
+
+    Args:
+        path: A TorchScript archive, or a state dict in PyTorch's or safetensors' format.
+
+    Raises:
+        ValueError: The file is none of these.
+    """
+    if path.suffix == ".safetensors":
+        try:
+            return safetensors.torch.load_file(path)
+        except safetensors.SafetensorError as error:
+            raise ValueError(f"{path} is not a safetensors file: {error}") from error
+    try:
+        return dict(torch.jit.load(str(path), map_location="cpu").state_dict())
+    except RuntimeError:
+        pass  # not a TorchScript archive: it may be a state dict
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle, zip and torch errors of many classes: each means the same to the user
+        raise ValueError(
+            f"{path} is neither a TorchScript archive nor a state dict of plain tensors: {error}"
+        ) from error
+    if not isinstance(weights, Mapping):
+        raise ValueError(f"{path} holds a {type(weights).__name__}, not the state dict of a CLIP")
+    return dict(weights)
+
+
+def build_clip(weights: dict[str, Tensor]) -> CLIP:
+    """Builds a CLIP of the sizes that its weights tell, in float32.
+
+    As ``clip.model.build_model``, without its conversion to half precision.
+
+    Raises:
+        ValueError: The weights are not those of a CLIP.
+    """
+    weights = {name: value.float() if value.is_floating_point() else value for name, value in weights.items()}
+    weights = {name: value for name, value in weights.items() if name not in _NOT_WEIGHTS}
+    try:
+        clip = CLIP(**clip_sizes({name: tuple(value.shape) for name, value in weights.items()}))
+        clip.load_state_dict(weights)
+    except (KeyError, RuntimeError) as error:
+        raise ValueError(f"the weights are not those of a CLIP of OpenAI's class: {error}") from error
+    return clip
+
+
+def clip_sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """The arguments of ``clip.model.CLIP`` that give weights of these shapes.
+
+    Args:
+        shapes: The shape of each weight by its name in a state dict.
+
+    Raises:
+        KeyError: A weight that every CLIP has is missing.
+    """
+    if "visual.proj" in shapes:
+        vision_width, patch_size = shapes["visual.conv1.weight"][0], shapes["visual.conv1.weight"][-1]
+        vision_layers: int | tuple[int, ...] = sum(
+            name.startswith("visual.") and name.endswith(".attn.in_proj_weight") for name in shapes
+        )
+        grid = round((shapes["visual.positional_embedding"][0] - 1) ** 0.5)
+        image_size = grid * patch_size
+    else:
+        vision_width, patch_size = shapes["visual.layer1.0.conv1.weight"][0], None
+        vision_layers = tuple(
+            len({name.split(".")[2] for name in shapes if name.startswith(f"visual.layer{stage}.")})
+            for stage in range(1, 5)
+        )
+        image_size = round((shapes["visual.attnpool.positional_embedding"][0] - 1) ** 0.5) * 32
+    text_width = shapes["ln_final.weight"][0]
+    return {
+        "embed_dim": shapes["text_projection"][1],
+        "image_resolution": image_size,
+        "vision_layers": vision_layers,
+        "vision_width": vision_width,
+        "vision_patch_size": patch_size,
+        "context_length": shapes["positional_embedding"][0],
+        "vocab_size": shapes["token_embedding.weight"][0],
+        "transformer_width": text_width,
+        "transformer_heads": text_width // 64,
+        "transformer_layers": len({name.split(".")[2] for name in shapes if name.startswith("transformer.resblocks.")}),
+    }
+
+
+def _downloaded(name: str, download_root: str | None) -> Path:
+    root = download_root or str(Path.home() / ".cache" / "clip")
+    try:
+        return Path(_download(_URLS[name], root))
+    except urllib.error.URLError as error:
+        raise FileNotFoundError(
+            f"CLIP {name} is not in {root} and cannot be downloaded ({error.reason}): fetch {_URLS[name]} where "
+            "there is a network, and put it there or give its path"
+        ) from error
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _resnet_tokens(visual: ModifiedResNet, image: Tensor) -> Tensor:
+    """The attention pool's output at every position, where CLIP's own forward asks for the first alone."""
+    maps = _resnet_maps(visual, image)
+    pool: AttentionPool2d = visual.attnpool
+    tokens = maps.flatten(2).transpose(1, 2)
+    tokens = torch.cat([tokens.mean(1, keepdim=True), tokens], 1) + pool.positional_embedding
+    query, key, value = (
+        linear(tokens).unflatten(-1, (pool.num_heads, -1)).transpose(1, 2)
+        for linear in (pool.q_proj, pool.k_proj, pool.v_proj)
+    )
+    mixed = functional.scaled_dot_product_attention(query, key, value)
+    pooled: Tensor = pool.c_proj(mixed.transpose(1, 2).flatten(2))
+    return pooled
+
+
+def _resnet_maps(visual: ModifiedResNet, image: Tensor) -> Tensor:
+    maps = visual.relu1(visual.bn1(visual.conv1(image)))
+    maps = visual.relu2(visual.bn2(visual.conv2(maps)))
+    maps = visual.relu3(visual.bn3(visual.conv3(maps)))
+    maps = visual.avgpool(maps)
+    for stage in (visual.layer1, visual.layer2, visual.layer3, visual.layer4):
+        maps = stage(maps)
+    return maps
+
+
+def _vit_tokens(visual: VisionTransformer, image: Tensor) -> Tensor:
+    """CLIP's own forward, with the last norm and the projection at every position."""
+    patches = visual.conv1(image).flatten(2).transpose(1, 2)
+    first = visual.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
+    tokens = visual.ln_pre(torch.cat([first, patches], 1) + visual.positional_embedding)
+    tokens = visual.transformer(tokens.transpose(0, 1)).transpose(0, 1)
+    projected: Tensor = visual.ln_post(tokens) @ visual.proj
+    return projected

@@ -1,0 +1,312 @@
+"""VLKDModel: BART joined to a frozen CLIP by W_e, W_i and W'_e (Section 3)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import safetensors.torch
+import torch
+from huggingface_hub import ModelHubMixin, snapshot_download
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AutoTokenizer, BartForConditionalGeneration, GenerationConfig, PreTrainedTokenizerBase
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.models.bart.modeling_bart import shift_tokens_right
+
+from vlkd_pl.models.clip import FrozenCLIP
+
+ImageFeatures = Literal["pooled", "patches"]
+
+CAPTION_PREFIX = "A picture of"
+"""The words of the paper's captioning prompt before its masks (Section 4.3.1)."""
+
+_FORMAT_VERSION = 1
+_PROJECTIONS = ("text_projection", "image_projection", "text_back_projection")
+
+
+class VLKDModel(nn.Module, ModelHubMixin):
+    """A frozen CLIP, a BART, and the three projections between them.
+
+    Args:
+        clip: The frozen CLIP with joint space of size d_1.
+        bart: A BART with hidden size d_2.
+        tokenizer: BART's tokenizer.
+        image_features: V of Eq. (1): the ``pooled`` embedding alone, or the ``patches`` without it.
+
+    Attributes:
+        text_projection: W_e, d_2 → d_1.
+        image_projection: W_i, d_1 → d_2.
+        text_back_projection: W'_e, d_1 → d_2; starts as the pseudo-inverse of W_e.
+    """
+
+    def __init__(
+        self,
+        clip: FrozenCLIP,
+        bart: BartForConditionalGeneration,
+        tokenizer: PreTrainedTokenizerBase,
+        image_features: ImageFeatures = "pooled",
+    ) -> None:
+        super().__init__()
+        self.clip = clip
+        self.bart = bart.float()
+        self.tokenizer = tokenizer
+        self.image_features = image_features
+        bart_dim, clip_dim = bart.config.d_model, clip.embedding_dim
+        self.text_projection = nn.Linear(bart_dim, clip_dim, bias=False)
+        self.image_projection = nn.Linear(clip_dim, bart_dim, bias=False)
+        self.text_back_projection = nn.Linear(clip_dim, bart_dim, bias=False)
+        self._invert_text_projection()
+        # Only what is set here and in generate() holds: settings stored with a BART, such as bart-large's
+        # no_repeat_ngram_size, would be merged in unseen otherwise.
+        self.bart.generation_config = GenerationConfig(
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            decoder_start_token_id=bart.config.decoder_start_token_id,
+            forced_bos_token_id=tokenizer.bos_token_id,
+        )
+
+    @classmethod
+    def load(
+        cls, clip: str, bart: str, image_features: ImageFeatures = "pooled", clip_sha256: str | None = None
+    ) -> VLKDModel:
+        """Joins a CLIP and a BART that know nothing of each other yet.
+
+        Args:
+            clip: Name, file or folder; see ``FrozenCLIP.load``.
+            bart: Hugging Face name, or a local folder with weights and tokenizer.
+            image_features: See the class.
+            clip_sha256: See ``FrozenCLIP.load``.
+
+        Raises:
+            FileNotFoundError: CLIP or BART cannot be found.
+            ValueError: The file holds no CLIP, or not the one that its checksum tells.
+        """
+        frozen_clip = FrozenCLIP.load(clip, clip_sha256)
+        try:
+            model = BartForConditionalGeneration.from_pretrained(bart)
+            tokenizer = AutoTokenizer.from_pretrained(bart)
+        except OSError as error:
+            first_line = str(error).strip().splitlines()[0]
+            raise FileNotFoundError(
+                f"BART cannot be loaded from {bart}: give a folder with config.json, model.safetensors and the "
+                f"tokenizer's files, or a Hugging Face name where there is a network ({first_line})"
+            ) from error
+        return cls(frozen_clip, model, tokenizer, image_features)
+
+    # Text and images into the joint space
+
+    def encode_text(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """The raw output of BART's encoder, E.
+
+        Args:
+            ids: BART's token ids (B, L).
+            mask: (B, L), 1 at real tokens.
+
+        Returns:
+            (B, L, d_2).
+        """
+        features: Tensor = self.bart.model.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+        return features
+
+    def embed_text(self, text_features: Tensor, text_mask: Tensor) -> Tensor:
+        """The normalised projection of a text's mean, ē_norm of Section 3.2.1.
+
+        Args:
+            text_features: E (B, L, d_2).
+            text_mask: (B, L), 1 at real tokens; the mean is over these.
+
+        Returns:
+            (B, d_1) float32, l2-normalised.
+        """
+        with torch.autocast(text_features.device.type, enabled=False):
+            projected = functional.linear(mean_pooled(text_features, text_mask), self.text_projection.weight.float())
+            return functional.normalize(projected, dim=-1)
+
+    # The decoder's condition
+
+    def condition(
+        self, text_features: Tensor, text_mask: Tensor, image_tokens: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """C = concat(W_i V, W'_e W_e E), Eq. (1).
+
+        Args:
+            text_features: E (B, L, d_2).
+            text_mask: (B, L), 1 at real tokens.
+            image_tokens: (B, 1 + N, d_1) of ``FrozenCLIP.encode_image``; None for text alone.
+
+        Returns:
+            C (B, V + L, d_2) and its mask (B, V + L), where V is 1 for ``pooled`` and N for ``patches``.
+        """
+        text = self.text_back_projection(self.text_projection(text_features))
+        if image_tokens is None:
+            return text, text_mask
+        used = image_tokens[:, :1] if self.image_features == "pooled" else image_tokens[:, 1:]
+        image = self.image_projection(used)
+        return torch.cat([image, text.to(image.dtype)], 1), torch.cat(
+            [text_mask.new_ones(used.shape[:2]), text_mask], 1
+        )
+
+    def decode(self, condition: Tensor, condition_mask: Tensor, labels: Tensor) -> Tensor:
+        """BART's decoder with teacher forcing.
+
+        Args:
+            condition: C (B, S, d_2).
+            condition_mask: (B, S), 1 at real positions.
+            labels: The text to be told, (B, M) token ids with -100 at padding.
+
+        Returns:
+            Logits (B, M, vocabulary).
+        """
+        config = self.bart.config
+        hidden = self.bart.model.decoder(
+            input_ids=shift_tokens_right(labels, config.pad_token_id, config.decoder_start_token_id),
+            encoder_hidden_states=condition,
+            encoder_attention_mask=condition_mask,
+            use_cache=False,
+        ).last_hidden_state
+        logits: Tensor = self.bart.lm_head(hidden)
+        return logits + self.bart.final_logits_bias.to(logits)
+
+    # Generation
+
+    @torch.no_grad()
+    def generate(
+        self,
+        image_tokens: Tensor | None,
+        prompts: Sequence[str],
+        *,
+        prefix: str = "",
+        num_beams: int = 1,
+        max_new_tokens: int = 32,
+        length_penalty: float = 1.0,
+    ) -> list[str]:
+        """Reconstructs prompts with masks, given pictures.
+
+        Args:
+            image_tokens: (B, 1 + N, d_1) of ``FrozenCLIP.encode_image``; None for text alone.
+            prompts: B texts with ``<mask>``.
+            prefix: What every reconstruction begins with: it is given to the decoder, not decoded.
+            num_beams: Beams; 1 is greedy.
+            max_new_tokens: Most tokens after the prefix.
+            length_penalty: Exponent of the length that a beam's score is divided by.
+
+        Returns:
+            For each prompt the text after the prefix, without special tokens and surrounding spaces.
+        """
+        device = self.text_projection.weight.device
+        encoded = self.tokenizer(list(prompts), padding=True, return_tensors="pt").to(device)
+        text_mask = encoded["attention_mask"]
+        condition, mask = self.condition(self.encode_text(encoded["input_ids"], text_mask), text_mask, image_tokens)
+        prefix_ids = self.tokenizer(prefix, add_special_tokens=False)["input_ids"] if prefix else []
+        start = [self.bart.config.decoder_start_token_id, self.tokenizer.bos_token_id, *prefix_ids]
+        generated = self.bart.generate(
+            encoder_outputs=BaseModelOutput(last_hidden_state=condition),  # beam search expands it in place
+            attention_mask=mask,
+            decoder_input_ids=torch.tensor([start] * len(prompts), device=device),
+            num_beams=num_beams,
+            max_new_tokens=max_new_tokens,
+            length_penalty=length_penalty,
+            do_sample=False,
+        )
+        texts = self.tokenizer.batch_decode(generated[:, len(start) :], skip_special_tokens=True)
+        return [text.strip() for text in texts]
+
+    def caption(
+        self, image_tokens: Tensor, num_masks: int = 6, num_beams: int = 6, max_new_tokens: int = 32
+    ) -> list[str]:
+        """Zero-shot captions with the prompt "A picture of <mask>×m." (Section 4.3.1).
+
+        Args:
+            image_tokens: (B, 1 + N, d_1) of ``FrozenCLIP.encode_image``.
+            num_masks: m.
+            num_beams: Beams of the search.
+            max_new_tokens: Longest caption in tokens.
+
+        Returns:
+            What follows "A picture of", without a full stop at the end.
+        """
+        prompt = f"{CAPTION_PREFIX} {self.tokenizer.mask_token * num_masks}."
+        texts = self.generate(
+            image_tokens,
+            [prompt] * len(image_tokens),
+            prefix=CAPTION_PREFIX,
+            num_beams=num_beams,
+            max_new_tokens=max_new_tokens,
+        )
+        return [text.removesuffix(".").rstrip() for text in texts]
+
+    # The start in closed form
+
+    @torch.no_grad()
+    def initialize_from_text(
+        self, bart_embedding: Tensor, clip_embedding: Tensor, mean_feature_norm: float, ridge: float = 1e-3
+    ) -> None:
+        """Starts W_e where BART's text embeddings already lie near CLIP's: ridge regression from the one to the other.
+
+        W'_e becomes its pseudo-inverse, and W_i is scaled so that W_i V is as long as the encoder's output on average:
+        otherwise the decoder hardly sees the picture at first. This start is ours, not the paper's.
+
+        Args:
+            bart_embedding: Mean-pooled encoder output of N texts, (N, d_2).
+            clip_embedding: CLIP's embedding of the same texts, (N, d_1), l2-normalised.
+            mean_feature_norm: Mean l2 norm of the encoder's output at a token.
+            ridge: Penalty, as a share of the mean squared singular value of ``bart_embedding``.
+        """
+        source, target = bart_embedding.double(), clip_embedding.double()
+        gram = source.T @ source
+        penalty = ridge * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+        solution = torch.linalg.solve(gram + penalty, source.T @ target)
+        self.text_projection.weight.copy_(solution.T)
+        self._invert_text_projection()
+        # V has norm 1 at each position, so that W_i V has the norm of W_i's mean stretch
+        stretch = self.image_projection.weight.norm() / self.clip.embedding_dim**0.5
+        self.image_projection.weight.mul_(mean_feature_norm / stretch)
+
+    @torch.no_grad()
+    def _invert_text_projection(self) -> None:
+        inverse = torch.linalg.pinv(self.text_projection.weight.double())
+        self.text_back_projection.weight.copy_(inverse)
+
+    # Folders
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        config = {"format_version": _FORMAT_VERSION, "image_features": self.image_features}
+        (save_directory / "config.json").write_text(json.dumps(config, indent=1))
+        projections = {name: getattr(self, name).weight.detach().cpu().contiguous() for name in _PROJECTIONS}
+        safetensors.torch.save_file(projections, save_directory / "model.safetensors")
+        self.clip.save(save_directory / "clip")
+        self.bart.save_pretrained(save_directory / "bart")
+        self.tokenizer.save_pretrained(save_directory / "bart")
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, **options: Any) -> VLKDModel:
+        folder = Path(model_id)
+        if not folder.is_dir():
+            names = ("revision", "cache_dir", "force_download", "local_files_only", "token")
+            folder = Path(snapshot_download(model_id, **{name: options[name] for name in names if name in options}))
+        config = json.loads((folder / "config.json").read_text())
+        if config.get("format_version") != _FORMAT_VERSION:
+            raise ValueError(f"{folder} is not a model folder of format {_FORMAT_VERSION}: see its config.json")
+        model = cls.load(str(folder / "clip"), str(folder / "bart"), config["image_features"])
+        projections = safetensors.torch.load_file(folder / "model.safetensors")
+        for name in _PROJECTIONS:
+            getattr(model, name).weight.data.copy_(projections[name])
+        return model
+
+
+def mean_pooled(features: Tensor, mask: Tensor) -> Tensor:
+    """The mean over real tokens, ē of Section 3.2.1.
+
+    Args:
+        features: (B, L, D).
+        mask: (B, L), 1 at real tokens.
+
+    Returns:
+        (B, D) float32.
+    """
+    weight = mask.unsqueeze(-1).float()
+    return (features.float() * weight).sum(1) / weight.sum(1)

@@ -1,0 +1,57 @@
+"""Parameter groups and the learning-rate schedule of Table 10."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+_NORMS = (nn.LayerNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm)
+
+
+def parameter_groups(
+    module: nn.Module, weight_decay: float, learning_rate: float, projection_learning_rate: float | None = None
+) -> list[dict[str, Any]]:
+    """Groups of trainable parameters for AdamW.
+
+    Args:
+        module: Its parameters that require gradients are grouped, each once.
+        weight_decay: Of every weight but biases, norms and the temperature ``logit_scale``.
+        learning_rate: Of every parameter.
+        projection_learning_rate: Of the parameters with ``projection`` in their name, instead.
+
+    Returns:
+        At most four groups, none empty.
+    """
+    norms = {id(value) for part in module.modules() if isinstance(part, _NORMS) for value in part.parameters(False)}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        last = name.rsplit(".", 1)[-1]
+        # the bias of nn.MultiheadAttention is called in_proj_bias
+        undecayed = last.endswith("bias") or last == "logit_scale" or id(parameter) in norms
+        rate = (
+            projection_learning_rate if projection_learning_rate is not None and "projection" in name else learning_rate
+        )
+        groups.setdefault((rate, 0.0 if undecayed else weight_decay), []).append(parameter)
+    return [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()]
+
+
+def linear_warmup_and_decay(optimizer: Optimizer, warmup_steps: int, total_steps: int) -> LambdaLR:
+    """A schedule for every optimizer step: a linear rise to the full rate, then a linear fall to 0 (Section 4.2).
+
+    Args:
+        optimizer: Its groups' own rates are the full rates.
+        warmup_steps: Steps of the rise; the last of them has the full rate.
+        total_steps: Steps after which the rate is 0.
+    """
+
+    def share(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        return max(0.0, (total_steps - step) / max(1, total_steps - warmup_steps))
+
+    return LambdaLR(optimizer, share)
