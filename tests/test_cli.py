@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+
 from vlkd_pl import __version__
 from vlkd_pl.cli import main
 

@@ -2,9 +2,5 @@
 
 from pathlib import Path
 
-import pytest
-import yaml
-from vlkd_pl.commands.train import VLKDCLI, build_parser
-
 CONFIGS = Path(__file__).parents[1] / "configs"
 COMPLETE = sorted(path for path in CONFIGS.rglob("*.yaml") if "class_path: vlkd_pl" in path.read_text())

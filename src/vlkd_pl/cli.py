@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 
@@ -17,6 +19,15 @@ _COMMANDS = {
     "scores": ("scores", "print the scores of finished tests side by side"),
 }
 """For each command the file under ``vlkd_pl/commands`` that runs it, and what it does."""
+
+_CHATTER = (
+    "pkg_resources is deprecated",  # by OpenAI's clip, on import
+    "LightningCLI's args parameter",  # the arguments come from main()
+    r"Found \d+ module\(s\) in eval mode",  # the frozen CLIP is meant to be
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # by Lightning, of its own code
+    "Experiment logs directory",  # the TensorBoard logger made it a moment before
+    "The '[a-z_]+_dataloader' does not have many workers",  # so chosen where cores are few
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,9 +49,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments[0] not in _COMMANDS:
         print(f"vlkd-pl: no command {arguments[0]!r}; the commands are {', '.join(_COMMANDS)}", file=sys.stderr)
         return 2
+    _quiet()
     command = import_module(f"vlkd_pl.commands.{_COMMANDS[arguments[0]][0]}")
     status: int = command.main(arguments)
     return status
+
+
+def _quiet() -> None:
+    """Keeps what other packages say of themselves off the screen, so that what a user must read stands out."""
+    for message in _CHATTER:
+        warnings.filterwarnings("ignore", message=f".*{message}")
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(
+        lambda record: "Tip:" not in record.getMessage()
+    )
 
 
 def _usage() -> str:

@@ -20,13 +20,13 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments[1:])
 
     import torch
+    import transformers
     from PIL import Image, UnidentifiedImageError
 
-    from vlkd_pl.commands.train import quiet
     from vlkd_pl.data.transforms import clip_transform
     from vlkd_pl.models.vlkd import VLKDModel
 
-    quiet()
+    transformers.utils.logging.disable_progress_bar()
     if not (Path(options.model) / "config.json").is_file():
         print(
             f"vlkd-pl caption: there is no model in {options.model}: give the folder that vlkd-pl fit names",

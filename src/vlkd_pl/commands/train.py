@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import sys
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,30 +33,13 @@ def main(arguments: Sequence[str]) -> int:
     Returns:
         0, or 1 where a file, model or setting is wrong: one line then says which.
     """
-    quiet()
+    transformers.utils.logging.disable_progress_bar()
     try:
         run(arguments)
     except (FileNotFoundError, MisconfigurationException) as error:
         print(f"vlkd-pl {arguments[0]}: {error}", file=sys.stderr)
         return 1
     return 0
-
-
-def quiet() -> None:
-    """Keeps what other packages say of themselves off the screen, so that what a user must read stands out."""
-    for message in (
-        "pkg_resources is deprecated",  # by OpenAI's clip, on import
-        "LightningCLI's args parameter",  # the arguments come from main()
-        r"Found \d+ module\(s\) in eval mode",  # the frozen CLIP is meant to be
-        r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # by Lightning, of its own code
-        "Experiment logs directory",  # the TensorBoard logger made it a moment before
-        "The '[a-z_]+_dataloader' does not have many workers",  # so chosen where cores are few
-    ):
-        warnings.filterwarnings("ignore", message=f".*{message}")
-    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(
-        lambda record: "litlogger" not in record.getMessage()
-    )
-    transformers.utils.logging.disable_progress_bar()
 
 
 def run(arguments: Sequence[str]) -> Any:

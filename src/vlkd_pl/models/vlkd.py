@@ -67,6 +67,7 @@ class VLKDModel(nn.Module, ModelHubMixin):
             pad_token_id=tokenizer.pad_token_id,
             decoder_start_token_id=bart.config.decoder_start_token_id,
             forced_bos_token_id=tokenizer.bos_token_id,
+            forced_eos_token_id=tokenizer.eos_token_id,
         )
 
     @classmethod
@@ -197,7 +198,7 @@ class VLKDModel(nn.Module, ModelHubMixin):
         Returns:
             For each prompt the text after the prefix, without special tokens and surrounding spaces.
         """
-        device = self.text_projection.weight.device
+        device = self.bart.device
         encoded = self.tokenizer(list(prompts), padding=True, return_tensors="pt").to(device)
         text_mask = encoded["attention_mask"]
         condition, mask = self.condition(self.encode_text(encoded["input_ids"], text_mask), text_mask, image_tokens)

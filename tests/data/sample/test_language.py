@@ -4,6 +4,7 @@ import random
 import re
 
 import pytest
+
 from vlkd_pl.data.sample.language import FACTS, captions, fact_sentences, questions, random_line
 from vlkd_pl.data.sample.scenes import COLORS, OBJECTS, Item, Scene, distinct_scenes, random_scene
 

@@ -4,6 +4,7 @@ import random
 
 import numpy as np
 import pytest
+
 from vlkd_pl.data.sample.renderer import IMAGE_SIZE, render
 from vlkd_pl.data.sample.scenes import COLORS, OBJECTS, Item, Scene, random_scene
 

@@ -4,6 +4,7 @@ import random
 from dataclasses import replace
 
 import pytest
+
 from vlkd_pl.data.sample.scenes import (
     LAYOUT_WEIGHTS,
     UNSEEN_COMBINATIONS,

@@ -6,6 +6,7 @@ import random
 import tarfile
 
 from PIL import Image
+
 from vlkd_pl.data.sample.scenes import distinct_scenes
 from vlkd_pl.data.sample.writers import write_coco_captions, write_shards, write_world
 

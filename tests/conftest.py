@@ -1,0 +1,54 @@
+"""Folders of small random models, and a small sample world in the real file formats."""
+
+import os
+import random
+from types import SimpleNamespace
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two threads on shared cores are slower than one
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import safetensors.torch
+import torch
+from tiny_models import tiny_bart, tiny_clip
+
+from vlkd_pl.data.sample.scenes import distinct_scenes
+from vlkd_pl.data.sample.tokenizers import clip_merges, train_bart_tokenizer
+from vlkd_pl.data.sample.writers import write_coco_captions, write_corpus, write_shards
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory):
+    """A folder with a tiny CLIP and the sample world's merges."""
+    folder = tmp_path_factory.mktemp("clip")
+    safetensors.torch.save_file(tiny_clip().state_dict(), folder / "clip.safetensors")
+    (folder / "merges.txt.gz").write_bytes(clip_merges())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bart_folder(tmp_path_factory):
+    """A folder with a tiny BART and a tokenizer."""
+    folder = tmp_path_factory.mktemp("bart")
+    vocab_size = train_bart_tokenizer(folder, num_lines=2000)
+    tiny_bart(vocab_size).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory, clip_folder, bart_folder):
+    """A small sample world: shards, corpus and caption files."""
+    folder = tmp_path_factory.mktemp("world")
+    rng = random.Random(0)
+    write_shards(folder / "shards", 60, 4, rng)
+    write_corpus(folder / "corpus.txt", 50, rng)
+    for split, first_id in (("val", 1), ("test", 101)):
+        write_coco_captions(folder, split, distinct_scenes(rng, split, 6), first_id, rng)
+    return SimpleNamespace(
+        folder=folder,
+        shards=str(folder / "shards" / "{00000..00003}.tar"),
+        clip=str(clip_folder),
+        bart=str(bart_folder),
+    )

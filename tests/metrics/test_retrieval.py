@@ -1,0 +1,37 @@
+"""Recall against a sort written here."""
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from vlkd_pl.metrics.retrieval import recall_at_k
+
+
+def test_against_sorting():
+    generator = torch.Generator().manual_seed(0)
+    image = normalize(torch.randn(20, 6, generator=generator), dim=-1)
+    index = torch.arange(20).repeat_interleave(3)
+    text = normalize(image[index] + 0.8 * torch.randn(60, 6, generator=generator), dim=-1)
+    similarity = text @ image.T
+    found = recall_at_k(image, text, index, ks=(1, 5, 10))
+    for k in (1, 5, 10):
+        t2i = sum(int(index[row]) in similarity[row].topk(k).indices for row in range(60)) / 60
+        i2t = (
+            sum(any(index[row] == column for row in similarity[:, column].topk(k).indices) for column in range(20)) / 20
+        )
+        assert found[f"text_to_image_r{k}"] == pytest.approx(t2i)
+        assert found[f"image_to_text_r{k}"] == pytest.approx(i2t)
+    assert 0 < found["text_to_image_r1"] < found["text_to_image_r5"] < 1
+
+
+def test_chunks_change_nothing(monkeypatch):
+    image, text = torch.randn(9, 4), torch.randn(9, 4)
+    whole = recall_at_k(image, text, torch.arange(9))
+    monkeypatch.setattr("vlkd_pl.metrics.retrieval._CHUNK", 2)
+    assert recall_at_k(image, text, torch.arange(9)) == whole
+
+
+def test_ties_count_against():
+    """A collapsed encoder, with the same embedding for everything, finds nothing."""
+    same = torch.ones(5, 3)
+    assert recall_at_k(same, same, torch.arange(5), ks=(1,)) == {"image_to_text_r1": 0.0, "text_to_image_r1": 0.0}

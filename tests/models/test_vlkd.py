@@ -1,0 +1,188 @@
+"""VLKDModel: its equations, its decoding, its folder."""
+
+import pytest
+import torch
+from tiny_models import tiny_clip
+from torch import nn
+from torch.nn.functional import normalize
+from transformers import AutoTokenizer, BartForConditionalGeneration
+from transformers.models.bart.modeling_bart import shift_tokens_right
+
+from vlkd_pl.models.clip import FrozenCLIP
+from vlkd_pl.models.vlkd import VLKDModel, mean_pooled
+
+TEXTS = ["a red fish on the grass", "two blue boats", "a tree left of a house at night"]
+
+
+@pytest.fixture
+def model(clip_folder, bart_folder):
+    """A small model in evaluation mode."""
+    torch.manual_seed(2)
+    return VLKDModel.load(str(clip_folder), str(bart_folder), "patches").eval()
+
+
+def encoded(model, texts=TEXTS):
+    batch = model.tokenizer(texts, padding=True, return_tensors="pt")
+    return batch["input_ids"], batch["attention_mask"]
+
+
+def image_tokens(model, num=3):
+    return model.clip.encode_image(torch.randn(num, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
+
+
+def without_projections(model):
+    model.text_projection = model.text_back_projection = nn.Identity()
+    return model
+
+
+def test_without_image_and_projections_it_is_bart(model, bart_folder):
+    bart = BartForConditionalGeneration.from_pretrained(bart_folder).float().eval()
+    ids, mask = encoded(model)
+    labels = ids.masked_fill(mask == 0, -100)
+    logits = without_projections(model).decode(*model.condition(model.encode_text(ids, mask), mask), labels)
+    torch.testing.assert_close(logits, bart(input_ids=ids, attention_mask=mask, labels=labels).logits)
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_without_image_and_projections_it_generates_as_bart(model, bart_folder, num_beams):
+    bart = BartForConditionalGeneration.from_pretrained(bart_folder).float().eval()
+    ids, mask = encoded(model)
+    expected = bart.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        num_beams=num_beams,
+        max_new_tokens=7,
+        do_sample=False,
+        decoder_input_ids=torch.tensor([[2, 0]] * 3),
+    )
+    texts = [text.strip() for text in model.tokenizer.batch_decode(expected[:, 2:], skip_special_tokens=True)]
+    assert without_projections(model).generate(None, TEXTS, num_beams=num_beams, max_new_tokens=7) == texts
+    assert all(texts)
+
+
+def test_embedding_against_a_loop(model):
+    ids, mask = encoded(model)
+    features = model.encode_text(ids, mask)
+    embedding = model.embed_text(features, mask)
+    for row in range(len(ids)):
+        real = [features[row, i] for i in range(ids.shape[1]) if mask[row, i]]
+        projected = model.text_projection.weight @ (sum(real) / len(real))
+        torch.testing.assert_close(embedding[row], projected / projected.norm(), rtol=1e-4, atol=1e-6)
+
+
+def test_padding_changes_no_embedding(model):
+    ids, mask = encoded(model)
+    together = model.embed_text(model.encode_text(ids, mask), mask)
+    for row, text in enumerate(TEXTS):
+        alone_ids, alone_mask = encoded(model, [text])
+        alone = model.embed_text(model.encode_text(alone_ids, alone_mask), alone_mask)
+        torch.testing.assert_close(together[row : row + 1], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_embedding_is_float32_under_autocast(model):
+    ids, mask = encoded(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        features = model.encode_text(ids, mask)
+        embedding = model.embed_text(features.bfloat16(), mask)
+    assert embedding.dtype == torch.float32
+    torch.testing.assert_close(embedding.norm(dim=-1), torch.ones(3))
+
+
+@pytest.mark.parametrize(("kind", "used"), [("pooled", slice(0, 1)), ("patches", slice(1, None))])
+def test_condition_is_eq_1(model, kind, used):
+    model.image_features = kind
+    ids, mask = encoded(model)
+    features, tokens = model.encode_text(ids, mask), image_tokens(model)
+    condition, condition_mask = model.condition(features, mask, tokens)
+    for row in range(3):
+        image = torch.stack([model.image_projection.weight @ v for v in tokens[row, used]])
+        text = torch.stack(
+            [model.text_back_projection.weight @ (model.text_projection.weight @ e) for e in features[row]]
+        )
+        torch.testing.assert_close(condition[row], torch.cat([image, text]), rtol=1e-4, atol=1e-5)
+        assert condition_mask[row].tolist() == [1] * len(image) + mask[row].tolist()
+
+
+def test_decode_starts_from_barts_start_token(model):
+    labels = torch.tensor([[0, 9, 8, 2, -100]])
+    assert shift_tokens_right(labels, 1, 2).tolist() == [[2, 0, 9, 8, 2]]
+    ids, mask = encoded(model, TEXTS[:1])
+    condition = model.condition(model.encode_text(ids, mask), mask)
+    logits = model.decode(*condition, labels)
+    later = labels.clone()
+    later[0, 2] = 11
+    torch.testing.assert_close(logits[:, :3], model.decode(*condition, later)[:, :3])  # no position sees its own target
+    assert (logits[:, 3] - model.decode(*condition, later)[:, 3]).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("clip_dim", [8, 32, 48])
+def test_w_e_prime_is_the_pseudo_inverse(bart_folder, clip_dim):
+    bart = BartForConditionalGeneration.from_pretrained(bart_folder)
+    frozen = FrozenCLIP(tiny_clip())
+    frozen.clip.text_projection = nn.Parameter(torch.zeros(64, clip_dim), requires_grad=False)
+    model = VLKDModel(frozen, bart, AutoTokenizer.from_pretrained(bart_folder))
+    forth, back = model.text_projection.weight.double(), model.text_back_projection.weight.double()
+    # the four conditions of Moore and Penrose
+    for matrix, expected in ((forth @ back @ forth, forth), (back @ forth @ back, back)):
+        torch.testing.assert_close(matrix, expected, rtol=1e-4, atol=1e-5)
+    for product in (forth @ back, back @ forth):
+        torch.testing.assert_close(product, product.T, rtol=1e-4, atol=1e-5)
+
+
+def test_closed_form_start_finds_a_planted_map(model):
+    generator = torch.Generator().manual_seed(3)
+    planted = torch.randn(32, 32, generator=generator)
+    source = torch.randn(500, 32, generator=generator)
+    model.initialize_from_text(source, source @ planted.T, mean_feature_norm=5.0, ridge=1e-8)
+    torch.testing.assert_close(model.text_projection.weight.data, planted, rtol=1e-3, atol=1e-4)
+    identity = model.text_back_projection.weight @ model.text_projection.weight
+    torch.testing.assert_close(identity, torch.eye(32), rtol=0, atol=1e-2)
+    directions = normalize(torch.randn(4000, 32, generator=generator), dim=-1)
+    assert model.image_projection(directions).square().sum(-1).mean().sqrt().item() == pytest.approx(5.0, rel=0.05)
+
+
+def test_mean_pooling_by_hand():
+    features = torch.tensor([[[1.0, 2.0], [3.0, 4.0], [100.0, 100.0]]])
+    assert mean_pooled(features, torch.tensor([[1, 1, 0]])).tolist() == [[2.0, 3.0]]
+
+
+def test_prefix_is_given_and_cut_off(model):
+    prompt = "A picture of <mask>."
+    tokens = image_tokens(model)
+    texts = model.generate(tokens, [prompt] * 3, prefix="A picture of", max_new_tokens=6)
+    assert not any(text.startswith("A picture") for text in texts)
+    # the prefix conditions the rest: another one gives another text
+    assert texts != model.generate(tokens, [prompt] * 3, prefix="what color", max_new_tokens=6)
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_captions_do_not_depend_on_the_batch(model, num_beams):
+    tokens = 30 * image_tokens(model)
+    together = model.caption(tokens, num_beams=num_beams, max_new_tokens=6)
+    assert together == [model.caption(tokens[i : i + 1], num_beams=num_beams, max_new_tokens=6)[0] for i in range(3)]
+    assert together == model.caption(tokens, num_beams=num_beams, max_new_tokens=6)
+
+
+def test_training_leaves_clip_in_evaluation(model):
+    model.train()
+    assert model.bart.training
+    assert not any(module.training for module in model.clip.modules())
+
+
+@pytest.mark.parametrize("kind", ["pooled", "patches"])
+def test_folder_round_trip(model, tmp_path, kind):
+    model.image_features = kind
+    model.save_pretrained(tmp_path / "model")
+    loaded = VLKDModel.from_pretrained(tmp_path / "model").eval()
+    assert loaded.image_features == kind
+    assert loaded.clip.merges == model.clip.merges
+    torch.testing.assert_close(dict(loaded.state_dict()), dict(model.state_dict()), rtol=0, atol=0)
+    assert loaded.caption(image_tokens(model), max_new_tokens=6) == model.caption(image_tokens(model), max_new_tokens=6)
+    assert not list((tmp_path / "model").rglob("*.bin"))
+
+
+def test_missing_bart(clip_folder, tmp_path):
+    with pytest.raises(
+        FileNotFoundError, match=r"BART cannot be loaded from .*nothing: give a folder with config\.json"
+    ):
+        VLKDModel.load(str(clip_folder), str(tmp_path / "nothing"))

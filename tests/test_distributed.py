@@ -1,0 +1,100 @@
+"""Two real processes against one on the joint batch."""
+
+import pytest
+import torch
+import torch.distributed
+import torch.multiprocessing
+from torch import nn
+from torch.nn.functional import normalize
+from torch.nn.parallel import DistributedDataParallel
+
+from vlkd_pl.distributed import gather_objects, gather_with_gradient
+from vlkd_pl.losses import itcl_loss
+
+WORLD_SIZE = 2
+
+
+class Towers(nn.Module):
+    """Stands in for the two encoders, with a temperature."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.image = nn.Linear(6, 5, dtype=torch.float64)
+        self.text = nn.Linear(7, 5, dtype=torch.float64)
+        self.logit_scale = nn.Parameter(torch.tensor(1.5, dtype=torch.float64))
+
+    def forward(self, image, text):
+        return normalize(self.image(image), dim=-1), normalize(self.text(text), dim=-1), self.logit_scale.exp()
+
+
+def inputs():
+    generator = torch.Generator().manual_seed(1)
+    return (torch.randn(8, size, generator=generator, dtype=torch.float64) for size in (6, 7))
+
+
+def gradients(module):
+    return {name: parameter.grad.clone() for name, parameter in module.named_parameters()}
+
+
+def on_rank(rank, folder):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=WORLD_SIZE)
+    image, text = (part.chunk(WORLD_SIZE)[rank] for part in inputs())
+    parallel = DistributedDataParallel(Towers())
+    loss = itcl_loss(*parallel(image, text))
+    loss.backward()
+    objects = gather_objects([f"{rank}a", f"{rank}b"])
+
+    rows = torch.full((2, 1), float(rank + 1), requires_grad=True)
+    gathered = gather_with_gradient(rows)
+    (gathered * torch.arange(4.0)[:, None]).sum().backward()
+    torch.save(
+        {
+            "loss": loss.detach(),
+            "gradients": gradients(parallel.module),
+            "objects": objects,
+            "gathered": gathered.detach(),
+            "gathered_gradient": rows.grad,
+        },
+        f"{folder}/{rank}.pt",
+    )
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    """What each of two processes found."""
+    folder = tmp_path_factory.mktemp("ranks")
+    torch.multiprocessing.spawn(on_rank, (str(folder),), WORLD_SIZE)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(WORLD_SIZE)]
+
+
+def test_itcl_of_two_ranks_is_that_of_the_joint_batch(ranks):
+    towers = Towers()
+    joint = itcl_loss(*towers(*inputs()))
+    joint.backward()
+    torch.testing.assert_close(sum(result["loss"] for result in ranks) / WORLD_SIZE, joint.detach(), rtol=1e-12, atol=0)
+    for result in ranks:
+        torch.testing.assert_close(result["gradients"], gradients(towers), rtol=1e-10, atol=1e-14)
+
+
+def test_negatives_of_other_ranks_count(ranks):
+    towers = Towers()
+    image, text = inputs()
+    alone = [itcl_loss(*towers(i, t)).item() for i, t in zip(image.chunk(2), text.chunk(2), strict=True)]
+    assert all(result["loss"].item() > own + 0.1 for result, own in zip(ranks, alone, strict=True))
+
+
+def test_gathering_keeps_the_order_and_returns_each_gradient(ranks):
+    for rank, result in enumerate(ranks):
+        assert result["gathered"].flatten().tolist() == [1, 1, 2, 2]
+        # each of the two ranks adds its own gradient, 0..3 at the four rows
+        assert result["gathered_gradient"].flatten().tolist() == [[0, 2], [4, 6]][rank]
+        assert result["objects"] == ["0a", "0b", "1a", "1b"]
+
+
+def test_one_process_gathers_itself():
+    tensor = torch.ones(2, 3)
+    assert gather_with_gradient(tensor) is tensor
+    assert gather_objects([1, 2]) == [1, 2]

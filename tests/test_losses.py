@@ -1,0 +1,98 @@
+"""The losses against loops written here, values worked out by hand, and numerical gradients."""
+
+import math
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from vlkd_pl.losses import icti_loss, itcl_loss, ttdm_loss
+
+
+def unit(*shape, seed=0):
+    return normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64), dim=-1)
+
+
+def test_ttdm_by_hand():
+    first, second = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[0.0, 1.0], [0.0, 1.0]])
+    # squared distances 2 and 0: mean over the batch 1, and over the two dimensions one half of it
+    assert ttdm_loss(first, second, "sum").item() == pytest.approx(1.0)
+    assert ttdm_loss(first, second, "mean").item() == pytest.approx(0.5)
+    assert ttdm_loss(first, second).item() == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_ttdm_against_a_loop(reduction):
+    first, second = unit(5, 7), unit(5, 7, seed=1)
+    total = 0.0
+    for a, b in zip(first.tolist(), second.tolist(), strict=True):
+        distance = sum((x - y) ** 2 for x, y in zip(a, b, strict=True))
+        total += distance / 7 if reduction == "mean" else distance
+    assert ttdm_loss(first, second, reduction).item() == pytest.approx(total / 5, rel=1e-12)
+
+
+def itcl_loop(image, text, scale):
+    """L_i2t and L_t2i of Section 3.2.2, term by term."""
+    size = len(image)
+    similar = [[sum(a * b for a, b in zip(v, e, strict=True)) * scale for e in text.tolist()] for v in image.tolist()]
+    i2t = -sum(similar[k][k] - math.log(sum(math.exp(similar[k][j]) for j in range(size))) for k in range(size)) / size
+    t2i = -sum(similar[k][k] - math.log(sum(math.exp(similar[j][k]) for j in range(size))) for k in range(size)) / size
+    return (i2t + t2i) / 2
+
+
+def test_itcl_against_a_loop():
+    image, text = unit(6, 4), unit(6, 4, seed=1)
+    loss = itcl_loss(image, text, torch.tensor(1 / 0.07, dtype=torch.float64))
+    assert loss.item() == pytest.approx(itcl_loop(image, text, 1 / 0.07), rel=1e-12)
+
+
+def test_itcl_by_hand():
+    # two orthogonal pairs, each matched: logits 3 on the diagonal and 0 off it
+    loss = itcl_loss(torch.eye(2), torch.eye(2), torch.tensor(3.0))
+    assert loss.item() == pytest.approx(math.log(1 + math.exp(-3.0)), rel=1e-6)
+
+
+def icti_loop(logits, labels):
+    """Eq. (2), term by term; also the number of tokens."""
+    total, count = 0.0, 0
+    for rows, targets in zip(logits.tolist(), labels.tolist(), strict=True):
+        for row, target in zip(rows, targets, strict=True):
+            if target != -100:
+                total -= row[target] - math.log(sum(math.exp(value) for value in row))
+                count += 1
+    return total, count
+
+
+def test_icti_against_a_loop():
+    logits = torch.randn(3, 5, 11, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    labels = torch.tensor([[1, 2, 3, -100, -100], [4, 5, 6, 7, 8], [9, -100, -100, -100, -100]])
+    total, count = icti_loop(logits, labels)
+    assert icti_loss(logits, labels).item() == pytest.approx(total / 3, rel=1e-12)
+    assert icti_loss(logits, labels, "sum").item() == pytest.approx(total / 3, rel=1e-12)
+    assert icti_loss(logits, labels, "mean").item() == pytest.approx(total / count, rel=1e-12)
+
+
+def test_icti_by_hand():
+    # even odds over four words: each of three tokens costs ln 4
+    loss = icti_loss(torch.zeros(1, 3, 4), torch.tensor([[0, 1, 2]]))
+    assert loss.item() == pytest.approx(3 * math.log(4), rel=1e-6)
+
+
+def test_icti_is_computed_in_float32():
+    logits = torch.randn(2, 4, 50, generator=torch.Generator().manual_seed(0)).half()
+    labels = torch.randint(50, (2, 4), generator=torch.Generator().manual_seed(1))
+    loss = icti_loss(logits, labels)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, icti_loss(logits.float(), labels))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_gradients(reduction):
+    def leaf(*shape, seed):
+        return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).requires_grad_()
+
+    labels = torch.tensor([[1, -100, 0], [2, 3, -100]])
+    scale = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda a, b: ttdm_loss(a, b, reduction), (leaf(3, 4, seed=0), leaf(3, 4, seed=1)))
+    assert torch.autograd.gradcheck(itcl_loss, (leaf(3, 4, seed=0), leaf(3, 4, seed=1), scale))
+    assert torch.autograd.gradcheck(lambda logits: icti_loss(logits, labels, reduction), (leaf(2, 3, 4, seed=2),))
