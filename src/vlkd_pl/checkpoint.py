@@ -109,7 +109,8 @@ class ExportModel(pl.Callback):
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Writes the folder on the first rank."""
+        log_dir = trainer.log_dir or trainer.default_root_dir  # asked on all ranks: it is broadcast
         if trainer.is_global_zero:
-            folder = Path(self.dirpath or Path(trainer.log_dir or trainer.default_root_dir) / "model")
+            folder = Path(self.dirpath or Path(log_dir) / "model")
             module.model.save_pretrained(folder)
             print(f"model: {folder}")

@@ -3,6 +3,7 @@
 import clip
 import pytest
 import torch
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from transformers import AutoTokenizer
 
 from vlkd_pl.data.base import CLIPTokenizer, Collator, clip_image_size, load_bart_tokenizer, load_clip_tokenizer
@@ -44,7 +45,7 @@ def test_image_size_by_name(name, size):
 
 def test_image_size_of_folders_and_strangers(clip_folder):
     assert clip_image_size(str(clip_folder)) == 64
-    with pytest.raises(ValueError, match=r"give --data\.image_size"):
+    with pytest.raises(MisconfigurationException, match=r"give --data\.image_size"):
         clip_image_size("mine.pt")
 
 

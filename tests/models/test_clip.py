@@ -12,7 +12,7 @@ from clip.model import convert_weights
 from tiny_models import tiny_clip
 from torch.nn.functional import normalize
 
-from vlkd_pl.models.clip import CLIP_NAMES, FrozenCLIP, build_clip, clip_sizes
+from vlkd_pl.models.clip import CLIP_NAMES, CLIPFileError, FrozenCLIP, build_clip, clip_sizes
 
 KINDS = ["resnet", "vit"]
 
@@ -169,10 +169,10 @@ def test_official_names():
 
 
 def test_checksums(files):
-    with pytest.raises(ValueError, match="has the sha256"):
+    with pytest.raises(CLIPFileError, match="has the sha256"):
         FrozenCLIP.load(files / "state.pt", sha256="0" * 64)
     shutil.copy(files / "state.pt", files / "ViT-B-16.pt")
-    with pytest.raises(ValueError, match="5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f"):
+    with pytest.raises(CLIPFileError, match="5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f"):
         FrozenCLIP.load(files / "ViT-B-16.pt")
 
 
@@ -209,7 +209,7 @@ class Payload:
 )
 def test_nothing_in_a_file_is_run(tmp_path, write):
     write(Payload(tmp_path / "ran"), tmp_path / "bad.pt")
-    with pytest.raises(ValueError, match="neither a TorchScript archive nor a state dict"):
+    with pytest.raises(CLIPFileError, match="neither a TorchScript archive nor a state dict"):
         FrozenCLIP.load(tmp_path / "bad.pt")
     assert not (tmp_path / "ran").exists()
 
@@ -217,5 +217,5 @@ def test_nothing_in_a_file_is_run(tmp_path, write):
 @pytest.mark.parametrize("content", [{"weight": torch.zeros(2)}, [torch.zeros(2)]])
 def test_other_weights_are_refused(tmp_path, content):
     torch.save(content, tmp_path / "other.pt")
-    with pytest.raises(ValueError, match="CLIP"):
+    with pytest.raises(CLIPFileError, match="CLIP"):
         FrozenCLIP.load(tmp_path / "other.pt")

@@ -11,6 +11,8 @@ import transformers
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
+from vlkd_pl.models.clip import CLIPFileError
+
 
 class VLKDCLI(LightningCLI):
     """Lightning's command line; what model and data share is given once, under ``model``."""
@@ -36,10 +38,20 @@ def main(arguments: Sequence[str]) -> int:
     transformers.utils.logging.disable_progress_bar()
     try:
         run(arguments)
-    except (FileNotFoundError, MisconfigurationException) as error:
-        print(f"vlkd-pl {arguments[0]}: {error}", file=sys.stderr)
+    except Exception as error:
+        explained = _explained(error)
+        if explained is None:
+            raise
+        print(f"vlkd-pl {arguments[0]}: {explained}", file=sys.stderr)
         return 1
     return 0
+
+
+def _explained(error: BaseException | None) -> BaseException | None:
+    """The error that tells a user what to do, under those made of it on its way; None where it is a defect."""
+    while error is not None and not isinstance(error, FileNotFoundError | MisconfigurationException | CLIPFileError):
+        error = error.__cause__
+    return error
 
 
 def run(arguments: Sequence[str]) -> Any:

@@ -10,6 +10,7 @@ from zlib import crc32
 
 import numpy as np
 import torch
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -101,7 +102,7 @@ def clip_image_size(clip: str) -> int:
         clip: A name, a file called as OpenAI calls it, or a folder with ``clip.safetensors``.
 
     Raises:
-        ValueError: It is another file: its size is not known from its name.
+        MisconfigurationException: It is another file: its size is not known from its name.
     """
     folder = Path(clip)
     if (folder / "clip.safetensors").is_file():
@@ -113,7 +114,9 @@ def clip_image_size(clip: str) -> int:
     for name in _OFFICIAL:
         if clip == name or folder.name == f"{name.replace('/', '-').replace('@', '-')}.pt":
             return _IMAGE_SIZES.get(name, _DEFAULT_IMAGE_SIZE)
-    raise ValueError(f"the picture size of the CLIP {clip} cannot be told from its name: give --data.image_size")
+    raise MisconfigurationException(
+        f"the picture size of the CLIP {clip} cannot be told from its name: give --data.image_size"
+    )
 
 
 def load_bart_tokenizer(bart: str) -> PreTrainedTokenizerBase:

@@ -188,7 +188,7 @@ class CC3MDataModule(pl.LightningDataModule):
 
     Raises:
         FileNotFoundError: BART's tokenizer cannot be found.
-        ValueError: CLIP's picture size is unknown.
+        MisconfigurationException: CLIP's picture size is unknown.
     """
 
     def __init__(

@@ -84,7 +84,7 @@ class VLKDModel(nn.Module, ModelHubMixin):
 
         Raises:
             FileNotFoundError: CLIP or BART cannot be found.
-            ValueError: The file holds no CLIP, or not the one that its checksum tells.
+            CLIPFileError: The file holds no CLIP, or not the one that its checksum tells.
         """
         frozen_clip = FrozenCLIP.load(clip, clip_sha256)
         try:

@@ -54,8 +54,14 @@ def caption_panel(
     return panel
 
 
-def log_panel(trainer: pl.Trainer, name: str, panel: Image.Image) -> Path | None:
+def log_panel(trainer: pl.Trainer, name: str, panel: Image.Image, folder: str | None) -> Path | None:
     """Writes a panel to the run's log folder and to every logger that takes images.
+
+    Args:
+        trainer: Holds the loggers and the step.
+        name: What it is called in the logs.
+        panel: The picture.
+        folder: The run's log folder, where it has one.
 
     Returns:
         The PNG file; None where the run has no folder.
@@ -65,9 +71,9 @@ def log_panel(trainer: pl.Trainer, name: str, panel: Image.Image) -> Path | None
             logger.log_image(name, [panel], step=trainer.global_step)
         elif hasattr(logger.experiment, "add_image"):  # TensorBoard
             logger.experiment.add_image(name, np.asarray(panel), trainer.global_step, dataformats="HWC")
-    if trainer.log_dir is None:
+    if folder is None:
         return None
-    path = Path(trainer.log_dir) / "panels" / f"{name.replace('/', '_')}_{trainer.global_step:06d}.png"
+    path = Path(folder) / "panels" / f"{name.replace('/', '_')}_{trainer.global_step:06d}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     panel.save(path)
     return path

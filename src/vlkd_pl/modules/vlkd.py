@@ -281,14 +281,14 @@ class VLKDModule(pl.LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """As in validation; also writes ``scores.json`` and ``predictions.json`` to the run's log folder."""
+        folder = self.trainer.log_dir  # asked on all ranks: it is broadcast
         scores, predictions, panel = self._conclude("test")
-        if self.trainer.is_global_zero and self.trainer.log_dir is not None:
-            folder = Path(self.trainer.log_dir)
-            folder.mkdir(parents=True, exist_ok=True)
+        if self.trainer.is_global_zero and folder is not None:
+            Path(folder).mkdir(parents=True, exist_ok=True)
             record = {"scores": scores, "caption_panel": str(panel)}
-            (folder / "scores.json").write_text(json.dumps(record, indent=1))
+            (Path(folder) / "scores.json").write_text(json.dumps(record, indent=1))
             results = [{"image_id": image_id, "caption": caption} for image_id, caption in predictions.items()]
-            (folder / "predictions.json").write_text(json.dumps(results, indent=1))
+            (Path(folder) / "predictions.json").write_text(json.dumps(results, indent=1))
 
     def _evaluate(self, batch: EvaluationBatch, stage: str) -> None:
         encoded = self._encode(batch)
@@ -329,15 +329,15 @@ class VLKDModule(pl.LightningModule):
         for name, value in scores.items():
             self.log(f"{stage}/{name}", value, prog_bar=name == "cider", rank_zero_only=True)
 
-        panel = None
+        panel, folder = None, self.trainer.log_dir
         shown = [item for item in items if item["image"] is not None][: self.panel_size]
         if shown and self.trainer.is_global_zero and not self.trainer.sanity_checking:
-            captions = [item["caption"] for item in shown]
-            panel = log_panel(
-                self.trainer,
-                f"{stage}/captions",
-                caption_panel([item["image"] for item in shown], captions, [item["references"][0] for item in shown]),
+            drawn = caption_panel(
+                [item["image"] for item in shown],
+                [item["caption"] for item in shown],
+                [item["references"][0] for item in shown],
             )
+            panel = log_panel(self.trainer, f"{stage}/captions", drawn, folder)
         return scores, predictions, panel
 
     # Checkpoints

@@ -1,0 +1,287 @@
+"""VLKDModule through the command line: what it trains, logs, keeps and resumes."""
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from torch.nn.functional import cross_entropy
+
+from vlkd_pl.checkpoint import CLIP_PREFIX
+from vlkd_pl.cli import main
+from vlkd_pl.commands.train import run
+from vlkd_pl.models.vlkd import VLKDModel
+from vlkd_pl.modules.vlkd import VLKDModule
+
+CONFIG = Path(__file__).parents[2] / "configs" / "sample" / "distill.yaml"
+
+
+def arguments(world, folder, command="fit", **options):
+    """The sample run in miniature, with every part of the real one."""
+    settings = {
+        "model.init_args.clip": world.clip,
+        "model.init_args.bart": world.bart,
+        "model.init_args.num_start_texts": 20,
+        "model.init_args.warmup_steps": 2,
+        "model.init_args.total_steps": 8,
+        "model.init_args.max_caption_tokens": 5,
+        "model.init_args.num_beams": 2,
+        "data.init_args.shards": world.shards,
+        "data.init_args.text_corpus": str(world.folder / "corpus.txt"),
+        "data.init_args.batch_size": 6,
+        "data.init_args.text_batch_size": 3,
+        "data.init_args.val_images": str(world.folder / "images"),
+        "data.init_args.val_captions": str(world.folder / "captions_val.json"),
+        "data.init_args.test_images": str(world.folder / "images"),
+        "data.init_args.test_captions": str(world.folder / "captions_test.json"),
+        "trainer.max_steps": 4,
+        "trainer.val_check_interval": 3,
+        "trainer.log_every_n_steps": 1,
+        "trainer.enable_progress_bar": "false",
+        "trainer.enable_model_summary": "false",
+        "trainer.logger": json.dumps(
+            [
+                {"class_path": name, "init_args": {"save_dir": str(folder), "name": None, "version": ""}}
+                for name in ("TensorBoardLogger", "CSVLogger")
+            ]
+        ),
+        "trainer.callbacks": json.dumps(
+            [
+                {"class_path": "ModelCheckpoint", "init_args": {"save_last": True, "every_n_train_steps": 1}},
+                {"class_path": "vlkd_pl.ExportModel"},
+            ]
+        ),
+    } | {name.replace("__", "."): value for name, value in options.items()}
+    return [command, "--config", str(CONFIG), *(f"--{name}={value}" for name, value in settings.items())]
+
+
+def rows(folder):
+    with (folder / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def column(folder, name):
+    return [float(row[name]) for row in rows(folder) if row.get(name)]
+
+
+@pytest.fixture(scope="module")
+def trained(world, tmp_path_factory):
+    """A finished run: its folder, and the command line object."""
+    folder = tmp_path_factory.mktemp("trained")
+    return folder, run(arguments(world, folder))
+
+
+def weights(module):
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def test_everything_is_logged(trained):
+    folder, _ = trained
+    for name in (
+        "loss",
+        "ttdm_loss",
+        "itcl_loss",
+        "icti_loss",
+        "text_infilling_loss",
+        "temperature",
+        "learning_rate",
+        "grad_norm",
+    ):
+        values = column(folder, f"train/{name}")
+        assert len(values) == 4, name
+        assert all(math.isfinite(value) for value in values)
+    assert min(column(folder, "train/samples_per_second")) > 0
+    assert column(folder, "train/temperature")[0] == pytest.approx(0.07, rel=1e-3)
+    assert column(folder, "data/skipped_samples") == [0.0] * 4
+    for name in ("ttdm_loss", "itcl_loss", "icti_loss", "cider", "cider_shuffled"):
+        assert len(column(folder, f"val/{name}")) == 1
+    for encoder in ("bart", "clip"):
+        for direction in ("image_to_text", "text_to_image"):
+            assert [0 <= column(folder, f"val/{encoder}_{direction}_r{k}")[0] <= 1 for k in (1, 5, 10)] == [True] * 3
+    assert list(folder.glob("events.out.tfevents.*"))
+    assert (folder / "panels" / "val_captions_000003.png").is_file()
+
+
+def test_the_loss_is_the_weighted_sum(trained):
+    folder, _ = trained
+    total = column(folder, "train/loss")
+    parts = [column(folder, f"train/{name}_loss") for name in ("ttdm", "itcl", "icti", "text_infilling")]
+    for step, loss in enumerate(total):
+        assert loss == pytest.approx(
+            sum(weight * part[step] for weight, part in zip((1e3, 1, 1, 1), parts, strict=True)), rel=1e-4
+        )
+
+
+def test_clip_is_bit_for_bit_the_same_and_the_rest_is_not(trained, world):
+    module = trained[1].model
+    fresh = VLKDModel.load(world.clip, world.bart, "patches")
+    torch.testing.assert_close(dict(module.model.clip.state_dict()), dict(fresh.clip.state_dict()), rtol=0, atol=0)
+    for name, value in fresh.bart.named_parameters():
+        if "embed_positions" not in name and "k_proj.bias" not in name:
+            assert not torch.equal(value, module.model.bart.get_parameter(name)), name
+    # a run's start is random or in closed form, never what another module drew
+    assert module.logit_scale.item() != pytest.approx(-math.log(0.07), abs=1e-7)
+
+
+def test_dropout_is_on_in_bart_alone(world):
+    module = VLKDModule(world.clip, world.bart, "patches")
+    module.train()
+    assert module.model.bart.model.encoder.training
+    assert not any(part.training for part in module.model.clip.modules())
+
+
+def test_checkpoints_hold_no_clip(trained):
+    checkpoint = torch.load(trained[0] / "checkpoints" / "last.ckpt", weights_only=True)
+    assert not [name for name in checkpoint["state_dict"] if name.startswith(CLIP_PREFIX)]
+    assert [name for name in checkpoint["state_dict"] if name.startswith("model.bart.")]
+
+
+def test_the_exported_folder_is_the_trained_model(trained):
+    folder, command_line = trained
+    loaded = VLKDModel.from_pretrained(folder / "model")
+    torch.testing.assert_close(dict(loaded.state_dict()), dict(command_line.model.model.state_dict()), rtol=0, atol=0)
+
+
+def test_the_same_seed_gives_the_same_losses(trained, world, tmp_path):
+    run(arguments(world, tmp_path))
+    assert column(tmp_path, "train/loss") == column(trained[0], "train/loss")
+    run(arguments(world, tmp_path / "other", seed_everything=1))
+    assert column(tmp_path / "other", "train/loss") != column(trained[0], "train/loss")
+
+
+@pytest.mark.parametrize(("cut", "num_workers"), [(1, 0), (3, 0), (4, 2)])
+def test_a_cut_and_resumed_run_ends_as_the_uncut_one(world, tmp_path, cut, num_workers):
+    """Before and after a validation, with dropout, corruption, two batches to a step, and workers."""
+    options = {"trainer__accumulate_grad_batches": 2, "data__init_args__num_workers": num_workers}
+    uncut = run(arguments(world, tmp_path / "uncut", trainer__max_steps=6, **options))
+    run(arguments(world, tmp_path / "cut", trainer__max_steps=cut, **options))
+    last = tmp_path / "cut" / "checkpoints" / "last.ckpt"
+    resumed = run(arguments(world, tmp_path / "resumed", trainer__max_steps=6, ckpt_path=last, **options))
+    assert resumed.trainer.global_step == 6
+    torch.testing.assert_close(weights(resumed.model), weights(uncut.model), rtol=0, atol=0)
+    assert column(tmp_path / "resumed", "train/loss") == column(tmp_path / "uncut", "train/loss")[cut:]
+
+
+def test_a_checkpoint_of_another_clip_is_refused(trained, world, tmp_path, capsys):
+    import safetensors.torch
+    from tiny_models import tiny_clip
+
+    other = {
+        name: value + 0.1 if name == "text_projection" else value for name, value in tiny_clip().state_dict().items()
+    }
+    safetensors.torch.save_file(other, tmp_path / "clip.safetensors")
+    (tmp_path / "merges.txt.gz").write_bytes((Path(world.clip) / "merges.txt.gz").read_bytes())
+    last = trained[0] / "checkpoints" / "last.ckpt"
+    assert main(arguments(world, tmp_path / "run", ckpt_path=last, model__init_args__clip=tmp_path)) == 1
+    assert "the checkpoint was trained with the CLIP" in capsys.readouterr().err
+    with pytest.raises(MisconfigurationException, match="was trained with the CLIP"):
+        VLKDModule(str(tmp_path), world.bart, "patches", init_from=str(last))
+
+
+def test_test_writes_scores_and_predictions(trained, world, tmp_path):
+    folder, command_line = trained
+    tested = run(arguments(world, tmp_path, "test", model__init_args__init_from=folder / "model"))
+    torch.testing.assert_close(weights(tested.model.model), weights(command_line.model.model), rtol=0, atol=0)
+    record = json.loads((tmp_path / "scores.json").read_text())
+    assert {"cider", "cider_shuffled", "bart_text_to_image_r1", "clip_text_to_image_r1"} <= set(record["scores"])
+    assert Path(record["caption_panel"]).is_file()
+    predictions = json.loads((tmp_path / "predictions.json").read_text())
+    assert [prediction["image_id"] for prediction in predictions] == list(range(101, 107))
+
+
+def test_starting_from_a_checkpoint_or_a_folder_is_the_same(trained, world):
+    folder, command_line = trained
+    for source in (folder / "model", folder / "checkpoints" / "last.ckpt"):
+        module = VLKDModule(world.clip, world.bart, "patches", init_from=str(source))
+        torch.testing.assert_close(weights(module.model), weights(command_line.model.model), rtol=0, atol=0)
+    with pytest.raises(FileNotFoundError, match="no model folder or checkpoint at"):
+        VLKDModule(world.clip, world.bart, init_from="nowhere")
+
+
+def test_one_encoder_pass_gives_what_separate_passes_give(world):
+    module = VLKDModule(world.clip, world.bart, "patches").eval()
+    tokenizer = module.model.tokenizer
+
+    def infilling(corrupted, clean):
+        ids, labels = (tokenizer(texts, padding=True, return_tensors="pt") for texts in (corrupted, clean))
+        return {
+            "corrupted_ids": ids["input_ids"],
+            "corrupted_mask": ids["attention_mask"],
+            "labels": labels["input_ids"].masked_fill(labels["attention_mask"] == 0, -100),
+        }
+
+    clean = ["a red fish", "two blue boats on the grass"]
+    batch = infilling(["a <mask> fish", "<mask>"], clean)
+    text = tokenizer(clean, padding=True, return_tensors="pt")
+    clip_ids = torch.tensor([[653, 5, 654], [653, 9, 654]])
+    batch |= {
+        "image": torch.randn(2, 3, 64, 64),
+        "clip_text_ids": clip_ids,
+        "bart_text_ids": text["input_ids"],
+        "bart_text_mask": text["attention_mask"],
+        "text_infilling": infilling(
+            ["what color is the fish? Answer: <mask>."], ["what color is the fish? Answer: red."]
+        ),
+    }
+    losses = module.compute_losses(batch)
+    model = module.model
+
+    def infilling_loss(part, image_tokens=None):
+        features = model.encode_text(part["corrupted_ids"], part["corrupted_mask"])
+        logits = model.decode(*model.condition(features, part["corrupted_mask"], image_tokens), part["labels"])
+        return sum(
+            cross_entropy(row, labels, ignore_index=-100, reduction="sum")
+            for row, labels in zip(logits, part["labels"], strict=True)
+        ) / len(logits)
+
+    torch.testing.assert_close(
+        losses["icti"], infilling_loss(batch, model.clip.encode_image(batch["image"])), rtol=1e-4, atol=1e-4
+    )
+    torch.testing.assert_close(losses["text_infilling"], infilling_loss(batch["text_infilling"]), rtol=1e-4, atol=1e-4)
+    embedding = model.embed_text(model.encode_text(text["input_ids"], text["attention_mask"]), text["attention_mask"])
+    expected = (model.clip.encode_text(clip_ids) - embedding).square().mean()
+    torch.testing.assert_close(losses["ttdm"], expected, rtol=1e-4, atol=1e-7)
+
+
+def test_closed_form_start_beats_the_random_one(world, tmp_path):
+    """On the captions that it is computed on, W_e brings BART's embeddings nearer to CLIP's at once."""
+    distances = {}
+    for start in ("random", "closed_form"):
+        options = {"model__init_args__start": start, "model__init_args__num_start_texts": 60, "trainer__max_steps": 1}
+        run(arguments(world, tmp_path / start, **options))
+        distances[start] = column(tmp_path / start, "train/ttdm_loss")[0]
+    assert distances["closed_form"] < 0.5 * distances["random"]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("model__init_args__clip", "nowhere", "no CLIP at nowhere"),
+        ("model__init_args__bart", "./nowhere", "BART cannot be loaded from ./nowhere"),
+        ("data__init_args__shards", "nowhere/{0..2}.tar", "3 of 3 shards do not exist"),
+        ("data__init_args__num_workers", "5", "4 shards are too few"),
+        ("data__init_args__val_captions", "nowhere.json", "no caption file at nowhere.json"),
+    ],
+)
+def test_what_is_missing_is_said_in_one_line_before_training(world, tmp_path, capsys, option, value, message):
+    assert main(arguments(world, tmp_path, **{option: value})) == 1
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert message in lines[-1]
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_two_processes_train_as_one(world, tmp_path):
+    """DDP over gloo: both ranks end with the same weights, which are finite and have moved."""
+    options = {
+        "trainer__devices": 2,
+        "trainer__strategy": "ddp_spawn",
+        "trainer__max_steps": 2,
+        "trainer__val_check_interval": 2,
+    }
+    run(arguments(world, tmp_path, **options))
+    assert (tmp_path / "model" / "model.safetensors").is_file()
+    assert all(math.isfinite(value) for value in column(tmp_path, "train/loss"))
+    assert column(tmp_path, "val/cider")
