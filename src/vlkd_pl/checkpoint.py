@@ -112,5 +112,6 @@ class ExportModel(pl.Callback):
         log_dir = trainer.log_dir or trainer.default_root_dir  # asked on all ranks: it is broadcast
         if trainer.is_global_zero:
             folder = Path(self.dirpath or Path(log_dir) / "model")
-            module.model.save_pretrained(folder)
+            model: Any = module.model
+            model.save_pretrained(folder)
             print(f"model: {folder}")

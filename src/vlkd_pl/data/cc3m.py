@@ -154,7 +154,7 @@ class ShardStream(IterableDataset[ImageTextBatch]):
                 if self.keep(raw["__key__"]):
                     yield raw
         except (tarfile.TarError, OSError, ValueError):  # webdataset's own errors on odd members are ValueErrors
-            self.decoder.skip("broken_tar", worker)
+            self.decoder.count("broken_tar", worker)
 
 
 class CC3MDataModule(pl.LightningDataModule):
@@ -368,7 +368,7 @@ class CC3MDataModule(pl.LightningDataModule):
     def _eval_dataloader(self, name: str) -> DataLoader[EvaluationBatch] | list[Any]:
         if name not in self.evaluation:
             return []
-        return DataLoader(
+        return DataLoader[Any](
             self.evaluation[name],
             batch_size=self.eval_batch_size,
             num_workers=self.num_workers,

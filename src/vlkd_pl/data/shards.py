@@ -139,26 +139,34 @@ class SampleDecoder:
     def __call__(self, raw: RawSample, worker: int) -> ImageText | None:
         """The sample, or None where it is skipped."""
         self.counts[worker, -1] += 1
+        sample = self._decoded(raw)
+        if isinstance(sample, str):
+            self.count(sample, worker)
+            return None
+        return sample
+
+    def _decoded(self, raw: RawSample) -> ImageText | str:
+        """The sample, or the reason why it is skipped."""
         content = next((raw[extension] for extension in _IMAGE_EXTENSIONS if extension in raw), None)
         if content is None or "txt" not in raw:
-            return self.skip("missing_part", worker)
+            return "missing_part"
         text = raw["txt"].decode("utf-8", "replace").strip()
         if not text:
-            return self.skip("empty_text", worker)
+            return "empty_text"
         try:
             with Image.open(io.BytesIO(content)) as image:
                 if image.width * image.height > self.max_image_pixels:
-                    return self.skip("too_large", worker)
+                    return "too_large"
                 if image.mode != "RGB" and self.skip_non_rgb:
-                    return self.skip("not_rgb", worker)
+                    return "not_rgb"
                 pixels = self.transform(image.convert("RGB"))
         except Image.DecompressionBombError:
-            return self.skip("too_large", worker)
+            return "too_large"
         except (OSError, ValueError, SyntaxError):  # all that Pillow raises on damaged files
-            return self.skip("unreadable_image", worker)
+            return "unreadable_image"
         return {"image": pixels, "text": text, "key": raw["__key__"]}
 
-    def skip(self, reason: str, worker: int) -> None:
+    def count(self, reason: str, worker: int) -> None:
         """Counts one thing skipped."""
         self.counts[worker, SKIP_REASONS.index(reason)] += 1
 

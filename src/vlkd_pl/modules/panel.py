@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
@@ -66,7 +67,8 @@ def log_panel(trainer: pl.Trainer, name: str, panel: Image.Image, folder: str | 
     Returns:
         The PNG file; None where the run has no folder.
     """
-    for logger in trainer.loggers:
+    loggers: list[Any] = trainer.loggers
+    for logger in loggers:
         if hasattr(logger, "log_image"):  # Weights & Biases
             logger.log_image(name, [panel], step=trainer.global_step)
         elif hasattr(logger.experiment, "add_image"):  # TensorBoard

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytorch_lightning as pl
 import torch
 from clip.model import CLIP
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from transformers import AutoTokenizer, BartConfig, BartForConditionalGeneration
 
@@ -41,7 +42,7 @@ class PretrainingModule(pl.LightningModule, ABC):
         self.weight_decay = weight_decay
         self.warmup_steps = warmup_steps
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with warm-up and linear decay."""
         groups = parameter_groups(self, self.weight_decay, self.learning_rate)
         optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=(0.9, 0.98))

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from vlkd_pl.batch import EvaluationBatch, ImageTextBatch, InfillingBatch
@@ -141,7 +142,12 @@ class VLKDModule(pl.LightningModule):
         self.panel_size = panel_size
         self.evaluated: list[dict[str, Any]] = []
         self._resumed_random_state: dict[str, Tensor | None] | None = None
-        self._clock: tuple[float, int] | None = None
+        self._batch_ended: float | None = None
+
+    @property
+    def data(self) -> Any:
+        """The trainer's data module."""
+        return getattr(self.trainer, "datamodule", None)
 
     # Losses
 
@@ -210,25 +216,25 @@ class VLKDModule(pl.LightningModule):
         """Logs the temperature, the speed, and what the data skipped."""
         self.log("train/temperature", self.logit_scale.detach().clamp(max=MAX_LOGIT_SCALE).neg().exp())
         self.log("train/learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
-        skipped = getattr(self.trainer.datamodule, "skipped", None)
+        skipped = getattr(self.data, "skipped", None)
         if skipped is not None:
             self.log("data/skipped_samples", float(sum(skipped.values())))
-        now, seen = time.perf_counter(), len(batch["labels"]) * self.trainer.world_size
-        if self._clock is None:
-            self._clock = (now, 0)
-        else:
-            started, samples = self._clock
-            self._clock = (started, samples + seen)
-            if (batch_index + 1) % self.trainer.log_every_n_steps == 0:
-                self.log("train/samples_per_second", (samples + seen) / (now - started), prog_bar=True)
-                self._clock = (now, 0)
+        now = time.perf_counter()
+        if self._batch_ended is not None:
+            num_samples = len(batch["labels"]) * self.trainer.world_size
+            self.log("train/samples_per_second", num_samples / (now - self._batch_ended), prog_bar=True)
+        self._batch_ended = now
+
+    def on_validation_end(self) -> None:
+        """Leaves the time of a validation out of the speed of training."""
+        self._batch_ended = None
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Logs the norm of the gradient, unscaled and before clipping."""
         gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
         self.log("train/grad_norm", nn.utils.get_total_norm(gradients) if gradients else 0.0)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with linear warm-up and linear decay to 0 (Table 10)."""
         groups = parameter_groups(self, self.weight_decay, self.learning_rate, self.projection_learning_rate)
         optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=self.betas, eps=self.eps)
@@ -241,7 +247,7 @@ class VLKDModule(pl.LightningModule):
     def on_fit_start(self) -> None:
         """Computes the closed-form start; puts BART in training mode: ``from_pretrained`` leaves it in evaluation."""
         if self.start == "closed_form" and self.trainer.ckpt_path is None:
-            self._start_in_closed_form(self.trainer.datamodule.training_captions(self.num_start_texts))
+            self._start_in_closed_form(self.data.training_captions(self.num_start_texts))
         self.train()
 
     def _start_in_closed_form(self, captions: list[str]) -> None:
@@ -255,7 +261,7 @@ class VLKDModule(pl.LightningModule):
             ids, mask = encoded["input_ids"], encoded["attention_mask"]
             with torch.no_grad():
                 features = self.model.encode_text(ids, mask)
-                clip_text_ids = self.trainer.datamodule.clip_tokenizer(texts).to(self.device)
+                clip_text_ids = self.data.clip_tokenizer(texts).to(self.device)
                 clip_embeddings.append(self.model.clip.encode_text(clip_text_ids))
             bart_embeddings.append(mean_pooled(features, mask))
             norms.append(features.norm(dim=-1)[mask.bool()].mean())
@@ -319,7 +325,7 @@ class VLKDModule(pl.LightningModule):
         references = {item["image_id"]: item["references"] for item in items}
 
         image_embedding = torch.stack([item["image_embedding"] for item in items])
-        scores = {}
+        scores: dict[str, float] = {}
         for name in ("bart", "clip"):
             text_embedding = torch.stack([item[f"{name}_text_embedding"] for item in items])
             recall = recall_at_k(image_embedding, text_embedding, torch.arange(len(items)))

@@ -12,7 +12,8 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from vlkd_pl.batch import InfillingBatch
-from vlkd_pl.data.base import CLIPTokenizer, TextInfilling, load_bart_tokenizer
+from vlkd_pl.data.base import CLIPTokenizer, load_bart_tokenizer
+from vlkd_pl.data.infilling import TextInfilling
 from vlkd_pl.data.sample.language import random_caption, random_line
 from vlkd_pl.data.sample.renderer import IMAGE_SIZE, render
 from vlkd_pl.data.sample.scenes import Scene, Split, near_scenes, random_scene

@@ -16,7 +16,6 @@ from vlkd_pl.data.sample.scenes import Scene, Split, distinct_scenes, random_sce
 MODELS = Path(__file__).parent / "models"
 """The small CLIP and the small BART that ship with the package."""
 
-_JPEG = {"format": "JPEG", "quality": 95, "subsampling": 0}
 _EVALUATION_SPLITS: tuple[Split, ...] = ("val", "test", "unseen")
 
 
@@ -88,7 +87,7 @@ def write_coco_captions(folder: Path, split: str, scenes: list[Scene], first_id:
 
 def _jpeg(scene: Scene, rng: random.Random) -> bytes:
     buffer = io.BytesIO()
-    render(scene, rng).save(buffer, **_JPEG)
+    render(scene, rng).save(buffer, "JPEG", quality=95, subsampling=0)
     return buffer.getvalue()
 
 

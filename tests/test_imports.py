@@ -1,0 +1,41 @@
+"""Which part of the package may import which."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "vlkd_pl"
+ALLOWED = {
+    "__init__": set(),
+    "__main__": {"cli"},
+    "cli": {"__init__"},  # commands are imported by name, when they are run
+    "batch": set(),
+    "distributed": set(),
+    "losses": {"distributed"},
+    "optim": set(),
+    "checkpoint": {"distributed", "models"},
+    "models": {"models"},
+    "metrics": set(),
+    "data": {"data", "batch", "distributed"},
+    "modules": {"modules", "models", "losses", "metrics", "optim", "checkpoint", "batch", "distributed"},
+    "commands": {"commands", "modules", "data", "models"},
+}
+
+
+def imported(path):
+    """The parts of the package that a file imports, anywhere in it."""
+    parts = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names = [node.module]
+        parts |= {[*name.split("."), "__init__"][1] for name in names if name.split(".")[0] == "vlkd_pl"}
+    return parts
+
+
+@pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda path: str(path.relative_to(SOURCE)))
+def test_directions(path):
+    part = path.relative_to(SOURCE).parts[0].removesuffix(".py")
+    assert imported(path) <= ALLOWED[part]
