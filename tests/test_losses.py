@@ -52,6 +52,13 @@ def test_itcl_by_hand():
     assert loss.item() == pytest.approx(math.log(1 + math.exp(-3.0)), rel=1e-6)
 
 
+def test_itcl_keeps_float32_under_autocast():
+    image, text = unit(6, 4).float(), unit(6, 4, seed=1).float()
+    plain = itcl_loss(image, text, torch.tensor(100.0))
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(itcl_loss(image, text, torch.tensor(100.0)), plain)
+
+
 def icti_loop(logits, labels):
     """Eq. (2), term by term; also the number of tokens."""
     total, count = 0.0, 0

@@ -39,8 +39,8 @@ def itcl_loss(image_embedding: Tensor, text_embedding: Tensor, logit_scale: Tens
     DistributedDataParallel takes of the gradients, is the loss of the joint batch.
 
     Args:
-        image_embedding: v_cls (B, D), l2-normalised, of this rank; every rank holds as many pairs.
-        text_embedding: ē_norm (B, D), l2-normalised, of the same pairs.
+        image_embedding: v_cls (B, D) in float32, l2-normalised, of this rank; every rank holds as many pairs.
+        text_embedding: ē_norm (B, D) in float32, l2-normalised, of the same pairs.
         logit_scale: 1/τ, a scalar.
 
     Returns:
@@ -48,8 +48,9 @@ def itcl_loss(image_embedding: Tensor, text_embedding: Tensor, logit_scale: Tens
     """
     all_images, all_texts = gather_with_gradient(image_embedding), gather_with_gradient(text_embedding)
     own = torch.arange(len(image_embedding), device=image_embedding.device) + rank() * len(image_embedding)
-    image_to_text = functional.cross_entropy(logit_scale * image_embedding @ all_texts.T, own)
-    text_to_image = functional.cross_entropy(logit_scale * text_embedding @ all_images.T, own)
+    with torch.autocast(own.device.type, enabled=False):  # similarities of up to 100 need more than half precision
+        image_to_text = functional.cross_entropy(logit_scale * image_embedding @ all_texts.T, own)
+        text_to_image = functional.cross_entropy(logit_scale * text_embedding @ all_images.T, own)
     return (image_to_text + text_to_image) / 2
 
 
