@@ -6,7 +6,6 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 RUN := runs/sample
-# a thread for each core, where a shared machine does not say otherwise
 export TOKENIZERS_PARALLELISM := false
 
 .PHONY: help distill test test-slow check format sample-models clean
@@ -21,6 +20,7 @@ $(BIN)/.installed: setup.cfg pyproject.toml
 	touch $@
 
 distill: $(BIN)/.installed
+	rm -rf $(RUN)
 	$(BIN)/vlkd-pl sample $(RUN)/world
 	$(BIN)/vlkd-pl test --config configs/sample/distill.yaml --config configs/sample/before.yaml
 	$(BIN)/vlkd-pl fit --config configs/sample/distill.yaml

@@ -231,8 +231,8 @@ class VLKDModule(pl.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Logs the norm of the gradient, unscaled and before clipping."""
-        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
-        self.log("train/grad_norm", nn.utils.get_total_norm(gradients) if gradients else 0.0)
+        norms = [parameter.grad.norm() for parameter in self.parameters() if parameter.grad is not None]
+        self.log("train/grad_norm", torch.stack(norms).norm())
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with linear warm-up and linear decay to 0 (Table 10)."""
