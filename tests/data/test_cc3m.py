@@ -197,6 +197,9 @@ def test_bad_samples_are_skipped_and_counted(build, shards, tmp_path):
         "broken_tar": 2,
     }
     assert module.skipped == expected
+    assert module.report().startswith(
+        f"data: {module.decoder.num_seen} samples read, skipped: 2 broken_tar, 2 missing_part, 1"
+    )
 
 
 def test_non_rgb_pictures_can_be_converted(build, tmp_path):

@@ -12,7 +12,6 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
-from pytorch_lightning.utilities.rank_zero import rank_zero_info
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from vlkd_pl.batch import EvaluationBatch, ImageTextBatch, InfillingBatch, StreamPosition
@@ -355,11 +354,13 @@ class CC3MDataModule(pl.LightningDataModule):
             )
             self._positions = {worker: StreamPosition(worker, num_workers, epoch, 0) for worker in range(num_workers)}
 
-    def teardown(self, stage: str) -> None:
-        """Reports what was skipped."""
-        if stage == "fit" and self.decoder.num_seen:
-            reasons = ", ".join(f"{count} {reason}" for reason, count in self.skipped.items() if count)
-            rank_zero_info(f"data: {self.decoder.num_seen} samples read, skipped: {reasons or 'none'}")
+    def report(self) -> str:
+        """One line on what all ranks have read and skipped; to be called on all ranks."""
+        num_seen = sum(gather_objects([self.decoder.num_seen]))
+        of_ranks = gather_objects([self.skipped])
+        totals = {reason: sum(skipped[reason] for skipped in of_ranks) for reason in self.skipped}
+        reasons = ", ".join(f"{total} {reason}" for reason, total in totals.items() if total)
+        return f"data: {num_seen} samples read, skipped: {reasons or 'none'}"
 
     @property
     def _world_size(self) -> int:

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.rank_zero import rank_zero_info
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
@@ -216,9 +217,9 @@ class VLKDModule(pl.LightningModule):
         """Logs the temperature, the speed, and what the data skipped."""
         self.log("train/temperature", self.logit_scale.detach().clamp(max=MAX_LOGIT_SCALE).neg().exp())
         self.log("train/learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
-        skipped = getattr(self.data, "skipped", None)
-        if skipped is not None:
-            self.log("data/skipped_samples", float(sum(skipped.values())))
+        if hasattr(self.data, "skipped"):
+            num_skipped = float(sum(self.data.skipped.values()))
+            self.log("data/skipped_samples", num_skipped, reduce_fx="sum", sync_dist=True)
         now = time.perf_counter()
         if self._batch_ended is not None:
             num_samples = len(batch["labels"]) * self.trainer.world_size
@@ -228,6 +229,11 @@ class VLKDModule(pl.LightningModule):
     def on_validation_end(self) -> None:
         """Leaves the time of a validation out of the speed of training."""
         self._batch_ended = None
+
+    def on_train_end(self) -> None:
+        """Reports what the data skipped."""
+        if hasattr(self.data, "report"):
+            rank_zero_info(self.data.report())
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Logs the norm of the gradient, unscaled and before clipping."""
