@@ -47,8 +47,10 @@ sample-models: $(BIN)/.installed
 	$(BIN)/python -m vlkd_pl.data.sample.tokenizers runs/pretraining/tokenizers
 	$(BIN)/vlkd-pl fit --config configs/sample/clip.yaml
 	$(BIN)/vlkd-pl fit --config configs/sample/bart.yaml
+	$(BIN)/vlkd-pl fit --config configs/sample/bart.yaml --config configs/sample/bart_questions.yaml
 	mkdir -p src/vlkd_pl/data/sample/models
-	cp -r runs/pretraining/clip runs/pretraining/bart src/vlkd_pl/data/sample/models/
+	cp -r runs/pretraining/clip src/vlkd_pl/data/sample/models/
+	cp -r runs/pretraining/bart_questions/. src/vlkd_pl/data/sample/models/bart/
 
 clean:
 	rm -rf runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -14,6 +14,7 @@ OVERLAYS = {
     "sample/before.yaml": "sample/distill.yaml",
     "sample/after.yaml": "sample/distill.yaml",
     "sample/paper.yaml": "sample/distill.yaml",
+    "sample/bart_questions.yaml": "sample/bart.yaml",
 }
 
 

@@ -244,12 +244,16 @@ class VLKDModel(nn.Module, ModelHubMixin):
 
     @torch.no_grad()
     def initialize_from_text(
-        self, bart_embedding: Tensor, clip_embedding: Tensor, mean_feature_norm: float, ridge: float = 1e-3
+        self, bart_embedding: Tensor, clip_embedding: Tensor, mean_feature_norm: float, ridge: float = 1e-2
     ) -> None:
-        """Starts W_e where BART's text embeddings already lie near CLIP's: ridge regression from the one to the other.
+        """Starts W_e where BART's text embeddings already lie near CLIP's; this start is ours, not the paper's.
 
-        W'_e becomes its pseudo-inverse, and W_i is scaled so that W_i V is as long as the encoder's output on average:
-        otherwise the decoder hardly sees the picture at first. This start is ours, not the paper's.
+        Ridge regression from the one to the other, drawn towards the rotation that fits best instead of towards zero.
+        Texts tell little about some directions of BART's space: towards zero, W_e would all but lose them, and W'_e,
+        its pseudo-inverse, would blow them up.
+
+        W'_e becomes the pseudo-inverse of W_e, and W_i is scaled so that W_i V is as long as the encoder's output on
+        average: otherwise the decoder hardly sees the picture at first.
 
         Args:
             bart_embedding: Mean-pooled encoder output of N texts, (N, d_2).
@@ -258,10 +262,17 @@ class VLKDModel(nn.Module, ModelHubMixin):
             ridge: Penalty, as a share of the mean squared singular value of ``bart_embedding``.
         """
         source, target = bart_embedding.double(), clip_embedding.double()
-        gram = source.T @ source
-        penalty = ridge * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-        solution = torch.linalg.solve(gram + penalty, source.T @ target)
-        self.text_projection.weight.copy_(solution.T)
+        gram, cross = source.T @ source, source.T @ target
+        penalty = ridge * gram.diagonal().mean()
+        penalized = gram + penalty * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+        left, _, right = torch.linalg.svd(cross, full_matrices=False)
+        rotation = left @ right
+        plain = torch.linalg.solve(penalized, cross)
+        size = plain.norm() / rotation.norm()
+        forth = torch.linalg.solve(penalized, cross + penalty * size * rotation).T
+        # the embedding is normalised, so that W_e may have any length: as long as its inverse, both learn alike
+        balance = (torch.linalg.pinv(forth).norm() / forth.norm()).sqrt()
+        self.text_projection.weight.copy_(balance * forth)
         self._invert_text_projection()
         # V has norm 1 at each position, so that W_i V has the norm of W_i's mean stretch
         stretch = self.image_projection.weight.norm() / self.clip.embedding_dim**0.5

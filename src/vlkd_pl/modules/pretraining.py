@@ -152,6 +152,7 @@ class BARTPretrainingModule(PretrainingModule):
     Args:
         tokenizer: Folder of a BART tokenizer.
         output: See ``PretrainingModule``.
+        init_from: Folder of a BART of the same sizes to go on from; random weights by default.
         width: Size of the hidden states.
         num_layers: Layers of the encoder and of the decoder.
         num_heads: Attention heads.
@@ -167,6 +168,7 @@ class BARTPretrainingModule(PretrainingModule):
         self,
         tokenizer: str,
         output: str,
+        init_from: str | None = None,
         width: int = 128,
         num_layers: int = 3,
         num_heads: int = 4,
@@ -196,6 +198,8 @@ class BARTPretrainingModule(PretrainingModule):
                 forced_bos_token_id=self.tokenizer.bos_token_id,
             )
         )
+        if init_from is not None:
+            self.bart.load_state_dict(BartForConditionalGeneration.from_pretrained(init_from).float().state_dict())
 
     def training_step(self, batch: InfillingBatch, batch_index: int) -> Tensor:
         """One denoising step."""

@@ -125,21 +125,37 @@ class CorruptedLines(IterableDataset[InfillingBatch]):
         num_batches: Batches; None for a stream without end.
         batch_size: Lines in a batch.
         seed: Decides every line and its corruption.
+        question_share: Share of the lines that must hold a question, beside those that do by chance.
     """
 
-    def __init__(self, infilling: TextInfilling, num_batches: int | None, batch_size: int, seed: int) -> None:
+    def __init__(
+        self,
+        infilling: TextInfilling,
+        num_batches: int | None,
+        batch_size: int,
+        seed: int,
+        question_share: float = 0.0,
+    ) -> None:
         self.infilling = infilling
         self.num_batches = num_batches
         self.batch_size = batch_size
         self.seed = seed
+        self.question_share = question_share
 
     def __iter__(self) -> Iterator[InfillingBatch]:
         rng = random.Random(self.seed)
         index = 0
         while self.num_batches is None or index < self.num_batches:
-            lines = [random_line(rng) for _ in range(self.batch_size)]
+            lines = [self._line(rng) for _ in range(self.batch_size)]
             yield self.infilling(lines, [np.random.default_rng(rng.getrandbits(64)) for _ in lines])
             index += 1
+
+    def _line(self, rng: random.Random) -> str:
+        line = random_line(rng)
+        if self.question_share and rng.random() < self.question_share:
+            while "?" not in line:
+                line = random_line(rng)
+        return line
 
 
 class TextDataModule(pl.LightningDataModule):
@@ -150,6 +166,7 @@ class TextDataModule(pl.LightningDataModule):
         batch_size: Lines in a batch.
         mask_share: Shares of masked tokens; each line draws one of them.
         answer_mask_share: Share of the lines with an answer in which the answer alone is masked.
+        question_share: Share of the lines that must hold a question, beside those that do by chance.
         num_val_batches: Batches of validation lines, in which all answers are masked.
         seed: Decides everything that is drawn.
     """
@@ -160,6 +177,7 @@ class TextDataModule(pl.LightningDataModule):
         batch_size: int = 128,
         mask_share: tuple[float, ...] = (0.15, 0.5, 0.8),
         answer_mask_share: float = 0.5,
+        question_share: float = 0.0,
         num_val_batches: int = 8,
         seed: int = 0,
     ) -> None:
@@ -168,13 +186,15 @@ class TextDataModule(pl.LightningDataModule):
         self.batch_size = batch_size
         self.mask_share = mask_share
         self.answer_mask_share = answer_mask_share
+        self.question_share = question_share
         self.num_val_batches = num_val_batches
         self.seed = seed
 
     def train_dataloader(self) -> DataLoader[InfillingBatch]:
         """Batches without end."""
         infilling = TextInfilling(self.tokenizer, self.mask_share, answer_mask_share=self.answer_mask_share)
-        return DataLoader(CorruptedLines(infilling, None, self.batch_size, self.seed), batch_size=None)
+        lines = CorruptedLines(infilling, None, self.batch_size, self.seed, self.question_share)
+        return DataLoader(lines, batch_size=None)
 
     def val_dataloader(self) -> DataLoader[InfillingBatch]:
         """The same batches each time."""
