@@ -1,6 +1,8 @@
 """Which part of the package may import which."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -39,3 +41,10 @@ def imported(path):
 def test_directions(path):
     part = path.relative_to(SOURCE).parts[0].removesuffix(".py")
     assert imported(path) <= ALLOWED[part]
+
+
+@pytest.mark.parametrize("name", ["vlkd_pl", "vlkd_pl.cli"])
+def test_importing_is_light(name):
+    code = f"import sys, {name}; print({{'torch', 'transformers', 'pytorch_lightning'}} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

@@ -85,12 +85,21 @@ def test_icti_by_hand():
     assert loss.item() == pytest.approx(3 * math.log(4), rel=1e-6)
 
 
-def test_icti_is_computed_in_float32():
-    logits = torch.randn(2, 4, 50, generator=torch.Generator().manual_seed(0)).half()
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_lower_precisions_go_up_to_float32(dtype):
+    image, text = unit(6, 16).to(dtype), unit(6, 16, seed=1).to(dtype)
+    logits = torch.randn(2, 4, 50, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype)
     labels = torch.randint(50, (2, 4), generator=torch.Generator().manual_seed(1))
-    loss = icti_loss(logits, labels)
-    assert loss.dtype == torch.float32
-    torch.testing.assert_close(loss, icti_loss(logits.float(), labels))
+    scale = torch.tensor(100.0)
+
+    def losses(wide):
+        first, second = image.to(wide), text.to(wide)
+        return ttdm_loss(first, second), itcl_loss(first, second, scale), icti_loss(logits.to(wide), labels)
+
+    wide = torch.promote_types(dtype, torch.float32)
+    for loss, expected in zip(losses(dtype), losses(wide), strict=True):
+        assert loss.dtype == wide
+        assert torch.equal(loss, expected)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])

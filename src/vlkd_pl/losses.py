@@ -1,4 +1,4 @@
-"""The paper's losses as pure functions (Section 3.2)."""
+"""The paper's losses as pure functions (Section 3.2), in float32 at least: lower precisions are taken up to it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def ttdm_loss(clip_text_embedding: Tensor, bart_text_embedding: Tensor, reductio
     Returns:
         Scalar in [0, 4 / D] for ``mean`` and [0, 4] for ``sum``.
     """
-    squared = (clip_text_embedding - bart_text_embedding).square()
+    squared = (_at_least_float32(clip_text_embedding) - _at_least_float32(bart_text_embedding)).square()
     per_text = squared.mean(-1) if reduction == "mean" else squared.sum(-1)
     return per_text.mean()
 
@@ -39,13 +39,14 @@ def itcl_loss(image_embedding: Tensor, text_embedding: Tensor, logit_scale: Tens
     DistributedDataParallel takes of the gradients, is the loss of the joint batch.
 
     Args:
-        image_embedding: v_cls (B, D) in float32, l2-normalised, of this rank; every rank holds as many pairs.
-        text_embedding: ē_norm (B, D) in float32, l2-normalised, of the same pairs.
+        image_embedding: v_cls (B, D), l2-normalised, of this rank; every rank holds as many pairs.
+        text_embedding: ē_norm (B, D), l2-normalised, of the same pairs.
         logit_scale: 1/τ, a scalar.
 
     Returns:
         Scalar, the loss of this rank's pairs.
     """
+    image_embedding, text_embedding = _at_least_float32(image_embedding), _at_least_float32(text_embedding)
     all_images, all_texts = gather_with_gradient(image_embedding), gather_with_gradient(text_embedding)
     own = torch.arange(len(image_embedding), device=image_embedding.device) + rank() * len(image_embedding)
     with torch.autocast(own.device.type, enabled=False):  # similarities of up to 100 need more than half precision
@@ -58,14 +59,17 @@ def icti_loss(logits: Tensor, labels: Tensor, reduction: Reduction = "sum") -> T
     """Image-Conditioned Text Infilling: the negative log-likelihood of the whole text (Section 3.2.3, Eq. 2).
 
     Args:
-        logits: (B, L, V) of the decoder, taken to float32 from lower precision.
+        logits: (B, L, V) of the decoder.
         labels: Token ids (B, L), -100 at padding.
         reduction: ``sum`` over a text's tokens and mean over the B texts, as Eq. 2; or ``mean`` over all tokens.
 
     Returns:
         Scalar in nats.
     """
-    if logits.dtype in (torch.float16, torch.bfloat16):
-        logits = logits.float()
-    loss = functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction=reduction)
+    logits = _at_least_float32(logits).flatten(0, 1)
+    loss = functional.cross_entropy(logits, labels.flatten(), ignore_index=-100, reduction=reduction)
     return loss / len(labels) if reduction == "sum" else loss
+
+
+def _at_least_float32(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

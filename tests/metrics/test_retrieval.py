@@ -25,13 +25,24 @@ def test_against_sorting():
 
 
 def test_chunks_change_nothing(monkeypatch):
-    image, text = torch.randn(9, 4), torch.randn(9, 4)
-    whole = recall_at_k(image, text, torch.arange(9))
+    generator = torch.Generator().manual_seed(0)
+    image, text = torch.randn(9, 4, generator=generator), torch.randn(27, 4, generator=generator)
+    index = torch.arange(9).repeat(3)  # the three texts of a picture lie in different chunks
+    whole = recall_at_k(image, text, index)
+    assert 0 < whole["image_to_text_r1"] < whole["image_to_text_r10"] < 1
     monkeypatch.setattr("vlkd_pl.metrics.retrieval._CHUNK", 2)
-    assert recall_at_k(image, text, torch.arange(9)) == whole
+    assert recall_at_k(image, text, index) == whole
 
 
 def test_ties_count_against():
     """A collapsed encoder, with the same embedding for everything, finds nothing."""
     same = torch.ones(5, 3)
     assert recall_at_k(same, same, torch.arange(5), ks=(1,)) == {"image_to_text_r1": 0.0, "text_to_image_r1": 0.0}
+
+
+@pytest.mark.parametrize("diverged", ["image", "text", "both"])
+def test_nan_finds_nothing(diverged):
+    """An encoder that diverged must not look perfect."""
+    nan, fine = torch.full((5, 3), torch.nan), normalize(torch.randn(5, 3), dim=-1)
+    image, text = fine if diverged == "text" else nan, fine if diverged == "image" else nan
+    assert recall_at_k(image, text, torch.arange(5), ks=(1,)) == {"image_to_text_r1": 0.0, "text_to_image_r1": 0.0}

@@ -177,6 +177,7 @@ class CC3MDataModule(pl.LightningDataModule):
         max_bad_share: Share of bad samples, or of broken shards, above which training stops.
         text_corpus: Text file, one passage a line, for infilling without pictures beside the pairs; not in the paper.
         text_batch_size: Passages for each batch.
+        text_mask_share: Their share of masked tokens; ``mask_share`` by default.
         answer_mask_share: Of the passages that end in " Answer: x.", the share in which just x is masked.
         val_images: Folder of validation pictures.
         val_captions: Their captions, a file of COCO's format.
@@ -209,6 +210,7 @@ class CC3MDataModule(pl.LightningDataModule):
         max_bad_share: float = 0.1,
         text_corpus: str | None = None,
         text_batch_size: int = 32,
+        text_mask_share: float | list[float] | None = None,
         answer_mask_share: float = 0.0,
         val_images: str | None = None,
         val_captions: str | None = None,
@@ -238,7 +240,13 @@ class CC3MDataModule(pl.LightningDataModule):
             TextInfilling(tokenizer, mask_share, mean_span_length, max_length=max_text_length),
             seed,
         )
-        self.text_infilling = TextInfilling(tokenizer, mask_share, mean_span_length, answer_mask_share, max_text_length)
+        self.text_infilling = TextInfilling(
+            tokenizer,
+            mask_share if text_mask_share is None else text_mask_share,
+            mean_span_length,
+            answer_mask_share,
+            max_text_length,
+        )
         self.decoder = SampleDecoder(self.transform, max_image_pixels, skip_non_rgb, num_workers)
         self.shards: list[str] = []
         self.keep: Callable[[str], bool] = _every

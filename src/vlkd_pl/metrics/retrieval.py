@@ -23,7 +23,8 @@ def recall_at_k(
 
     Returns:
         ``image_to_text_r{k}``: the share of pictures with any of their texts among the k nearest;
-        ``text_to_image_r{k}``: the share of texts with their picture among the k nearest. A tie counts against.
+        ``text_to_image_r{k}``: the share of texts with their picture among the k nearest. A tie counts
+        against, and so does NaN: an encoder that collapsed or diverged finds nothing.
     """
     device = image_embedding.device
     text_image_index = text_image_index.to(device)
@@ -34,13 +35,13 @@ def recall_at_k(
         similarity = text_embedding[rows] @ image_embedding.T
         index = text_image_index[rows]
         right = similarity.gather(1, index[:, None])
-        own[rows] = (similarity >= right).sum(1) - 1
+        own[rows] = (~(similarity < right)).sum(1) - 1  # not >=, which NaN would never be
         best.scatter_reduce_(0, index, right[:, 0].to(best), "amax")
     nearer = torch.zeros(len(image_embedding), dtype=torch.long, device=device)
     for first in range(0, len(text_embedding), _CHUNK):
         rows = slice(first, first + _CHUNK)
         similarity = text_embedding[rows] @ image_embedding.T
         others = text_image_index[rows][:, None] != torch.arange(len(image_embedding), device=device)
-        nearer += ((similarity >= best) & others).sum(0)
+        nearer += (~(similarity < best) & others).sum(0)
     recall = {f"image_to_text_r{k}": (nearer < k).float().mean().item() for k in ks}
     return recall | {f"text_to_image_r{k}": (own < k).float().mean().item() for k in ks}

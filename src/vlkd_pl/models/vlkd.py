@@ -18,11 +18,12 @@ from transformers.models.bart.modeling_bart import shift_tokens_right
 
 from vlkd_pl.models.clip import FrozenCLIP
 
-ImageFeatures = Literal["pooled", "patches"]
+ImageFeatures = Literal["pooled", "patches", "all"]
 
 CAPTION_PREFIX = "A picture of"
 """The words of the paper's captioning prompt before its masks (Section 4.3.1)."""
 
+_POSITIONS = {"pooled": slice(0, 1), "patches": slice(1, None), "all": slice(None)}
 _FORMAT_VERSION = 1
 _PROJECTIONS = ("text_projection", "image_projection", "text_back_projection")
 
@@ -34,7 +35,7 @@ class VLKDModel(nn.Module, ModelHubMixin):
         clip: The frozen CLIP with joint space of size d_1.
         bart: A BART with hidden size d_2.
         tokenizer: BART's tokenizer.
-        image_features: V of Eq. (1): the ``pooled`` embedding alone, or the ``patches`` without it.
+        image_features: V of Eq. (1): the ``pooled`` embedding alone, the ``patches`` without it, or ``all``.
 
     Attributes:
         text_projection: W_e, d_2 → d_1.
@@ -140,12 +141,13 @@ class VLKDModel(nn.Module, ModelHubMixin):
             image_tokens: (B, 1 + N, d_1) of ``FrozenCLIP.encode_image``; None for text alone.
 
         Returns:
-            C (B, V + L, d_2) and its mask (B, V + L), where V is 1 for ``pooled`` and N for ``patches``.
+            C (B, V + L, d_2) and its mask (B, V + L), where V is 1 for ``pooled``, N for ``patches`` and 1 + N for
+            ``all``.
         """
         text = self.text_back_projection(self.text_projection(text_features))
         if image_tokens is None:
             return text, text_mask
-        used = image_tokens[:, :1] if self.image_features == "pooled" else image_tokens[:, 1:]
+        used = image_tokens[:, _POSITIONS[self.image_features]]
         image = self.image_projection(used)
         return torch.cat([image, text.to(image.dtype)], 1), torch.cat(
             [text_mask.new_ones(used.shape[:2]), text_mask], 1
@@ -246,37 +248,32 @@ class VLKDModel(nn.Module, ModelHubMixin):
     def initialize_from_text(
         self, bart_embedding: Tensor, clip_embedding: Tensor, mean_feature_norm: float, ridge: float = 1e-2
     ) -> None:
-        """Starts W_e where BART's text embeddings already lie near CLIP's; this start is ours, not the paper's.
+        """Starts the projections where BART's and CLIP's embeddings of texts already meet; this is ours, not the paper's.
 
-        Ridge regression from the one to the other, drawn towards the rotation that fits best instead of towards zero.
-        Texts tell little about some directions of BART's space: towards zero, W_e would all but lose them, and W'_e,
-        its pseudo-inverse, would blow them up.
+        W_e is a ridge regression from the one to the other, drawn towards the rotation that fits best instead of
+        towards zero. Texts tell little about some directions of BART's space: towards zero, W_e would all but lose
+        them, and W'_e, its pseudo-inverse, would blow them up.
 
-        W'_e becomes the pseudo-inverse of W_e, and W_i is scaled so that W_i V is as long as the encoder's output on
-        average: otherwise the decoder hardly sees the picture at first.
+        W_i is the ridge regression the other way, as long as the encoder's output on average: pictures lie near their
+        texts in the joint space, so that the decoder at once sees about what it would see of the text.
 
         Args:
             bart_embedding: Mean-pooled encoder output of N texts, (N, d_2).
             clip_embedding: CLIP's embedding of the same texts, (N, d_1), l2-normalised.
             mean_feature_norm: Mean l2 norm of the encoder's output at a token.
-            ridge: Penalty, as a share of the mean squared singular value of ``bart_embedding``.
+            ridge: Penalty, as a share of the mean squared singular value of the embeddings that are regressed on.
         """
         source, target = bart_embedding.double(), clip_embedding.double()
-        gram, cross = source.T @ source, source.T @ target
-        penalty = ridge * gram.diagonal().mean()
-        penalized = gram + penalty * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-        left, _, right = torch.linalg.svd(cross, full_matrices=False)
+        left, _, right = torch.linalg.svd(source.T @ target, full_matrices=False)
         rotation = left @ right
-        plain = torch.linalg.solve(penalized, cross)
-        size = plain.norm() / rotation.norm()
-        forth = torch.linalg.solve(penalized, cross + penalty * size * rotation).T
+        size = _ridge_regression(source, target, ridge).norm() / rotation.norm()
+        forth = _ridge_regression(source, target, ridge, towards=size * rotation)
         # the embedding is normalised, so that W_e may have any length: as long as its inverse, both learn alike
         balance = (torch.linalg.pinv(forth).norm() / forth.norm()).sqrt()
-        self.text_projection.weight.copy_(balance * forth)
+        self.text_projection.weight.copy_((balance * forth).T)
         self._invert_text_projection()
-        # V has norm 1 at each position, so that W_i V has the norm of W_i's mean stretch
-        stretch = self.image_projection.weight.norm() / self.clip.embedding_dim**0.5
-        self.image_projection.weight.mul_(mean_feature_norm / stretch)
+        back = _ridge_regression(target, source, ridge)
+        self.image_projection.weight.copy_((mean_feature_norm / (target @ back).norm(dim=-1).mean() * back).T)
 
     @torch.no_grad()
     def _invert_text_projection(self) -> None:
@@ -308,6 +305,15 @@ class VLKDModel(nn.Module, ModelHubMixin):
         for name in _PROJECTIONS:
             getattr(model, name).weight.data.copy_(projections[name])
         return model
+
+
+def _ridge_regression(source: Tensor, target: Tensor, ridge: float, towards: Tensor | None = None) -> Tensor:
+    """The X (d_s, d_t) with the least ‖source X - target‖² + penalty · ‖X - towards‖²; ``towards`` is 0 by default."""
+    gram, cross = source.T @ source, source.T @ target
+    penalty = ridge * gram.diagonal().mean()
+    if towards is not None:
+        cross = cross + penalty * towards
+    return torch.linalg.solve(gram + penalty * torch.eye(len(gram), dtype=gram.dtype, device=gram.device), cross)
 
 
 def mean_pooled(features: Tensor, mask: Tensor) -> Tensor:

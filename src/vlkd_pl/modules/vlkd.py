@@ -27,7 +27,7 @@ from vlkd_pl.distributed import gather_objects
 from vlkd_pl.losses import icti_loss, itcl_loss, ttdm_loss
 from vlkd_pl.metrics.captions import cider
 from vlkd_pl.metrics.retrieval import recall_at_k
-from vlkd_pl.models.vlkd import VLKDModel, mean_pooled
+from vlkd_pl.models.vlkd import ImageFeatures, VLKDModel, mean_pooled
 from vlkd_pl.modules.panel import caption_panel, log_panel
 from vlkd_pl.optim import linear_warmup_and_decay, parameter_groups
 
@@ -59,7 +59,7 @@ class VLKDModule(pl.LightningModule):
     Args:
         clip: Name of an OpenAI CLIP, or the path of a file or folder; see ``FrozenCLIP.load``.
         bart: Hugging Face name of a BART, or a local folder.
-        image_features: V of Eq. (1): ``pooled`` for a ViT, ``patches`` for a ResNet, as in the paper.
+        image_features: V of Eq. (1): ``pooled`` for a ViT and ``patches`` for a ResNet, as in the paper; or ``all``.
         clip_sha256: Checksum that the CLIP file must have; OpenAI's own by default where the file's name is OpenAI's.
         ttdm_weight: γ, the weight of TTDM.
         itcl_weight: Weight of ITCL.
@@ -91,7 +91,7 @@ class VLKDModule(pl.LightningModule):
         self,
         clip: str,
         bart: str,
-        image_features: Literal["pooled", "patches"] = "pooled",
+        image_features: ImageFeatures = "pooled",
         clip_sha256: str | None = None,
         ttdm_weight: float = 1e3,
         itcl_weight: float = 1.0,

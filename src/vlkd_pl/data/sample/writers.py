@@ -64,8 +64,14 @@ def write_shards(folder: Path, num_pairs: int, num_shards: int, rng: random.Rand
 
 def write_corpus(path: Path, num_texts: int, rng: random.Random) -> None:
     """Writes one passage a line."""
+    lines: list[str] = []
+    while len(lines) < num_texts:
+        line = random_line(rng)
+        # beside pictures, the prompt of captions must not call for a question after the caption
+        if not (line.startswith("A picture of") and "?" in line):
+            lines.append(line)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(f"{random_line(rng)}\n" for _ in range(num_texts)), encoding="utf-8")
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
 def write_coco_captions(folder: Path, split: str, scenes: list[Scene], first_id: int, rng: random.Random) -> None:
