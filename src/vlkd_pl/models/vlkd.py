@@ -248,7 +248,7 @@ class VLKDModel(nn.Module, ModelHubMixin):
     def initialize_from_text(
         self, bart_embedding: Tensor, clip_embedding: Tensor, mean_feature_norm: float, ridge: float = 1e-2
     ) -> None:
-        """Starts the projections where BART's and CLIP's embeddings of texts already meet; this is ours, not the paper's.
+        """Starts the projections where the two embeddings of a text already meet; this is ours, not the paper's.
 
         W_e is a ridge regression from the one to the other, drawn towards the rotation that fits best instead of
         towards zero. Texts tell little about some directions of BART's space: towards zero, W_e would all but lose

@@ -43,14 +43,12 @@ class Encoded(NamedTuple):
         clip_text_embedding: t_eos (B, d_1).
         bart_text_embedding: ē_norm (B, d_1).
         corrupted_features: E of the corrupted texts (B, L, d_2).
-        text_infilling_features: E of the corrupted texts without pictures, where there are any.
     """
 
     image_tokens: Tensor
     clip_text_embedding: Tensor
     bart_text_embedding: Tensor
     corrupted_features: Tensor
-    text_infilling_features: Tensor | None
 
 
 class VLKDModule(pl.LightningModule):
@@ -161,17 +159,27 @@ class VLKDModule(pl.LightningModule):
         return self._losses_of(self._encode(batch), batch)
 
     def _encode(self, batch: ImageTextBatch) -> Encoded:
-        texts = [(batch["bart_text_ids"], batch["bart_text_mask"]), (batch["corrupted_ids"], batch["corrupted_mask"])]
-        if "text_infilling" in batch:
-            texts.append((batch["text_infilling"]["corrupted_ids"], batch["text_infilling"]["corrupted_mask"]))
-        features = self._encode_together(texts)
+        clean_features, corrupted_features = self._encode_together(batch)
         return Encoded(
             image_tokens=self.model.clip.encode_image(batch["image"]),
             clip_text_embedding=self.model.clip.encode_text(batch["clip_text_ids"]),
-            bart_text_embedding=self.model.embed_text(features[0], batch["bart_text_mask"]),
-            corrupted_features=features[1],
-            text_infilling_features=features[2] if len(features) > 2 else None,
+            bart_text_embedding=self.model.embed_text(clean_features, batch["bart_text_mask"]),
+            corrupted_features=corrupted_features,
         )
+
+    def _encode_together(self, batch: ImageTextBatch) -> tuple[Tensor, Tensor]:
+        """BART's encoder over the clean and the corrupted texts in one pass: features (B, L, d_2) of each."""
+        clean_ids, corrupted_ids = batch["bart_text_ids"], batch["corrupted_ids"]
+        longest = max(clean_ids.shape[1], corrupted_ids.shape[1])
+        pad_id = self.model.bart.config.pad_token_id
+
+        def joined(clean: Tensor, corrupted: Tensor, value: int) -> Tensor:
+            parts = (clean, corrupted)
+            return torch.cat([nn.functional.pad(part, (0, longest - part.shape[1]), value=value) for part in parts])
+
+        mask = joined(batch["bart_text_mask"], batch["corrupted_mask"], 0)
+        clean, corrupted = self.model.encode_text(joined(clean_ids, corrupted_ids, pad_id), mask).chunk(2)
+        return clean[:, : clean_ids.shape[1]], corrupted[:, : corrupted_ids.shape[1]]
 
     def _losses_of(self, encoded: Encoded, batch: ImageTextBatch) -> dict[str, Tensor]:
         image_embedding, text_embedding = encoded.image_tokens[:, 0], encoded.bart_text_embedding
@@ -180,22 +188,15 @@ class VLKDModule(pl.LightningModule):
             "itcl": itcl_loss(image_embedding, text_embedding, self.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()),
             "icti": self._infilling_loss(encoded.corrupted_features, batch, encoded.image_tokens),
         }
-        if encoded.text_infilling_features is not None:
-            losses["text_infilling"] = self._infilling_loss(encoded.text_infilling_features, batch["text_infilling"])
+        if "text_infilling" in batch:
+            text_only = batch["text_infilling"]
+            features = self.model.encode_text(text_only["corrupted_ids"], text_only["corrupted_mask"])
+            losses["text_infilling"] = self._infilling_loss(features, text_only)
         return losses
 
     def _infilling_loss(self, features: Tensor, batch: InfillingBatch, image_tokens: Tensor | None = None) -> Tensor:
         condition, mask = self.model.condition(features, batch["corrupted_mask"], image_tokens)
         return icti_loss(self.model.decode(condition, mask, batch["labels"]), batch["labels"], self.icti_reduction)
-
-    def _encode_together(self, texts: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
-        """BART's encoder over several batches of texts in one pass: (B, L) ids and mask in, (B, L, D) features out."""
-        longest = max(ids.shape[1] for ids, _ in texts)
-        pad_id = self.model.bart.config.pad_token_id
-        ids = torch.cat([nn.functional.pad(ids, (0, longest - ids.shape[1]), value=pad_id) for ids, _ in texts])
-        mask = torch.cat([nn.functional.pad(mask, (0, longest - mask.shape[1])) for _, mask in texts])
-        features = self.model.encode_text(ids, mask).split([len(ids) for ids, _ in texts])
-        return [part[:, : ids.shape[1]] for part, (ids, _) in zip(features, texts, strict=True)]
 
     # Training
 
