@@ -273,6 +273,13 @@ def test_what_is_missing_is_said_in_one_line_before_training(world, tmp_path, ca
     assert not (tmp_path / "checkpoints").exists()
 
 
+def test_mixed_precision_gives_nearly_the_same_losses(trained, world, tmp_path):
+    run(arguments(world, tmp_path, trainer__precision="bf16-mixed", trainer__max_steps=1))
+    for name in ("ttdm_loss", "itcl_loss", "icti_loss"):
+        full, mixed = (column(folder, f"train/{name}")[0] for folder in (trained[0], tmp_path))
+        assert mixed == pytest.approx(full, rel=0.05), name
+
+
 def test_two_processes_train_as_one(world, tmp_path):
     """DDP over gloo: both ranks end with the same weights, which are finite and have moved."""
     options = {
