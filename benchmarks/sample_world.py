@@ -31,6 +31,7 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="model folder")
     parser.add_argument("--world", type=Path, default=Path("runs/sample/world"), help="folder of vlkd-pl sample")
     parser.add_argument("--num-evaluation", type=int, default=400, help="as given to vlkd-pl sample")
+    parser.add_argument("--num-masks", type=int, default=3, help="masks in the prompt of captions")
     parser.add_argument("--seed", type=int, default=0, help="as given to vlkd-pl sample")
     options = parser.parse_args()
     transformers.utils.logging.disable_progress_bar()
@@ -42,7 +43,7 @@ def main() -> None:
         transform = clip_transform(model.clip.image_size)
         tokens = model.clip.encode_image(torch.stack([transform(Image.open(file)) for file in files]))
         shuffled = tokens.roll(len(tokens) // 2, 0)
-        said = [text for part in tokens.split(BATCH_SIZE) for text in model.caption(part)]
+        said = [text for part in tokens.split(BATCH_SIZE) for text in model.caption(part, options.num_masks)]
         exact = [(scene.layout, text in captions(scene)) for scene, text in zip(scenes, said, strict=True)]
         print_shares(f"{split}: exact captions", exact)
         asked = [
