@@ -206,6 +206,7 @@ class VLKDModule(pl.LightningModule):
         total = torch.stack([self.loss_weights[name] * loss for name, loss in losses.items()]).sum()
         self.log("train/loss", total, prog_bar=True)
         self.log_dict({f"train/{name}_loss": loss for name, loss in losses.items()})
+        self.log("train/temperature", self.logit_scale.detach().clamp(max=MAX_LOGIT_SCALE).neg().exp())
         return total
 
     def on_train_batch_start(self, batch: ImageTextBatch, batch_index: int) -> None:
@@ -215,8 +216,7 @@ class VLKDModule(pl.LightningModule):
             self._resumed_random_state = None
 
     def on_train_batch_end(self, outputs: Any, batch: ImageTextBatch, batch_index: int) -> None:
-        """Logs the temperature, the speed, and what the data skipped."""
-        self.log("train/temperature", self.logit_scale.detach().clamp(max=MAX_LOGIT_SCALE).neg().exp())
+        """Logs the learning rate, the speed, and what the data skipped."""
         self.log("train/learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
         if hasattr(self.data, "skipped"):
             num_skipped = float(sum(self.data.skipped.values()))
