@@ -146,7 +146,7 @@ def test_the_exported_folder_is_the_trained_model(trained):
 
 
 def test_the_same_seed_gives_the_same_losses(trained, world, tmp_path):
-    run(arguments(world, tmp_path))
+    assert main(arguments(world, tmp_path)) == 0
     assert column(tmp_path, "train/loss") == column(trained[0], "train/loss")
     run(arguments(world, tmp_path / "other", seed_everything=1))
     assert column(tmp_path / "other", "train/loss") != column(trained[0], "train/loss")
