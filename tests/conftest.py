@@ -14,7 +14,16 @@ from tiny_models import tiny_bart, tiny_clip
 
 from vlkd_pl.data.sample.scenes import distinct_scenes
 from vlkd_pl.data.sample.tokenizers import clip_merges, train_bart_tokenizer
-from vlkd_pl.data.sample.writers import write_coco_captions, write_corpus, write_shards
+from vlkd_pl.data.sample.vqa import write_questions
+from vlkd_pl.data.sample.writers import (
+    write_classes,
+    write_coco_captions,
+    write_corpus,
+    write_karpathy,
+    write_nocaps,
+    write_shards,
+)
+from vlkd_pl.models.vlkd import VLKDModel
 
 torch.set_num_threads(1)
 
@@ -44,11 +53,25 @@ def world(tmp_path_factory, clip_folder, bart_folder):
     rng = random.Random(0)
     write_shards(folder / "shards", 60, 4, rng)
     write_corpus(folder / "corpus.txt", 50, rng)
+    scenes = {split: distinct_scenes(rng, split, 6) for split in ("val", "test")}
     for split, first_id in (("val", 1), ("test", 101)):
-        write_coco_captions(folder, split, distinct_scenes(rng, split, 6), first_id, rng)
+        write_coco_captions(folder, split, scenes[split], first_id, rng)
+        write_questions(folder, split, scenes[split], first_id, rng)
+    write_karpathy(folder, {"val": dict(enumerate(scenes["val"], 1)), "test": dict(enumerate(scenes["test"], 101))})
+    write_nocaps(folder, 2, rng)
+    write_classes(folder, 2, rng)
     return SimpleNamespace(
         folder=folder,
         shards=str(folder / "shards" / "{00000..00003}.tar"),
         clip=str(clip_folder),
         bart=str(bart_folder),
     )
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory, clip_folder, bart_folder):
+    """A folder of a small model, as vlkd-pl fit writes it."""
+    torch.manual_seed(2)
+    folder = tmp_path_factory.mktemp("model")
+    VLKDModel.load(str(clip_folder), str(bart_folder), "all").save_pretrained(folder)
+    return folder

@@ -15,6 +15,13 @@ OVERLAYS = {
     "sample/after.yaml": "sample/distill.yaml",
     "sample/paper.yaml": "sample/distill.yaml",
     "sample/bart_questions.yaml": "sample/bart.yaml",
+    "sample/zeroshot_coco.yaml": "zeroshot_coco.yaml",
+    "sample/zeroshot_nocaps.yaml": "zeroshot_nocaps.yaml",
+    "sample/zeroshot_vqav2.yaml": "zeroshot_vqav2.yaml",
+    "sample/zeroshot_okvqa.yaml": "zeroshot_okvqa.yaml",
+    "sample/retrieval_coco.yaml": "retrieval_coco.yaml",
+    "sample/classification.yaml": "classification.yaml",
+    "sample/predict_captions.yaml": "predict_captions.yaml",
 }
 
 

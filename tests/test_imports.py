@@ -18,10 +18,13 @@ ALLOWED = {
     "optim": set(),
     "checkpoint": {"distributed", "models"},
     "models": {"models"},
-    "metrics": set(),
+    "metrics": {"metrics"},
     "data": {"data", "batch", "distributed"},
-    "modules": {"modules", "models", "losses", "metrics", "optim", "checkpoint", "batch", "distributed"},
-    "commands": {"commands", "modules", "data", "models"},
+    "modules": {"modules", "models", "losses", "metrics", "optim", "checkpoint", "batch", "distributed", "table"},
+    "table": set(),
+    "predictions": {"distributed"},
+    "pipeline": {"models", "data"},
+    "commands": {"commands", "modules", "data", "models", "metrics", "pipeline", "predictions", "table"},
 }
 
 

@@ -12,13 +12,48 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "CC3MDataModule": "vlkd_pl.data.cc3m",
+    "COCODataModule": "vlkd_pl.data.coco",
+    "CaptionFolderDataModule": "vlkd_pl.data.coco",
+    "CaptioningModule": "vlkd_pl.modules.captioning",
+    "ClassFolderDataModule": "vlkd_pl.data.classes",
+    "ClassificationModule": "vlkd_pl.modules.classification",
+    "Decoding": "vlkd_pl.models.decoding",
     "ExportModel": "vlkd_pl.checkpoint",
+    "FolderDataModule": "vlkd_pl.data.pictures",
     "FrozenCLIP": "vlkd_pl.models.clip",
+    "NoCapsDataModule": "vlkd_pl.data.coco",
+    "OKVQADataModule": "vlkd_pl.data.okvqa",
+    "PredictionWriter": "vlkd_pl.predictions",
+    "RetrievalModule": "vlkd_pl.modules.retrieval",
+    "VLKD": "vlkd_pl.pipeline",
     "VLKDModel": "vlkd_pl.models.vlkd",
     "VLKDModule": "vlkd_pl.modules.vlkd",
+    "VQAModule": "vlkd_pl.modules.vqa",
+    "VQAv2DataModule": "vlkd_pl.data.vqav2",
 }
 
-__all__ = ["CC3MDataModule", "ExportModel", "FrozenCLIP", "VLKDModel", "VLKDModule", "__version__"]
+__all__ = [
+    "VLKD",
+    "CC3MDataModule",
+    "COCODataModule",
+    "CaptionFolderDataModule",
+    "CaptioningModule",
+    "ClassFolderDataModule",
+    "ClassificationModule",
+    "Decoding",
+    "ExportModel",
+    "FolderDataModule",
+    "FrozenCLIP",
+    "NoCapsDataModule",
+    "OKVQADataModule",
+    "PredictionWriter",
+    "RetrievalModule",
+    "VLKDModel",
+    "VLKDModule",
+    "VQAModule",
+    "VQAv2DataModule",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> Any:

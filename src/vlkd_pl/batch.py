@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 from torch import Tensor
 from typing_extensions import NotRequired
@@ -68,3 +68,17 @@ class EvaluationBatch(ImageTextBatch):
 
     image_id: Tensor
     references: list[list[str]]
+
+
+class PictureBatch(TypedDict):
+    """Pictures with what is known of them, for the modules that only evaluate and predict.
+
+    Attributes:
+        image: (B, 3, H, W) float32, normalised as CLIP takes it.
+        samples: What the data module knows of each picture, B of one kind.
+        unreadable: A line on each file left out because it is no picture.
+    """
+
+    image: Tensor
+    samples: list[Any]
+    unreadable: list[str]

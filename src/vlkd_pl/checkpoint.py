@@ -78,6 +78,11 @@ def load_weights(model: VLKDModel, path: str | Path) -> None:
         raise FileNotFoundError(f"init_from: there is no model folder or checkpoint at {path}")
     if path.is_dir():
         source = VLKDModel.from_pretrained(path)
+        if source.image_features != model.image_features:
+            raise MisconfigurationException(
+                f"init_from: {path} was trained with image_features {source.image_features}, not "
+                f"{model.image_features}: give --model.image_features {source.image_features}"
+            )
         checkpoint = {
             _FINGERPRINT: source.clip.fingerprint,
             "state_dict": {f"model.{k}": v for k, v in source.state_dict().items()},

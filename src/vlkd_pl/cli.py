@@ -14,8 +14,13 @@ _COMMANDS = {
     "fit": ("train", "train a module: vlkd-pl fit --config configs/distill.yaml"),
     "validate": ("train", "run a module's validation once"),
     "test": ("train", "run a module's test and write its scores"),
+    "predict": ("train", "write a module's predictions as JSON lines"),
     "sample": ("sample", "draw the sample world and write it in the formats of the real data"),
-    "caption": ("caption", "caption image files with a distilled model"),
+    "caption": ("caption", "caption pictures with a distilled model"),
+    "ask": ("ask", "answer questions about a picture"),
+    "search": ("search", "find the pictures that words tell of"),
+    "demo": ("demo", "serve a page to try a model on"),
+    "score": ("score", "score captions, answers or summaries in files of the official formats"),
     "scores": ("scores", "print the scores of finished tests side by side"),
 }
 """For each command the file under ``vlkd_pl/commands`` that runs it, and what it does."""

@@ -1,4 +1,4 @@
-"""VLKDModel: its equations, its decoding, its folder."""
+"""VLKDModel: its equations and its folder."""
 
 import pytest
 import torch
@@ -9,6 +9,7 @@ from transformers import AutoTokenizer, BartForConditionalGeneration
 from transformers.models.bart.modeling_bart import shift_tokens_right
 
 from vlkd_pl.models.clip import FrozenCLIP
+from vlkd_pl.models.decoding import caption
 from vlkd_pl.models.vlkd import VLKDModel, mean_pooled
 
 TEXTS = ["a red fish on the grass", "two blue boats", "a tree left of a house at night"]
@@ -43,23 +44,6 @@ def test_without_image_and_projections_it_is_bart(model, bart_folder):
     torch.testing.assert_close(logits, bart(input_ids=ids, attention_mask=mask, labels=labels).logits)
 
 
-@pytest.mark.parametrize("num_beams", [1, 3])
-def test_without_image_and_projections_it_generates_as_bart(model, bart_folder, num_beams):
-    bart = BartForConditionalGeneration.from_pretrained(bart_folder).float().eval()
-    ids, mask = encoded(model)
-    expected = bart.generate(
-        input_ids=ids,
-        attention_mask=mask,
-        num_beams=num_beams,
-        max_new_tokens=7,
-        do_sample=False,
-        decoder_input_ids=torch.tensor([[2, 0]] * 3),
-    )
-    texts = [text.strip() for text in model.tokenizer.batch_decode(expected[:, 2:], skip_special_tokens=True)]
-    assert without_projections(model).generate(None, TEXTS, num_beams=num_beams, max_new_tokens=7) == texts
-    assert all(texts)
-
-
 def test_embedding_against_a_loop(model):
     ids, mask = encoded(model)
     features = model.encode_text(ids, mask)
@@ -68,6 +52,17 @@ def test_embedding_against_a_loop(model):
         real = [features[row, i] for i in range(ids.shape[1]) if mask[row, i]]
         projected = model.text_projection.weight @ (sum(real) / len(real))
         torch.testing.assert_close(embedding[row], projected / projected.norm(), rtol=1e-4, atol=1e-6)
+
+
+def test_strings_are_embedded_as_their_ids(model):
+    texts = [*TEXTS, "a tree", "two blue boats"]
+    together = model.embed_texts(texts, batch_size=2)
+    for text, embedding in zip(texts, together, strict=True):
+        torch.testing.assert_close(
+            embedding, model.embed_text(model.encode_text(*encoded(model, [text])), encoded(model, [text])[1])[0]
+        )
+    assert not together.requires_grad
+    assert model.embed_texts(["a red fish " * 200]).isfinite().all()
 
 
 def test_padding_changes_no_embedding(model):
@@ -162,23 +157,6 @@ def test_mean_pooling_by_hand():
     assert mean_pooled(features, torch.tensor([[1, 1, 0]])).tolist() == [[2.0, 3.0]]
 
 
-def test_prefix_is_given_and_cut_off(model):
-    prompt = "A picture of <mask>."
-    tokens = image_tokens(model)
-    texts = model.generate(tokens, [prompt] * 3, prefix="A picture of", max_new_tokens=6)
-    assert not any(text.startswith("A picture") for text in texts)
-    # the prefix conditions the rest: another one gives another text
-    assert texts != model.generate(tokens, [prompt] * 3, prefix="what color", max_new_tokens=6)
-
-
-@pytest.mark.parametrize("num_beams", [1, 3])
-def test_captions_do_not_depend_on_the_batch(model, num_beams):
-    tokens = 30 * image_tokens(model)
-    together = model.caption(tokens, num_beams=num_beams, max_new_tokens=6)
-    assert together == [model.caption(tokens[i : i + 1], num_beams=num_beams, max_new_tokens=6)[0] for i in range(3)]
-    assert together == model.caption(tokens, num_beams=num_beams, max_new_tokens=6)
-
-
 def test_training_leaves_clip_in_evaluation(model):
     model.train()
     assert model.bart.training
@@ -193,7 +171,7 @@ def test_folder_round_trip(model, tmp_path, kind):
     assert loaded.image_features == kind
     assert loaded.clip.merges == model.clip.merges
     torch.testing.assert_close(dict(loaded.state_dict()), dict(model.state_dict()), rtol=0, atol=0)
-    assert loaded.caption(image_tokens(model), max_new_tokens=6) == model.caption(image_tokens(model), max_new_tokens=6)
+    assert caption(loaded, image_tokens(model)) == caption(model, image_tokens(model))
     assert not list((tmp_path / "model").rglob("*.bin"))
 
 

@@ -5,13 +5,13 @@ import pytest
 from PIL import Image
 
 from vlkd_pl.data.transforms import clip_transform
-from vlkd_pl.modules.panel import caption_panel
+from vlkd_pl.modules.panel import Shown, caption_panel
 
 
 @pytest.mark.parametrize(("num", "columns"), [(1, 4), (5, 4), (3, 2)])
 def test_layout(num, columns):
     image = clip_transform(64)(Image.new("RGB", (64, 64), (200, 30, 60)))
-    panel = caption_panel([image] * num, ["a red picture"] * num, ["red, all over"] * num, columns)
+    panel = caption_panel([Shown(image, "a red picture", "red, all over")] * num, columns)
     pixels = np.asarray(panel).astype(int)
     red = np.abs(pixels - (200, 30, 60)).sum(-1) < 6
     assert red.sum() == num * 168 * 168
@@ -22,4 +22,4 @@ def test_layout(num, columns):
 
 def test_an_empty_caption_is_said(tmp_path):
     image = clip_transform(64)(Image.new("RGB", (64, 64)))
-    assert caption_panel([image], [""], ["a"]).size == caption_panel([image], ["(nothing)"], ["a"]).size
+    assert caption_panel([Shown(image, "", "a")]).size == caption_panel([Shown(image, "(nothing)", "a")]).size

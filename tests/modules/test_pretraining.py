@@ -7,6 +7,7 @@ import torch
 
 from vlkd_pl.commands.train import run
 from vlkd_pl.data.sample.tokenizers import clip_merges, train_bart_tokenizer
+from vlkd_pl.models.decoding import Decoding, caption
 from vlkd_pl.models.vlkd import VLKDModel
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "sample"
@@ -47,7 +48,7 @@ def test_what_is_written_can_be_distilled(pretrained):
     assert model.clip.merges == clip_merges()
     assert model.clip.num_patches == 4
     tokens = model.clip.encode_image(torch.randn(2, 3, 64, 64))
-    assert len(model.caption(tokens, num_beams=2, max_new_tokens=4)) == 2
+    assert len(caption(model, tokens, decoding=Decoding(num_beams=2, max_new_tokens=4))) == 2
 
 
 def test_both_log_a_loss_and_a_score(pretrained):

@@ -27,8 +27,8 @@ def arguments(world, folder, command="fit", **options):
         "model.init_args.num_start_texts": 20,
         "model.init_args.warmup_steps": 2,
         "model.init_args.total_steps": 8,
-        "model.init_args.max_caption_tokens": 5,
-        "model.init_args.num_beams": 2,
+        "model.init_args.decoding.max_new_tokens": 5,
+        "model.init_args.decoding.num_beams": 2,
         "data.init_args.shards": world.shards,
         "data.init_args.text_corpus": str(world.folder / "corpus.txt"),
         "data.init_args.batch_size": 6,
@@ -195,8 +195,10 @@ def test_test_writes_scores_and_predictions(trained, world, tmp_path):
 def test_starting_from_a_checkpoint_or_a_folder_is_the_same(trained, world):
     folder, command_line = trained
     for source in (folder / "model", folder / "checkpoints" / "last.ckpt"):
-        module = VLKDModule(world.clip, world.bart, "patches", init_from=str(source))
+        module = VLKDModule(world.clip, world.bart, "all", init_from=str(source))
         torch.testing.assert_close(weights(module.model), weights(command_line.model.model), rtol=0, atol=0)
+    with pytest.raises(MisconfigurationException, match="was trained with image_features all, not patches"):
+        VLKDModule(world.clip, world.bart, "patches", init_from=str(folder / "model"))
     with pytest.raises(FileNotFoundError, match="no model folder or checkpoint at"):
         VLKDModule(world.clip, world.bart, init_from="nowhere")
 

@@ -1,50 +1,66 @@
-"""``vlkd-pl caption``: captions for image files."""
+"""``vlkd-pl caption``: captions for pictures."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+
+from vlkd_pl.commands.loading import add_model_options, load_model, positive
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Prints each image file and its caption; a file that is no picture is named and skipped, and the status is 1."""
-    parser = argparse.ArgumentParser(prog="vlkd-pl caption", description="Captions image files with a distilled model.")
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files")
-    parser.add_argument("--model", required=True, help="folder of a model, as vlkd-pl fit writes it")
-    parser.add_argument(
-        "--num-masks", type=int, default=6, help='masks in the prompt "A picture of <mask>..." (default: %(default)s)'
+    """Prints each picture and its caption; a file that is no picture is named and skipped, and the status is 1."""
+    parser = argparse.ArgumentParser(
+        prog="vlkd-pl caption", description="Captions pictures with a distilled model, one line each."
     )
-    parser.add_argument("--num-beams", type=int, default=6, help="beams of the search (default: %(default)s)")
+    parser.add_argument(
+        "images", nargs="+", metavar="IMAGE_OR_FOLDER", help="pictures, or folders searched recursively"
+    )
+    add_model_options(parser)
+    parser.add_argument(
+        "--num-masks",
+        type=positive,
+        default=6,
+        help='masks in the prompt "A picture of <mask>..." (default: %(default)s)',
+    )
+    parser.add_argument("--num-beams", type=positive, default=6, help="beams of the search (default: %(default)s)")
+    parser.add_argument("--top", type=positive, default=1, help="captions of each picture (default: %(default)s)")
+    parser.add_argument(
+        "--rerank", action="store_true", help="take the beam nearest the picture in the joint space, not the likeliest"
+    )
+    parser.add_argument("--json", action="store_true", help="print a JSON line for each picture")
     options = parser.parse_args(arguments[1:])
 
-    import torch
-    import transformers
-    from PIL import Image, UnidentifiedImageError
-
-    from vlkd_pl.data.transforms import clip_transform
-    from vlkd_pl.models.vlkd import VLKDModel
-
-    transformers.utils.logging.disable_progress_bar()
-    if not (Path(options.model) / "config.json").is_file():
-        print(
-            f"vlkd-pl caption: there is no model in {options.model}: give the folder that vlkd-pl fit names",
-            file=sys.stderr,
-        )
+    model = load_model(options, "caption")
+    if model is None:
         return 1
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = VLKDModel.from_pretrained(options.model).to(device).eval()
-    transform = clip_transform(model.clip.image_size)
-    status = 0
-    for path in options.images:
-        try:
-            with Image.open(path) as image:
-                pixels = transform(image.convert("RGB"))
-        except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-            print(f"vlkd-pl caption: skipped {path}: {error}", file=sys.stderr)
+    from vlkd_pl.models.decoding import Decoding
+
+    num_beams = max(options.num_beams, options.top)
+    decoding = Decoding(
+        num_beams=num_beams, num_candidates=num_beams if options.rerank else options.top, rerank=options.rerank
+    )
+    num_read, status = 0, 0
+    with_scores = options.top > 1 or options.rerank
+    for told in model.iter_captions(options.images, options.num_masks, decoding, scores=with_scores):
+        if told.error:
+            print(f"vlkd-pl caption: skipped {told.error}", file=sys.stderr)
             status = 1
             continue
-        image_tokens = model.clip.encode_image(pixels.unsqueeze(0).to(device))
-        print(f"{path}: {model.caption(image_tokens, options.num_masks, options.num_beams)[0]}")
+        num_read += 1
+        best = told.captions[: options.top]
+        if options.json:
+            record: dict[str, object] = {"image": str(told.picture), "caption": best[0].text}
+            if with_scores:
+                record["captions"] = [{"caption": each.text, "score": round(each.score, 4)} for each in best]
+            print(json.dumps(record, ensure_ascii=False), flush=True)
+        elif options.top == 1:
+            print(f"{told.picture}: {best[0].text}", flush=True)
+        else:
+            print(f"{told.picture}:", *(f"  {each.score:8.3f}  {each.text}" for each in best), sep="\n", flush=True)
+    if num_read == 0 and status == 0:
+        print("vlkd-pl caption: there are no pictures in what was given", file=sys.stderr)
+        return 1
     return status

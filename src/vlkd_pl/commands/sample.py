@@ -13,8 +13,9 @@ def main(arguments: Sequence[str]) -> int:
     """Writes the sample world to a folder."""
     parser = argparse.ArgumentParser(
         prog="vlkd-pl sample",
-        description="Draws a world of pictogram scenes and writes it as webdataset shards, COCO caption files and a "
-        "text corpus, with the small CLIP and the small BART that ship with the package.",
+        description="Draws a world of pictogram scenes and writes it as webdataset shards and a text corpus, with the "
+        "small CLIP and the small BART that ship with the package, and for evaluation in the formats of COCO, "
+        "Karpathy's splits, NoCaps, VQA v2 and OK-VQA and as class folders.",
     )
     parser.add_argument("folder", type=Path, help="where to write")
     parser.add_argument(
@@ -23,7 +24,11 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--num-shards", type=int, default=8, help="shards (default: %(default)s)")
     parser.add_argument("--num-texts", type=int, default=60_000, help="lines of the text corpus (default: %(default)s)")
     parser.add_argument(
-        "--num-evaluation", type=int, default=400, help="pictures of each evaluation split (default: %(default)s)"
+        "--num-evaluation",
+        type=int,
+        default=400,
+        help="pictures of each evaluation split, and about as many of NoCaps' files and the class folders "
+        "(default: %(default)s)",
     )
     parser.add_argument("--seed", type=int, default=0, help="decides everything that is drawn (default: %(default)s)")
     options = parser.parse_args(arguments[1:])

@@ -1,4 +1,4 @@
-"""``vlkd-pl fit``, ``validate`` and ``test``: Lightning's command line over the package's modules and data modules."""
+"""``vlkd-pl fit``, ``validate``, ``test`` and ``predict``: Lightning's command line over the package's modules."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from vlkd_pl.models.clip import CLIPFileError
+from vlkd_pl.predictions import PredictionWriter
 
 
 class VLKDCLI(LightningCLI):
@@ -21,7 +22,12 @@ class VLKDCLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         """The trainer's methods that are commands."""
         hidden = {"model", "dataloaders", "datamodule"}
-        return {"fit": hidden | {"train_dataloaders", "val_dataloaders"}, "validate": hidden, "test": hidden}
+        return {
+            "fit": hidden | {"train_dataloaders", "val_dataloaders"},
+            "validate": hidden,
+            "test": hidden,
+            "predict": hidden | {"return_predictions"},
+        }
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Links the arguments that model and data must agree on."""
@@ -33,18 +39,19 @@ def main(arguments: Sequence[str]) -> int:
     """Runs one of the trainer's commands.
 
     Returns:
-        0, or 1 where a file, model or setting is wrong: one line then says which.
+        0, or 1 where a file, model or setting is wrong: one line then says which. 1 too where predictions are written
+        but some files were no pictures.
     """
     transformers.utils.logging.disable_progress_bar()
     try:
-        run(arguments)
+        trainer = run(arguments).trainer
     except Exception as error:
         explained = _explained(error)
         if explained is None:
             raise
         print(f"vlkd-pl {arguments[0]}: {explained}", file=sys.stderr)
         return 1
-    return 0
+    return int(any(isinstance(each, PredictionWriter) and each.num_skipped for each in trainer.callbacks))
 
 
 def _explained(error: BaseException | None) -> BaseException | None:
@@ -68,5 +75,6 @@ def run(arguments: Sequence[str]) -> Any:
         auto_configure_optimizers=False,
         save_config_kwargs={"overwrite": True},
         seed_everything_default=0,
+        trainer_defaults={"callbacks": [PredictionWriter()]} if arguments[0] == "predict" else None,
         args=list(arguments),
     )

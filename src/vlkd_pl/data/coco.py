@@ -1,10 +1,12 @@
-"""COCO's caption files."""
+"""Pictures with captions: COCO's caption files, Karpathy's split of them, NoCaps, and folders of one's own."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from PIL import Image
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
@@ -12,20 +14,90 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vlkd_pl.data.base import ImageTexts
+from vlkd_pl.data.pictures import PictureDataModule, PictureFinder, as_rgb, check_present, iter_pictures, read_lines
+
+
+class CaptionedImage(NamedTuple):
+    """A picture with what people wrote of it.
+
+    Attributes:
+        image_id: Its number in the annotation file; in a folder of one's own its path below the folder.
+        file: Its path as the annotation file gives it; with data modules the file itself.
+        references: The captions; empty where they are kept secret.
+        domain: NoCaps' ``in-domain``, ``near-domain`` or ``out-domain``.
+    """
+
+    image_id: int | str
+    file: Path
+    references: list[str]
+    domain: str | None = None
+
+
+def read_coco_captions(path: str | Path, split: str | None = None) -> list[CaptionedImage]:
+    """Reads COCO's caption format (also NoCaps' and test sets without captions) or Karpathy's ``dataset_coco.json``.
+
+    Args:
+        path: The JSON file.
+        split: Karpathy's ``train``, ``restval``, ``val`` or ``test``; all by default. COCO's own files have no splits.
+
+    Returns:
+        The pictures in the order of the file.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        MisconfigurationException: It is of another format, or holds no picture of ``split``, or one twice.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no caption file at {path}: give one of COCO's format")
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        images = content["images"]
+        if images and "sentences" in images[0]:
+            read = [
+                CaptionedImage(
+                    image["cocoid"],
+                    Path(image.get("filepath", ""), image["filename"]),
+                    [sentence["raw"] for sentence in image["sentences"]],
+                )
+                for image in images
+                if split is None or image["split"] == split
+            ]
+        elif split is not None:
+            raise MisconfigurationException(
+                f"{path} has no splits: give Karpathy's dataset_coco.json for the split {split}, or leave split out"
+            )
+        else:
+            references: dict[int | str, list[str]] = {image["id"]: [] for image in images}
+            for annotation in content.get("annotations", []):
+                references.setdefault(annotation["image_id"], []).append(annotation["caption"])
+            read = [
+                CaptionedImage(image["id"], Path(image["file_name"]), references[image["id"]], image.get("domain"))
+                for image in images
+            ]
+    except (ValueError, KeyError, TypeError) as error:
+        raise MisconfigurationException(f"{path} is not a caption file of COCO's format: {error!r}") from error
+    if not read:
+        raise MisconfigurationException(
+            f"{path} holds no picture{f' of the split {split}: the splits are train, restval, val, test' if split else ''}"
+        )
+    repeated = [image_id for image_id, count in Counter(sample.image_id for sample in read).items() if count > 1]
+    if repeated:
+        raise MisconfigurationException(f"{path} holds pictures more than once: remove the others of {repeated[:3]}")
+    return read
 
 
 class COCOCaptions(Dataset[ImageTexts]):
-    """Pictures with all their captions.
+    """Pictures with all their captions, for the validation of the distillation.
 
     Args:
-        annotations: A caption file of COCO's format, with ``images`` and ``annotations``.
-        images: The folder that each picture's ``file_name`` lies in.
+        annotations: A file that ``read_coco_captions`` reads, whose pictures' ids are numbers.
+        images: The folder that the pictures lie in.
         transform: From a picture to a tensor.
         num_samples: Pictures to take, the first in the file that have a caption; all by default.
 
     Raises:
         FileNotFoundError: The file or a picture is missing.
-        MisconfigurationException: The file is not of COCO's caption format, or no picture has a caption.
+        MisconfigurationException: The file is of another format, or no picture has a caption.
     """
 
     def __init__(
@@ -35,33 +107,124 @@ class COCOCaptions(Dataset[ImageTexts]):
         transform: Callable[[Image.Image], Tensor],
         num_samples: int | None = None,
     ) -> None:
-        if not Path(annotations).is_file():
-            raise FileNotFoundError(f"there is no caption file at {annotations}: give one of COCO's format")
-        try:
-            content = json.loads(Path(annotations).read_text(encoding="utf-8"))
-            references: dict[int, list[str]] = {}
-            for annotation in content["annotations"]:
-                references.setdefault(annotation["image_id"], []).append(annotation["caption"])
-            files = {image["id"]: Path(images) / image["file_name"] for image in content["images"]}
-        except (ValueError, KeyError, TypeError) as error:
-            raise MisconfigurationException(
-                f"{annotations} is not a caption file of COCO's format: {error!r}"
-            ) from error
-        captioned = [(image_id, path) for image_id, path in files.items() if image_id in references][:num_samples]
+        captioned = [sample for sample in read_coco_captions(annotations) if sample.references][:num_samples]
         if not captioned:
             raise MisconfigurationException(f"{annotations} holds no picture with a caption")
-        missing = [str(path) for _, path in captioned if not path.is_file()]
-        if missing:
-            raise FileNotFoundError(
-                f"{len(missing)} pictures of {annotations} are missing; first: {', '.join(missing[:3])}"
+        if not all(isinstance(sample.image_id, int) for sample in captioned):
+            raise MisconfigurationException(
+                f"{annotations} has pictures whose id is not a number: give each its number"
             )
-        self.samples = [(image_id, path, references[image_id]) for image_id, path in captioned]
+        self.samples = _found(captioned, images, annotations)
         self.transform = transform
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> ImageTexts:
-        image_id, path, references = self.samples[index]
-        with Image.open(path) as image:
-            return {"image": self.transform(image), "image_id": image_id, "references": references}
+        sample = self.samples[index]
+        with Image.open(sample.file) as image:
+            return {
+                "image": self.transform(as_rgb(image)),
+                "image_id": int(sample.image_id),
+                "references": sample.references,
+            }
+
+
+class COCODataModule(PictureDataModule):
+    """COCO captions: Karpathy's split or the official files.
+
+    Args:
+        annotations: Karpathy's ``dataset_coco.json``, or a file of COCO's caption format.
+        images: Folder of the pictures; for ``dataset_coco.json`` also that of ``train2014`` and ``val2014``.
+        split: Of ``dataset_coco.json``; the paper tests on ``test``. None for a file of COCO's own format.
+        **options: See ``PictureDataModule``.
+    """
+
+    def __init__(self, annotations: str, images: str, split: str | None = None, **options: Any) -> None:
+        super().__init__(**options)
+        self.annotations = annotations
+        self.images = images
+        self.split = split
+
+    def read_samples(self) -> list[CaptionedImage]:
+        """The pictures of the split, with captions or without.
+
+        Raises:
+            FileNotFoundError: The file or a picture is missing.
+            MisconfigurationException: The file is of another format, or has no such split.
+        """
+        samples = read_coco_captions(self.annotations, self.split)[: self.num_samples]
+        return _found(samples, self.images, self.annotations)
+
+
+class NoCapsDataModule(COCODataModule):
+    """NoCaps (Agrawal et al., 2019): validation with captions and domains, or test without either.
+
+    Args:
+        annotations: ``nocaps_val_4500_captions.json`` or ``nocaps_test_image_info.json``.
+        images: Folder of the pictures.
+        **options: See ``PictureDataModule``.
+    """
+
+    def __init__(self, annotations: str, images: str, **options: Any) -> None:
+        super().__init__(annotations, images, None, **options)
+
+    def read_samples(self) -> list[CaptionedImage]:
+        """The pictures, with captions or without.
+
+        Raises:
+            FileNotFoundError: The file or a picture is missing.
+            MisconfigurationException: The file is of another format, or has captions and no domains.
+        """
+        samples = super().read_samples()
+        if any(sample.references and sample.domain is None for sample in samples):
+            raise MisconfigurationException(
+                f"{self.annotations} has pictures without the field domain: give NoCaps' own file, or use COCODataModule"
+            )
+        return samples
+
+
+class CaptionFolderDataModule(PictureDataModule):
+    """A folder of one's own pictures, each with its captions in a text file of the same name, one a line.
+
+    Args:
+        images: A folder, searched recursively; img2dataset's ``files`` output has this layout.
+        **options: See ``PictureDataModule``.
+    """
+
+    def __init__(self, images: str, **options: Any) -> None:
+        super().__init__(**options)
+        self.images = images
+
+    def read_samples(self) -> list[CaptionedImage]:
+        """All pictures, each with its captions.
+
+        Raises:
+            FileNotFoundError: There is no such folder, or no picture in it, or a picture has no text file or an empty
+                one.
+            MisconfigurationException: A text file is not UTF-8.
+        """
+        folder, samples, without = PictureFinder(self.images).folder, [], []
+        for path in iter_pictures([folder]):
+            text = path.with_suffix(".txt")
+            references = read_lines(text) if text.is_file() else []
+            if references:
+                samples.append(CaptionedImage(path.relative_to(folder).as_posix(), path, references))
+            else:
+                without.append(str(path))
+        if without:
+            raise FileNotFoundError(
+                f"{len(without)} of {len(samples) + len(without)} pictures in {folder} have no captions in a .txt file "
+                f"beside them: write them, or take the pictures away; first: {', '.join(without[:3])}"
+            )
+        if not samples:
+            raise FileNotFoundError(f"there are no pictures in {folder}: give another folder as data.images")
+        return samples
+
+
+def _found(samples: Sequence[CaptionedImage], images: str | Path, annotations: str | Path) -> list[CaptionedImage]:
+    """The samples with the files of their pictures, all of which are there."""
+    finder = PictureFinder(images)
+    found = [sample._replace(file=finder.by_name(str(sample.file))) for sample in samples]
+    check_present([sample.file for sample in found], annotations)
+    return found

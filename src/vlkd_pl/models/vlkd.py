@@ -13,15 +13,11 @@ from huggingface_hub import ModelHubMixin, snapshot_download
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoTokenizer, BartForConditionalGeneration, GenerationConfig, PreTrainedTokenizerBase
-from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.bart.modeling_bart import shift_tokens_right
 
 from vlkd_pl.models.clip import FrozenCLIP
 
 ImageFeatures = Literal["pooled", "patches", "all"]
-
-CAPTION_PREFIX = "A picture of"
-"""The words of the paper's captioning prompt before its masks (Section 4.3.1)."""
 
 _POSITIONS = {"pooled": slice(0, 1), "patches": slice(1, None), "all": slice(None)}
 _FORMAT_VERSION = 1
@@ -60,7 +56,7 @@ class VLKDModel(nn.Module, ModelHubMixin):
         self.image_projection = nn.Linear(clip_dim, bart_dim, bias=False)
         self.text_back_projection = nn.Linear(clip_dim, bart_dim, bias=False)
         self._invert_text_projection()
-        # Only what is set here and in generate() holds: settings stored with a BART, such as bart-large's
+        # Only what is set here and at each call of generate holds: settings stored with a BART, such as bart-large's
         # no_repeat_ngram_size, would be merged in unseen otherwise.
         self.bart.generation_config = GenerationConfig(
             bos_token_id=tokenizer.bos_token_id,
@@ -128,6 +124,29 @@ class VLKDModel(nn.Module, ModelHubMixin):
             projected = functional.linear(mean_pooled(text_features, text_mask), self.text_projection.weight.float())
             return functional.normalize(projected, dim=-1)
 
+    @torch.no_grad()
+    def embed_texts(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
+        """``embed_text`` of strings, without gradients; texts of about the same length are encoded together.
+
+        Args:
+            texts: B texts; one longer than BART's positions is cut.
+            batch_size: Texts in a batch.
+
+        Returns:
+            (B, d_1) float32, l2-normalised, in the order of ``texts``.
+        """
+        longest = self.bart.config.max_position_embeddings
+        order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
+        embedding = torch.empty(len(texts), self.text_projection.out_features, device=self.bart.device)
+        for first in range(0, len(texts), batch_size):
+            rows = order[first : first + batch_size]
+            encoded = self.tokenizer(
+                [texts[row] for row in rows], padding=True, truncation=True, max_length=longest, return_tensors="pt"
+            ).to(self.bart.device)
+            ids, mask = encoded["input_ids"], encoded["attention_mask"]
+            embedding[rows] = self.embed_text(self.encode_text(ids, mask), mask)
+        return embedding
+
     # The decoder's condition
 
     def condition(
@@ -171,76 +190,12 @@ class VLKDModel(nn.Module, ModelHubMixin):
             encoder_attention_mask=condition_mask,
             use_cache=False,
         ).last_hidden_state
+        return self.vocabulary_logits(hidden)
+
+    def vocabulary_logits(self, hidden: Tensor) -> Tensor:
+        """The logits (B, M, vocabulary) of the decoder's output (B, M, d_2)."""
         logits: Tensor = self.bart.lm_head(hidden)
         return logits + self.bart.final_logits_bias.to(logits)
-
-    # Generation
-
-    @torch.no_grad()
-    def generate(
-        self,
-        image_tokens: Tensor | None,
-        prompts: Sequence[str],
-        *,
-        prefix: str = "",
-        num_beams: int = 1,
-        max_new_tokens: int = 32,
-        length_penalty: float = 1.0,
-    ) -> list[str]:
-        """Reconstructs prompts with masks, given pictures.
-
-        Args:
-            image_tokens: (B, 1 + N, d_1) of ``FrozenCLIP.encode_image``; None for text alone.
-            prompts: B texts with ``<mask>``.
-            prefix: What every reconstruction begins with: it is given to the decoder, not decoded.
-            num_beams: Beams; 1 is greedy.
-            max_new_tokens: Most tokens after the prefix.
-            length_penalty: Exponent of the length that a beam's score is divided by.
-
-        Returns:
-            For each prompt the text after the prefix, without special tokens and surrounding spaces.
-        """
-        device = self.bart.device
-        encoded = self.tokenizer(list(prompts), padding=True, return_tensors="pt").to(device)
-        text_mask = encoded["attention_mask"]
-        condition, mask = self.condition(self.encode_text(encoded["input_ids"], text_mask), text_mask, image_tokens)
-        prefix_ids = self.tokenizer(prefix, add_special_tokens=False)["input_ids"] if prefix else []
-        start = [self.bart.config.decoder_start_token_id, self.tokenizer.bos_token_id, *prefix_ids]
-        generated = self.bart.generate(
-            encoder_outputs=BaseModelOutput(last_hidden_state=condition),  # beam search expands it in place
-            attention_mask=mask,
-            decoder_input_ids=torch.tensor([start] * len(prompts), device=device),
-            num_beams=num_beams,
-            max_new_tokens=max_new_tokens,
-            length_penalty=length_penalty,
-            do_sample=False,
-        )
-        texts = self.tokenizer.batch_decode(generated[:, len(start) :], skip_special_tokens=True)
-        return [text.strip() for text in texts]
-
-    def caption(
-        self, image_tokens: Tensor, num_masks: int = 6, num_beams: int = 6, max_new_tokens: int = 32
-    ) -> list[str]:
-        """Zero-shot captions with the prompt "A picture of <mask>×m." (Section 4.3.1).
-
-        Args:
-            image_tokens: (B, 1 + N, d_1) of ``FrozenCLIP.encode_image``.
-            num_masks: m.
-            num_beams: Beams of the search.
-            max_new_tokens: Longest caption in tokens.
-
-        Returns:
-            What follows "A picture of", without a full stop at the end.
-        """
-        prompt = f"{CAPTION_PREFIX} {self.tokenizer.mask_token * num_masks}."
-        texts = self.generate(
-            image_tokens,
-            [prompt] * len(image_tokens),
-            prefix=CAPTION_PREFIX,
-            num_beams=num_beams,
-            max_new_tokens=max_new_tokens,
-        )
-        return [text.removesuffix(".").rstrip() for text in texts]
 
     # The start in closed form
 

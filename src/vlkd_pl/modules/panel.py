@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytorch_lightning as pl
@@ -21,32 +21,42 @@ _MEAN = (0.48145466, 0.4578275, 0.40821073)
 _STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-def caption_panel(
-    images: Sequence[Tensor], captions: Sequence[str], references: Sequence[str], columns: int = 4
-) -> Image.Image:
-    """Draws pictures in a grid, each above its caption in black and a reference in grey.
+class Shown(NamedTuple):
+    """A picture of the panel.
+
+    Attributes:
+        image: (3, H, W), normalised as CLIP takes it.
+        said: What the model said of it.
+        truth: What a person said.
+    """
+
+    image: Tensor
+    said: str
+    truth: str
+
+
+def caption_panel(shown: Sequence[Shown], columns: int = 4) -> Image.Image:
+    """Draws pictures in a grid, each above what the model said in black and what a person said in grey.
 
     Args:
-        images: Pictures (3, H, W), normalised as CLIP takes them.
-        captions: What the model says of each.
-        references: What a person said of each.
+        shown: The pictures.
         columns: Pictures in a row.
 
     Returns:
         An RGB picture.
     """
-    said = [textwrap.wrap(caption, _CHARACTERS) or ["(nothing)"] for caption in captions]
-    wanted = [textwrap.wrap(reference, _CHARACTERS) for reference in references]
+    said = [textwrap.wrap(each.said, _CHARACTERS) or ["(nothing)"] for each in shown]
+    wanted = [textwrap.wrap(each.truth, _CHARACTERS) for each in shown]
     num_lines = max(len(a) + len(b) for a, b in zip(said, wanted, strict=True))
     width, height = _TILE + 2 * _MARGIN, _TILE + _LINE * num_lines + 2 * _MARGIN
-    columns = min(columns, len(images))
-    rows = -(-len(images) // columns)
+    columns = min(columns, len(shown))
+    rows = -(-len(shown) // columns)
     panel = Image.new("RGB", (width * columns, height * rows), "white")
     draw = ImageDraw.Draw(panel)
     font = ImageFont.load_default(size=12)
-    for index, image in enumerate(images):
+    for index, each in enumerate(shown):
         left, top = width * (index % columns) + _MARGIN, height * (index // columns) + _MARGIN
-        panel.paste(_picture(image), (left, top))
+        panel.paste(_picture(each.image), (left, top))
         top += _TILE + 2
         for lines, fill in ((said[index], "black"), (wanted[index], "grey")):
             for line in lines:

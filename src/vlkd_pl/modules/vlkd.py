@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from pathlib import Path
@@ -14,7 +13,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_info
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from vlkd_pl.batch import EvaluationBatch, ImageTextBatch, InfillingBatch
+from vlkd_pl.batch import ImageTextBatch, InfillingBatch, PictureBatch
 from vlkd_pl.checkpoint import (
     drop_clip,
     keep_random_states,
@@ -27,9 +26,12 @@ from vlkd_pl.distributed import gather_objects
 from vlkd_pl.losses import icti_loss, itcl_loss, ttdm_loss
 from vlkd_pl.metrics.captions import cider
 from vlkd_pl.metrics.retrieval import recall_at_k
+from vlkd_pl.models.decoding import CAPTION_DECODING, Decoding, caption
 from vlkd_pl.models.vlkd import ImageFeatures, VLKDModel, mean_pooled
-from vlkd_pl.modules.panel import caption_panel, log_panel
+from vlkd_pl.modules.panel import Shown, caption_panel, log_panel
+from vlkd_pl.modules.report import Report
 from vlkd_pl.optim import linear_warmup_and_decay, parameter_groups
+from vlkd_pl.table import format_table
 
 MAX_LOGIT_SCALE = math.log(100)
 """CLIP's own bound on the learnable ln(1/τ) (Radford et al., 2021)."""
@@ -76,8 +78,7 @@ class VLKDModule(pl.LightningModule):
         warmup_steps: Optimizer steps of linear warm-up.
         total_steps: Optimizer steps after which the rate has fallen to 0; the trainer's own number by default.
         num_masks: m of the captioning prompt "A picture of <mask>×m.".
-        num_beams: Beams of the captions in validation and test.
-        max_caption_tokens: Longest caption in validation and test.
+        decoding: How captions are decoded in validation, test and prediction.
         panel_size: Pictures in the caption panel.
         init_from: Model folder or checkpoint of an earlier stage to start from.
 
@@ -108,8 +109,7 @@ class VLKDModule(pl.LightningModule):
         warmup_steps: int = 12_000,
         total_steps: int | None = None,
         num_masks: int = 6,
-        num_beams: int = 6,
-        max_caption_tokens: int = 32,
+        decoding: Decoding = CAPTION_DECODING,
         panel_size: int = 16,
         init_from: str | None = None,
     ) -> None:
@@ -136,8 +136,7 @@ class VLKDModule(pl.LightningModule):
         self.warmup_steps = warmup_steps
         self.total_steps = total_steps
         self.num_masks = num_masks
-        self.num_beams = num_beams
-        self.max_caption_tokens = max_caption_tokens
+        self.decoding = decoding
         self.panel_size = panel_size
         self.evaluated: list[dict[str, Any]] = []
         self._resumed_random_state: dict[str, Tensor | None] | None = None
@@ -278,59 +277,41 @@ class VLKDModule(pl.LightningModule):
         for projection in (self.model.text_projection, self.model.image_projection, self.model.text_back_projection):
             projection.weight.data.copy_(self.trainer.strategy.broadcast(projection.weight.data))
 
-    # Validation and test
+    # Validation, test and prediction
 
-    def validation_step(self, batch: EvaluationBatch, batch_index: int) -> None:
-        """Losses, embeddings and captions of a batch."""
-        self._evaluate(batch, "val")
+    def evaluate(self, batch: Any) -> list[dict[str, Any]]:
+        """Evaluates a batch; task modules override it together with ``conclude``.
 
-    def test_step(self, batch: EvaluationBatch, batch_index: int) -> None:
-        """As in validation."""
-        self._evaluate(batch, "test")
+        Args:
+            batch: Of the kind that the task's data module makes; here an ``EvaluationBatch``.
 
-    def on_validation_epoch_end(self) -> None:
-        """Logs recall and CIDEr, and draws the caption panel."""
-        self._conclude("val")
-
-    def on_test_epoch_end(self) -> None:
-        """As in validation; also writes ``scores.json`` and ``predictions.json`` to the run's log folder."""
-        folder = self.trainer.log_dir  # asked on all ranks: it is broadcast
-        scores, predictions, panel = self._conclude("test")
-        if self.trainer.is_global_zero and folder is not None:
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            record = {"scores": scores, "caption_panel": str(panel)}
-            (Path(folder) / "scores.json").write_text(json.dumps(record, indent=1))
-            results = [{"image_id": image_id, "caption": caption} for image_id, caption in predictions.items()]
-            (Path(folder) / "predictions.json").write_text(json.dumps(results, indent=1))
-
-    def _evaluate(self, batch: EvaluationBatch, stage: str) -> None:
+        Returns:
+            An item for each thing that is evaluated, with its ``id``: of items with the same one the last counts, since
+            a distributed sampler repeats some to fill the last batch.
+        """
         encoded = self._encode(batch)
         losses = self._losses_of(encoded, batch)
+        stage = "test" if self.trainer.testing else "val"
         size = len(batch["labels"])
         self.log_dict({f"{stage}/{name}_loss": loss for name, loss in losses.items()}, batch_size=size, sync_dist=True)
-        captions = self.model.caption(encoded.image_tokens, self.num_masks, self.num_beams, self.max_caption_tokens)
-        for index, image_id in enumerate(batch["image_id"].tolist()):
-            self.evaluated.append(
-                {
-                    "image_id": image_id,
-                    "caption": captions[index],
-                    "references": batch["references"][index],
-                    "image_embedding": encoded.image_tokens[index, 0].cpu(),
-                    "clip_text_embedding": encoded.clip_text_embedding[index].cpu(),
-                    "bart_text_embedding": encoded.bart_text_embedding[index].cpu(),
-                    "image": batch["image"][index].cpu() if len(self.evaluated) < self.panel_size else None,
-                }
-            )
+        captions = caption(self.model, encoded.image_tokens, self.num_masks, self.decoding)
+        return [
+            {
+                "id": image_id,
+                "caption": captions[index][0].text,
+                "references": batch["references"][index],
+                "image_embedding": encoded.image_tokens[index, 0].cpu(),
+                "clip_text_embedding": encoded.clip_text_embedding[index].cpu(),
+                "bart_text_embedding": encoded.bart_text_embedding[index].cpu(),
+                "image": self.shown_image(batch["image"][index], index),
+            }
+            for index, image_id in enumerate(batch["image_id"].tolist())
+        ]
 
-    def _conclude(self, stage: str) -> tuple[dict[str, float], dict[int, str], Path | None]:
-        """Scores of all ranks' pictures together, the captions by picture, and the panel's file."""
-        # a distributed sampler repeats pictures to fill the last batch: each counts once
-        evaluated = {item["image_id"]: item for item in gather_objects(self.evaluated)}
-        self.evaluated.clear()
-        items = [evaluated[image_id] for image_id in sorted(evaluated)]
-        predictions = {item["image_id"]: item["caption"] for item in items}
-        references = {item["image_id"]: item["references"] for item in items}
-
+    def conclude(self, items: list[dict[str, Any]]) -> Report:
+        """Scores the items of all ranks, in the order of their ids; runs on the first rank alone."""
+        predictions = {item["id"]: item["caption"] for item in items}
+        references = {item["id"]: item["references"] for item in items}
         image_embedding = torch.stack([item["image_embedding"] for item in items])
         scores: dict[str, float] = {}
         for name in ("bart", "clip"):
@@ -339,19 +320,67 @@ class VLKDModule(pl.LightningModule):
             scores |= {f"{name}_{key}": value for key, value in recall.items()}
         scores["cider"] = cider(references, predictions)[0]
         scores["cider_shuffled"] = cider(references, _shuffled(predictions))[0]
+        results = [{"image_id": image_id, "caption": text} for image_id, text in predictions.items()]
+        shown = [
+            Shown(item["image"], item["caption"], item["references"][0]) for item in items if item["image"] is not None
+        ]
+        return Report(scores, format_table(["score"], [scores]), {"predictions.json": results}, shown)
+
+    def predict(self, batch: PictureBatch) -> list[dict[str, Any]]:
+        """What ``vlkd-pl predict`` writes of a batch, a JSON line each; here captions."""
+        image_tokens = self.model.clip.encode_image(batch["image"])
+        captions = caption(self.model, image_tokens, self.num_masks, self.decoding)
+        return [
+            {"image_id": sample.image_id, "caption": texts[0].text}
+            for sample, texts in zip(batch["samples"], captions, strict=True)
+        ]
+
+    def shown_image(self, image: Tensor, index: int) -> Tensor | None:
+        """The picture for the panel, while it has room; ``index`` is its number in the batch."""
+        return image.cpu() if len(self.evaluated) + index < self.panel_size else None
+
+    def validation_step(self, batch: Any, batch_index: int) -> None:
+        """Evaluates a batch."""
+        self.evaluated += self.evaluate(batch)
+
+    def test_step(self, batch: Any, batch_index: int) -> None:
+        """As in validation."""
+        self.evaluated += self.evaluate(batch)
+
+    def predict_step(self, batch: PictureBatch, batch_index: int) -> list[dict[str, Any]]:
+        """The predictions for the pictures of a batch that could be read."""
+        return self.predict(batch) if batch["samples"] else []
+
+    def on_test_start(self) -> None:
+        """Leaves the printing to ``on_test_epoch_end``, which has more to say than the trainer's own table."""
+        self.trainer.test_loop.verbose = False
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the scores, and draws the panel."""
+        self._conclude("val")
+
+    def on_test_epoch_end(self) -> None:
+        """As in validation; also prints the scores and writes them, with the predictions, to the run's log folder."""
+        self._conclude("test")
+
+    def _conclude(self, stage: str) -> None:
+        folder = self.trainer.log_dir  # asked on all ranks: it is broadcast
+        items = {item["id"]: item for item in gather_objects(self.evaluated)}
+        self.evaluated.clear()
+        report = self.conclude([items[key] for key in sorted(items)]) if self.trainer.is_global_zero else None
+        scores = self.trainer.strategy.broadcast(report.scores if report is not None else {})
         for name, value in scores.items():
             self.log(f"{stage}/{name}", value, prog_bar=name == "cider", rank_zero_only=True)
-
-        panel, folder = None, self.trainer.log_dir
-        shown = [item for item in items if item["image"] is not None][: self.panel_size]
-        if shown and self.trainer.is_global_zero and not self.trainer.sanity_checking:
-            drawn = caption_panel(
-                [item["image"] for item in shown],
-                [item["caption"] for item in shown],
-                [item["references"][0] for item in shown],
-            )
-            panel = log_panel(self.trainer, f"{stage}/captions", drawn, folder)
-        return scores, predictions, panel
+        if report is None:
+            return
+        panel, shown = None, report.shown[: self.panel_size]
+        if shown and not self.trainer.sanity_checking:
+            panel = log_panel(self.trainer, f"{stage}/captions", caption_panel(shown), folder)
+        if stage == "test":
+            print(f"\n{report.table}")
+            if folder is not None:
+                report.write(Path(folder), panel)
+                print(f"scores and predictions: {folder}")
 
     # Checkpoints
 

@@ -1,43 +1,84 @@
-"""Writes the sample world in the formats of the real data: webdataset shards, COCO caption files, a text corpus."""
+"""Writes the sample world in the formats of the real data: webdataset shards, a text corpus, captions, classes."""
 
 from __future__ import annotations
 
 import io
 import json
+import math
 import random
+import re
 import shutil
 import tarfile
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, Literal
 
 from vlkd_pl.data.sample.language import captions, random_caption, random_line
 from vlkd_pl.data.sample.renderer import IMAGE_SIZE, render
-from vlkd_pl.data.sample.scenes import Scene, Split, distinct_scenes, random_scene
+from vlkd_pl.data.sample.scenes import (
+    COLORS,
+    OBJECTS,
+    PLACES,
+    SIZES,
+    UNSEEN_COMBINATIONS,
+    Item,
+    Scene,
+    Split,
+    distinct_scenes,
+    random_scene,
+)
+from vlkd_pl.data.sample.vqa import DATE, file_info, write_questions
 
 MODELS = Path(__file__).parent / "models"
 """The small CLIP and the small BART that ship with the package."""
 
+Domain = Literal["in-domain", "near-domain", "out-domain"]
+"""NoCaps' domains: of a scene's combinations of color and object, training shows all, some or none."""
+
 _EVALUATION_SPLITS: tuple[Split, ...] = ("val", "test", "unseen")
+_UNSEEN_SHARE: dict[Domain, float] = {"in-domain": 0.0, "near-domain": 0.5, "out-domain": 1.0}
 
 
 def write_world(folder: Path, num_pairs: int, num_shards: int, num_texts: int, num_evaluation: int, seed: int) -> None:
     """Writes the whole sample world.
 
     Args:
-        folder: Gets ``shards/00000.tar`` … (img2dataset's layout), ``corpus.txt``, ``images/``, ``captions_val.json``,
-            ``captions_test.json`` and ``captions_unseen.json`` (COCO's caption format), ``clip/`` and ``bart/``.
+        folder: Gets, for training,
+
+            - ``shards/00000.tar`` … in img2dataset's layout and ``corpus.txt``, one passage a line;
+            - ``clip/`` and ``bart/``, the small models;
+
+            and for evaluation, with the pictures under ``images/`` and {split} one of ``val``, ``test``, ``unseen``,
+
+            - ``captions_{split}.json``: COCO's caption format;
+            - ``dataset_coco.json``: ``val`` and ``test`` in the format of Karpathy's splits;
+            - ``vqa_questions_{split}.json`` and ``vqa_annotations_{split}.json``: VQA v2's format;
+            - ``okvqa_questions_{split}.json`` and ``okvqa_annotations_{split}.json``: OK-VQA's format, questions that
+              need a fact from the corpus;
+            - ``nocaps_val_captions.json`` and ``nocaps_test_image_info.json``: NoCaps' format, pictures of their own;
+            - ``classes/test/{object}/`` and ``class_names.txt``: a folder of pictures for each class.
         num_pairs: Pictures with captions over all shards.
         num_shards: Shards.
         num_texts: Lines of the text corpus.
-        num_evaluation: Pictures of each evaluation split; no two have the same description.
+        num_evaluation: Pictures of each evaluation split; no two have the same description. NoCaps' files get three
+            tenths of it for each domain, the class folders together about as many.
         seed: Decides every scene, picture and line.
     """
     write_shards(folder / "shards", num_pairs, num_shards, random.Random(f"pairs {seed}"))
     write_corpus(folder / "corpus.txt", num_texts, random.Random(f"texts {seed}"))
+    scenes: dict[str, dict[int, Scene]] = {}
     first_id = 1
     for split in _EVALUATION_SPLITS:
         rng = random.Random(f"{split} {seed}")
-        write_coco_captions(folder, split, distinct_scenes(rng, split, num_evaluation), first_id, rng)
+        drawn = distinct_scenes(rng, split, num_evaluation)
+        write_coco_captions(folder, split, drawn, first_id, rng)
+        write_questions(folder, split, drawn, first_id, random.Random(f"vqa {split} {seed}"))
+        scenes[split] = dict(enumerate(drawn, start=first_id))
         first_id += num_evaluation
+    write_karpathy(folder, {split: scenes[split] for split in ("val", "test")})
+    write_nocaps(folder, math.ceil(3 * num_evaluation / 10), random.Random(f"nocaps {seed}"))
+    write_classes(folder, math.ceil(num_evaluation / len(OBJECTS)), random.Random(f"classes {seed}"))
     for name in ("clip", "bart"):
         shutil.copytree(MODELS / name, folder / name, dirs_exist_ok=True)
 
@@ -89,6 +130,120 @@ def write_coco_captions(folder: Path, split: str, scenes: list[Scene], first_id:
     info = {"description": f"sample world, split {split}", "version": "1.0"}
     content = {"info": info, "licenses": [], "images": images, "annotations": annotations}
     (folder / f"captions_{split}.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+
+def write_karpathy(folder: Path, scenes: Mapping[str, Mapping[int, Scene]]) -> None:
+    """Writes ``dataset_coco.json``: the pictures and captions of ``write_coco_captions`` in Karpathy's format.
+
+    Args:
+        folder: Gets the file; a picture is ``images/{filepath}/{filename}``.
+        scenes: For each split its scenes by the pictures' ids.
+    """
+    images: list[dict[str, Any]] = []
+    for split, split_scenes in scenes.items():
+        for image_id, scene in split_scenes.items():
+            sentences = [
+                {"tokens": re.findall(r"\w+", text), "raw": text, "imgid": len(images), "sentid": 10 * image_id + index}
+                for index, text in enumerate(captions(scene))
+            ]
+            images.append(
+                {
+                    "filepath": split,
+                    "sentids": [sentence["sentid"] for sentence in sentences],
+                    "filename": f"{image_id:012d}.jpg",
+                    "imgid": len(images),
+                    "split": split,
+                    "sentences": sentences,
+                    "cocoid": image_id,
+                }
+            )
+    content = {"images": images, "dataset": "coco"}
+    (folder / "dataset_coco.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+
+def write_nocaps(folder: Path, num_domain: int, rng: random.Random) -> None:
+    """Writes ``nocaps_val_captions.json`` and ``nocaps_test_image_info.json``, the pictures under ``images/nocaps/``.
+
+    The format is NoCaps' (https://nocaps.org/download); the test file keeps captions and domains to itself. All scenes
+    are held out of training, but one description may come twice: few scenes hold unseen combinations alone.
+
+    Args:
+        folder: Gets the two files and the pictures.
+        num_domain: Pictures of each domain in each file.
+        rng: Decides the scenes and pictures.
+    """
+    (folder / "images" / "nocaps").mkdir(parents=True, exist_ok=True)
+    domains = list(_UNSEEN_SHARE) * num_domain
+    for part in ("val", "test"):
+        first_id = 0 if part == "val" else len(domains)
+        images, annotations = [], []
+        for image_id, domain in enumerate(domains, start=first_id):
+            scene = _scene_of_domain(rng, domain)
+            # ends in a letter: COCO's pictures are found by the number that their names end in
+            open_images_id = f"{image_id:015x}f"
+            (folder / "images" / "nocaps" / f"{open_images_id}.jpg").write_bytes(_jpeg(scene, rng))
+            images.append(
+                {
+                    "id": image_id,
+                    "open_images_id": open_images_id,
+                    "file_name": f"nocaps/{open_images_id}.jpg",
+                    "coco_url": "",
+                    "width": IMAGE_SIZE,
+                    "height": IMAGE_SIZE,
+                    "license": 0,
+                    "date_captured": DATE,
+                    **({"domain": domain} if part == "val" else {}),
+                }
+            )
+            annotations += [
+                {"image_id": image_id, "id": 5 * image_id + index, "caption": caption}
+                for index, caption in enumerate(captions(scene))
+            ]
+        content = {"info": file_info(f"sample world, novel combinations, {part}"), "licenses": [], "images": images}
+        name = "nocaps_test_image_info.json"
+        if part == "val":
+            content["annotations"] = annotations
+            name = "nocaps_val_captions.json"
+        (folder / name).write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+
+def write_classes(folder: Path, num_class: int, rng: random.Random) -> None:
+    """Writes pictures of one object under ``classes/test/{object}/``, and ``class_names.txt``, one class a line.
+
+    The scenes are those of the split ``test``, and come more than once: its pictures differ, its descriptions are few.
+
+    Args:
+        folder: Gets the folders, as torchvision's ``ImageFolder`` reads them, and the file, in their order.
+        num_class: Pictures of each class.
+        rng: Decides the scenes and pictures.
+    """
+    for name in OBJECTS:
+        every = [
+            Scene("one", (Item(color, name),), place, size=size)
+            for color in COLORS
+            for place in PLACES
+            for size in SIZES
+        ]
+        held_out = [scene for scene in every if scene.split == "test"]
+        (folder / "classes" / "test" / name).mkdir(parents=True, exist_ok=True)
+        for index in range(num_class):
+            path = folder / "classes" / "test" / name / f"{index}.jpg"
+            path.write_bytes(_jpeg(rng.choice(held_out), rng))
+    (folder / "class_names.txt").write_text("".join(f"{name}\n" for name in sorted(OBJECTS)), encoding="utf-8")
+
+
+def _scene_of_domain(rng: random.Random, domain: Domain) -> Scene:
+    while True:
+        scene = random_scene(rng, "test")
+        unseen = [Item(*combination) for combination in rng.sample(sorted(UNSEEN_COMBINATIONS), len(scene.items))]
+        swapped = [rng.random() < _UNSEEN_SHARE[domain] for _ in unseen]
+        items = [new if swap else item for new, item, swap in zip(unseen, scene.items, swapped, strict=True)]
+        scene = replace(scene, items=tuple(items))
+        mixed = any(swapped) and not all(swapped)
+        distinct = len({item.object for item in items}) == len(items)
+        # of the scenes with an unseen combination the corpus tells every second one
+        if distinct and mixed == (domain == "near-domain") and scene.split in ("test", "unseen"):
+            return scene
 
 
 def _jpeg(scene: Scene, rng: random.Random) -> bytes:

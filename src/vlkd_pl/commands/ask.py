@@ -1,0 +1,72 @@
+"""``vlkd-pl ask``: answers to questions about a picture."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+
+from vlkd_pl.commands.loading import add_model_options, load_model, positive
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Prints the answer to each question."""
+    parser = argparse.ArgumentParser(
+        prog="vlkd-pl ask", description="Answers questions about a picture with a distilled model."
+    )
+    parser.add_argument("image", metavar="IMAGE", help="the picture")
+    parser.add_argument("questions", nargs="+", metavar="QUESTION", help="questions in quotation marks")
+    add_model_options(parser)
+    parser.add_argument(
+        "--num-masks", type=positive, default=1, help="masks in place of the answer (default: %(default)s)"
+    )
+    parser.add_argument("--num-beams", type=positive, default=1, help="beams of the search (default: %(default)s)")
+    parser.add_argument("--top", type=positive, default=1, help="answers to each question, with their scores")
+    parser.add_argument(
+        "--caption-first", action="store_true", help="let the model's own caption stand before the question"
+    )
+    parser.add_argument("--candidates", help="answers to choose from, separated by commas")
+    parser.add_argument("--json", action="store_true", help="print a JSON line for each question")
+    options = parser.parse_args(arguments[1:])
+
+    model = load_model(options, "ask")
+    if model is None:
+        return 1
+    from vlkd_pl.models.decoding import Decoding
+
+    candidates = None
+    if options.candidates is not None:
+        candidates = [text.strip() for text in options.candidates.split(",") if text.strip()]
+        if not candidates:
+            print("vlkd-pl ask: --candidates names no answer: give some, separated by commas", file=sys.stderr)
+            return 2
+    # beams that read the same are merged, so that more are searched than are shown
+    num_beams = options.num_beams if options.top == 1 else max(options.num_beams, 2 * options.top)
+    decoding = Decoding(num_beams, max_new_tokens=10, num_candidates=1 if options.top == 1 else num_beams)
+    try:
+        answers = model.answers(
+            options.image,
+            options.questions,
+            options.caption_first,
+            num_masks=options.num_masks,
+            decoding=decoding,
+            candidates=candidates,
+            scores=options.top > 1 or options.json,
+        )
+    except ValueError as error:
+        print(f"vlkd-pl ask: {error}", file=sys.stderr)
+        return 1
+    for question, found in zip(options.questions, answers, strict=True):
+        best = found[: options.top]
+        if options.json:
+            scored = [{"answer": each.text, "score": round(each.score, 4)} for each in best]
+            record = {"image": options.image, "question": question, "answer": best[0].text, "answers": scored}
+            print(json.dumps(record, ensure_ascii=False))
+            continue
+        label = f"{question} " if len(options.questions) > 1 else ""
+        if options.top == 1:
+            print(f"{label}{best[0].text}")
+        else:
+            print(*([label] if label else []), *(f"  {each.score:8.3f}  {each.text}" for each in best), sep="\n")
+    return 0

@@ -1,0 +1,44 @@
+"""The options that every command with a model has, and how the model is loaded."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vlkd_pl.pipeline import VLKD
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--model``, ``--device`` and ``--batch-size``."""
+    parser.add_argument(
+        "--model",
+        required=True,
+        help="folder of a model, as vlkd-pl fit writes it, or its name on the Hugging Face hub",
+    )
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, … (default: a GPU where there is one)")
+    parser.add_argument(
+        "--batch-size", type=positive, default=16, help="pictures worked on together (default: %(default)s)"
+    )
+
+
+def positive(text: str) -> int:
+    """An argument that is a whole number above 0."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def load_model(options: argparse.Namespace, command: str) -> VLKD | None:
+    """Loads the model that the options name; None where it cannot be had, and one line then says why."""
+    import transformers
+
+    from vlkd_pl.pipeline import VLKD
+
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        return VLKD.from_pretrained(options.model, options.device, options.batch_size)
+    except (OSError, ValueError, RuntimeError) as error:
+        print(f"vlkd-pl {command}: the model {options.model} cannot be loaded: {error}", file=sys.stderr)
+        return None

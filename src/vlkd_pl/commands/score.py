@@ -1,0 +1,215 @@
+"""``vlkd-pl score``: scores of predictions in a file, as the official evaluations compute them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from vlkd_pl.metrics.captions import CAPTION_METRICS, CaptionScores, caption_scores
+from vlkd_pl.metrics.pairing import check_pairing, first_few
+from vlkd_pl.metrics.summaries import summary_scores
+from vlkd_pl.metrics.vqa import vqa_scores
+from vlkd_pl.table import format_table
+
+Read = TypeVar("Read")
+Truth = TypeVar("Truth")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Prints a table of scores, and writes them to a JSON file where asked to.
+
+    Returns:
+        0, or 1 where a file is missing, of another format, or does not fit the other: one line then says which.
+    """
+    options = _parser().parse_args(arguments[1:])
+    try:
+        scores: dict[str, Any] = options.score(options)
+        if options.output is not None:
+            options.output.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
+    except (OSError, ValueError) as error:
+        print(f"vlkd-pl score {options.kind}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="vlkd-pl score", description="Scores predictions as the official evaluations of the data sets do."
+    )
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND", help="captions, vqa or summaries")
+
+    def add(kind: str, score: Callable[[argparse.Namespace], dict[str, Any]], purpose: str) -> argparse.ArgumentParser:
+        added = kinds.add_parser(kind, help=purpose, description=purpose)
+        added.set_defaults(score=score)
+        added.add_argument("--output", type=Path, metavar="OUT.json", help="also write the scores to this file")
+        return added
+
+    captions = add(
+        "captions",
+        _score_captions,
+        "BLEU, METEOR, ROUGE-L, CIDEr and SPICE of captions, as fractions. METEOR needs Java; SPICE needs Java 8 to 11 "
+        "and the models of Stanford CoreNLP.",
+    )
+    captions.add_argument(
+        "--references",
+        type=Path,
+        required=True,
+        metavar="REF.json",
+        help="COCO's caption format, NoCaps' with domains, or Karpathy's dataset_coco.json",
+    )
+    captions.add_argument(
+        "--predictions",
+        type=Path,
+        required=True,
+        metavar="PRED.json",
+        help='COCO\'s result format: [{"image_id": 42, "caption": "..."}, ...]',
+    )
+    captions.add_argument("--split", help="split of dataset_coco.json, such as test")
+    captions.add_argument(
+        "--metrics",
+        nargs="+",
+        choices=CAPTION_METRICS,
+        default=list(CAPTION_METRICS),
+        metavar="METRIC",
+        help=f"some of {', '.join(CAPTION_METRICS)} (default: all)",
+    )
+    vqa = add("vqa", _score_vqa, "VQA accuracy in percent, for VQA v2 and OK-VQA.")
+    vqa.add_argument("--questions", type=Path, required=True, metavar="Q.json", help="the official questions")
+    vqa.add_argument("--annotations", type=Path, required=True, metavar="A.json", help="the official annotations")
+    vqa.add_argument(
+        "--predictions",
+        type=Path,
+        required=True,
+        metavar="PRED.json",
+        help='the official result format: [{"question_id": 42, "answer": "..."}, ...]',
+    )
+    for kind, unit in ((captions, "images"), (vqa, "questions")):
+        kind.add_argument(
+            "--subset", action="store_true", help=f"score only the {unit} that have a prediction, instead of all"
+        )
+    summaries = add("summaries", _score_summaries, "F1 of ROUGE-1, ROUGE-2, ROUGE-L and ROUGE-Lsum in percent.")
+    summaries.add_argument(
+        "--references", type=Path, required=True, metavar="REF.txt", help="people's summaries, one a line"
+    )
+    summaries.add_argument(
+        "--predictions", type=Path, required=True, metavar="PRED.txt", help="summaries of the same texts, one a line"
+    )
+    return parser
+
+
+def _score_captions(options: argparse.Namespace) -> dict[str, Any]:
+    from vlkd_pl.data.coco import read_coco_captions
+
+    predictions = _read_predictions(options.predictions, "image_id", "caption")
+    listed = _explained(lambda: read_coco_captions(options.references, options.split))
+    captioned = {image.image_id: image for image in listed if image.references or image.image_id in predictions}
+    images = _to_score(captioned, predictions, "image", options.subset).values()
+    domains = sorted({image.domain for image in images if image.domain is not None})
+    scored: dict[str, CaptionScores[Any]] = {}
+    for name in [*domains, "overall"]:
+        references = {image.image_id: image.references for image in images if name in ("overall", image.domain)}
+        guesses = {key: predictions[key] for key in references}
+        scored[name] = caption_scores(references, guesses, options.metrics, progress=True)
+    print(format_table(list(scored) if domains else ["score"], [part.scores for part in scored.values()]))
+    failed = {name: why for part in scored.values() for name, why in part.not_computed.items()}
+    for name, why in failed.items():
+        print(f"{name} not computed: {why}")
+    names = [name for names in CAPTION_METRICS.values() for name in names]
+    per_domain = {domain: {name: part.scores.get(name) for name in names} for domain, part in scored.items()}
+    unasked = [name for metric in CAPTION_METRICS if metric not in options.metrics for name in CAPTION_METRICS[metric]]
+    return {
+        **per_domain["overall"],
+        "not_computed": dict.fromkeys(unasked, f"not among --metrics {' '.join(options.metrics)}") | failed,
+        **({"per_domain": per_domain} if domains else {}),
+        "per_image": scored["overall"].per_image,
+    }
+
+
+def _score_vqa(options: argparse.Namespace) -> dict[str, Any]:
+    from vlkd_pl.data.vqav2 import read_questions
+
+    predictions = _read_predictions(options.predictions, "question_id", "answer")
+    questions = _explained(lambda: read_questions(options.questions, options.annotations))
+    read = {question.question_id: question for question in questions}
+    scored = vqa_scores(_to_score(read, predictions, "question", options.subset).values(), predictions)
+    rows = {"overall": scored.overall}
+    rows |= {f"answer: {name}": score for name, score in sorted(scored.per_answer_type.items())}
+    rows |= {f"question: {name}": score for name, score in sorted(scored.per_question_type.items())}
+    print(format_table(["accuracy"], [rows], digits=2))
+    return {
+        "overall": scored.overall,
+        "perAnswerType": scored.per_answer_type,
+        "perQuestionType": scored.per_question_type,
+        "per_question": scored.per_question,
+    }
+
+
+def _score_summaries(options: argparse.Namespace) -> dict[str, Any]:
+    references, predictions = _read_lines(options.references), _read_lines(options.predictions)
+    if len(references) != len(predictions):
+        raise ValueError(
+            f"{options.references} has {len(references)} lines and {options.predictions} has {len(predictions)}: "
+            "give one prediction for each reference, each on a line"
+        )
+    scores = summary_scores(references, predictions)
+    print(format_table(["score"], [scores], digits=2))
+    return scores
+
+
+def _read_predictions(path: Path, key_field: str, text_field: str) -> dict[Any, str]:
+    """Reads an official result file: a list with a key and a text for each prediction."""
+    expected = f'a list of {{"{key_field}": ..., "{text_field}": "..."}}'
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not a JSON file: {error}") from error
+    if not isinstance(rows, list):
+        raise ValueError(f"{path} is not {expected}")
+    for number, row in enumerate(rows, start=1):
+        if not (
+            isinstance(row, dict) and isinstance(row.get(key_field), int | str) and isinstance(row.get(text_field), str)
+        ):
+            raise ValueError(f"{path} is not {expected}: entry {number} is {json.dumps(row)[:100]}")
+    counts = Counter(row[key_field] for row in rows)
+    repeated = [key for key, count in counts.items() if count > 1]
+    if repeated:
+        raise ValueError(f"{path} has several predictions for {len(repeated)} {key_field}s ({first_few(repeated)})")
+    return {row[key_field]: row[text_field] for row in rows}
+
+
+def _to_score(
+    truths: Mapping[Any, Truth], predictions: Mapping[Any, str], unit: str, subset: bool
+) -> Mapping[Any, Truth]:
+    """What is to be scored: everything, or with ``subset`` what has a prediction.
+
+    Raises:
+        ValueError: Something has no prediction, or a prediction is for nothing.
+    """
+    if subset:
+        truths = {key: truth for key, truth in truths.items() if key in predictions}
+    try:
+        check_pairing(truths.keys(), predictions.keys(), unit)
+    except ValueError as error:
+        hint = f"; --subset scores only the {unit}s that have one" if truths.keys() - predictions.keys() else ""
+        raise ValueError(f"{error}{hint}") from error
+    return truths
+
+
+def _read_lines(path: Path) -> list[str]:
+    with path.open(encoding="utf-8") as lines:
+        return [line.rstrip("\n") for line in lines]
+
+
+def _explained(read: Callable[[], Read]) -> Read:
+    """Reads a file of the data; what a data module would say of it becomes an error of this command."""
+    from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+    try:
+        return read()
+    except MisconfigurationException as error:
+        raise ValueError(str(error)) from error

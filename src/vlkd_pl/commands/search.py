@@ -1,0 +1,42 @@
+"""``vlkd-pl search``: the pictures that words tell of."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+
+from vlkd_pl.commands.loading import add_model_options, load_model, positive
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Prints the pictures nearest to the words; a file that is no picture is named and skipped, and the status is 1."""
+    parser = argparse.ArgumentParser(
+        prog="vlkd-pl search",
+        description="Finds the pictures that words tell of: the nearest in the joint space, as the distilled text "
+        "encoder places the words there.",
+    )
+    parser.add_argument("words", metavar="WORDS", help="what the pictures show, in quotation marks")
+    parser.add_argument(
+        "images", nargs="+", metavar="IMAGE_OR_FOLDER", help="pictures, or folders searched recursively"
+    )
+    add_model_options(parser)
+    parser.add_argument("--top", type=positive, default=10, help="most pictures to print (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print a JSON line for each picture")
+    options = parser.parse_args(arguments[1:])
+
+    model = load_model(options, "search")
+    if model is None:
+        return 1
+    nearest, unread = model.search(options.words, options.images, options.top)
+    for found in unread:
+        print(f"vlkd-pl search: skipped {found.error}", file=sys.stderr)
+    for found in nearest:
+        if options.json:
+            print(json.dumps({"image": str(found.picture), "score": round(found.score, 4)}, ensure_ascii=False))
+        else:
+            print(f"{found.score:6.3f}  {found.picture}")
+    if not nearest and not unread:
+        print("vlkd-pl search: there are no pictures in what was given", file=sys.stderr)
+    return 0 if nearest and not unread else 1

@@ -1,0 +1,313 @@
+"""Pictures in files with what is known of them: what every evaluation reads."""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import pytorch_lightning as pl
+import torch
+from PIL import Image, ImageOps
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from vlkd_pl.batch import PictureBatch
+from vlkd_pl.data.base import CLIPTokenizer, clip_image_size, load_clip_tokenizer
+from vlkd_pl.data.transforms import clip_transform
+
+PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm"})
+"""Endings of the files that are taken from a folder; a file that is named itself may have any."""
+
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+"""What Pillow raises on a file that is no picture, is damaged, or is too large to be decoded safely."""
+
+_NUMBER = re.compile(r"(\d+)$")
+
+
+class Sample(Protocol):
+    """What is known of a picture; each data module has its own kind."""
+
+    @property
+    def file(self) -> Path:
+        """The picture's file."""
+
+
+class Picture(NamedTuple):
+    """A picture of which nothing else is known.
+
+    Attributes:
+        file: Its file.
+        image_id: Its path below the folder it was found in.
+    """
+
+    file: Path
+    image_id: str
+
+
+def iter_pictures(paths: Iterable[str | Path]) -> Iterator[Path]:
+    """Goes through files and, recursively, the pictures of folders, in the order of names, one folder at a time.
+
+    Links are followed, but no folder is gone through twice. A folder that cannot be read is warned of.
+
+    Args:
+        paths: Files, which are taken as they are, and folders, of which ``PICTURE_SUFFIXES`` are taken, but nothing whose
+            name starts with a dot.
+    """
+    for path in paths:
+        if not os.path.isdir(path):
+            yield Path(path)
+            continue
+        visited: set[str] = set()
+        for folder, folders, files in os.walk(path, onerror=_warn_of_folder, followlinks=True):
+            real = os.path.realpath(folder)
+            if real in visited:
+                folders.clear()
+                continue
+            visited.add(real)
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            for name in sorted(files):
+                if os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES and not name.startswith("."):
+                    yield Path(folder, name)
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """A picture as RGB, turned as its camera says; 16-bit grey becomes 8-bit, which Pillow itself would cut to white.
+
+    Raises:
+        OSError: The picture is damaged.
+        ValueError: Its pixels are floats, of which it is not known what is white.
+    """
+    if image.mode == "F":
+        raise ValueError("its pixels are floats: save it with 8 or 16 bits")
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
+        image = image.convert("I").point(lambda value: value / 256).convert("L")
+    return image.convert("RGB")
+
+
+class PictureFinder:
+    """Finds the files of pictures under a folder, by path, by name, or by number.
+
+    Args:
+        folder: Folder of pictures, with or without the sub-folders that annotation files name.
+
+    Raises:
+        FileNotFoundError: There is no such folder.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise FileNotFoundError(f"there is no folder of pictures at {folder}: give the one they lie in")
+        self._by_number: dict[int, Path] | None = None
+
+    def by_name(self, file_name: str) -> Path:
+        """The file ``file_name`` below the folder; else the file of that name in the folder itself."""
+        path = self.folder / file_name
+        return path if path.is_file() else self.folder / path.name
+
+    def by_number(self, image_id: int) -> Path:
+        """The picture whose name ends in the number: COCO's ``COCO_val2014_000000000042.jpg`` or ``000000000042.jpg``.
+
+        Of several it is the first ``.jpg`` in the order of ``iter_pictures``, since COCO's masks are ``.png``; a path
+        where nothing lies if there is none.
+        """
+        if self._by_number is None:
+            self._by_number = {}
+            for path in sorted(iter_pictures([self.folder]), key=lambda path: path.suffix.lower() != ".jpg"):
+                if match := _NUMBER.search(path.stem):
+                    self._by_number.setdefault(int(match[1]), path)
+        return self._by_number.get(image_id, self.folder / f"{image_id:012d}.jpg")
+
+
+def check_present(files: Sequence[Path], named_in: str | Path) -> None:
+    """Raises unless all pictures are there.
+
+    Raises:
+        FileNotFoundError: Some are missing; the first are named.
+    """
+    missing = [str(path) for path in files if not path.is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"{len(missing)} of {len(files)} pictures of {named_in} are missing: give the folder that they lie in; first: "
+            f"{', '.join(missing[:3])}"
+        )
+
+
+def read_lines(path: str | Path) -> list[str]:
+    """The lines of a text file that hold anything.
+
+    Raises:
+        MisconfigurationException: The file is not UTF-8.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise MisconfigurationException(f"{path} is not UTF-8 ({error.reason}): save it as UTF-8") from error
+    return [line.strip() for line in lines if line.strip()]
+
+
+class PictureDataset(Dataset[tuple[Tensor | None, Any, str]]):
+    """Reads pictures.
+
+    Args:
+        samples: Each with its ``file``.
+        transform: From a picture to a tensor.
+    """
+
+    def __init__(self, samples: Sequence[Sample], transform: Callable[[Image.Image], Tensor]) -> None:
+        self.samples = samples
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Tensor | None, Any, str]:
+        """The picture, what is known of it, and why it cannot be read where it is None."""
+        sample = self.samples[index]
+        try:
+            with Image.open(sample.file) as image:
+                return self.transform(as_rgb(image)), sample, ""
+        except UNREADABLE as error:
+            return None, sample, f"{sample.file}: {error}"
+
+
+def collate_pictures(items: Sequence[tuple[Tensor | None, Any, str]]) -> PictureBatch:
+    """A batch of the pictures that could be read, with a line on each of the others."""
+    read = [(image, sample) for image, sample, _ in items if image is not None]
+    return {
+        "image": torch.stack([image for image, _ in read]) if read else torch.empty(0),
+        "samples": [sample for _, sample in read],
+        "unreadable": [reason for image, _, reason in items if image is None],
+    }
+
+
+class PictureDataModule(pl.LightningDataModule, ABC):
+    """Pictures for validation, test and prediction; a subclass says which, in ``read_samples``.
+
+    Prediction goes on without the pictures that cannot be read, and names them; scores need every picture.
+
+    Args:
+        clip: CLIP's name, file or folder, for its tokenizer and picture size.
+        image_size: Width and height of a picture in pixels; CLIP's own by default.
+        batch_size: Pictures in a batch of one process.
+        num_workers: Worker processes of one process.
+        num_samples: Pictures to take, the first of all; all by default.
+
+    Raises:
+        MisconfigurationException: CLIP's picture size is unknown, or ``num_samples`` is below 1.
+    """
+
+    def __init__(
+        self,
+        clip: str,
+        image_size: int | None = None,
+        batch_size: int = 32,
+        num_workers: int = 4,
+        num_samples: int | None = None,
+    ) -> None:
+        super().__init__()
+        if num_samples is not None and num_samples < 1:
+            raise MisconfigurationException(f"data.num_samples is {num_samples}: give at least 1, or null for all")
+        self.clip = clip
+        self.transform = clip_transform(image_size or clip_image_size(clip))
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.num_samples = num_samples
+        self.samples: Sequence[Sample] = []
+        self._clip_tokenizer: CLIPTokenizer | None = None
+
+    @abstractmethod
+    def read_samples(self) -> Sequence[Sample]:
+        """What there is to evaluate, one sample for each picture."""
+
+    @property
+    def clip_tokenizer(self) -> CLIPTokenizer:
+        """CLIP's tokenizer, loaded on first use."""
+        if self._clip_tokenizer is None:
+            self._clip_tokenizer = load_clip_tokenizer(self.clip)
+        return self._clip_tokenizer
+
+    def setup(self, stage: str) -> None:
+        """Reads what there is, once, and looks for every picture before the first is used.
+
+        Raises:
+            FileNotFoundError: A file or picture is missing.
+            MisconfigurationException: A file is of another format, or there is nothing in it.
+        """
+        if not self.samples:
+            self.samples = self.read_samples()[: self.num_samples]
+
+    def val_dataloader(self) -> DataLoader[PictureBatch]:
+        """The pictures, in order."""
+        return self._dataloader()
+
+    def test_dataloader(self) -> DataLoader[PictureBatch]:
+        """The pictures, in order."""
+        return self._dataloader()
+
+    def predict_dataloader(self) -> DataLoader[PictureBatch]:
+        """The pictures, in order."""
+        return self._dataloader()
+
+    def on_before_batch_transfer(self, batch: PictureBatch, dataloader_idx: int) -> PictureBatch:
+        """Stops validation and test at a picture that cannot be read; here, since workers' errors are many lines long.
+
+        Raises:
+            MisconfigurationException: A picture cannot be read.
+        """
+        if batch["unreadable"] and self.trainer is not None and not self.trainer.predicting:
+            raise MisconfigurationException(
+                f"the picture {batch['unreadable'][0]}: it cannot be read, but scores need every picture: replace it"
+            )
+        return batch
+
+    def _dataloader(self) -> DataLoader[PictureBatch]:
+        return DataLoader[Any](
+            PictureDataset(self.samples, self.transform),
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            collate_fn=collate_pictures,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_one_thread,
+            generator=torch.Generator(),  # or else evaluation would shift the random numbers of training
+        )
+
+
+class FolderDataModule(PictureDataModule):
+    """The pictures of a folder of one's own, for ``vlkd-pl predict``.
+
+    Args:
+        images: A folder, searched recursively.
+        **options: See ``PictureDataModule``.
+    """
+
+    def __init__(self, images: str, **options: Any) -> None:
+        super().__init__(**options)
+        self.images = images
+
+    def read_samples(self) -> list[Picture]:
+        """All pictures of the folder.
+
+        Raises:
+            FileNotFoundError: There is no such folder, or no picture in it.
+        """
+        folder = PictureFinder(self.images).folder
+        pictures = [Picture(path, path.relative_to(folder).as_posix()) for path in iter_pictures([folder])]
+        if not pictures:
+            raise FileNotFoundError(f"there are no pictures in {folder}: give another folder as data.images")
+        return pictures
+
+
+def _warn_of_folder(error: OSError) -> None:
+    warnings.warn(f"the folder {error.filename} is left out, since it cannot be read: {error.strerror}", stacklevel=2)
+
+
+def _one_thread(worker: int) -> None:
+    torch.set_num_threads(1)

@@ -1,0 +1,323 @@
+"""The page of ``vlkd-pl demo``: captions of a picture that is dropped on it, and answers to questions about it."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from html import escape
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gradio as gr
+from PIL import Image
+
+from vlkd_pl.data.pictures import UNREADABLE, iter_pictures
+from vlkd_pl.data.sample.language import questions
+from vlkd_pl.data.sample.renderer import render
+from vlkd_pl.data.sample.scenes import Item, Scene
+from vlkd_pl.models.decoding import Decoding, Reconstruction, question_prompt
+from vlkd_pl.pipeline import VLKD
+
+PICTURE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+"""Pillow's names of the formats that are taken: those that every browser shows."""
+
+_NO_CAPTION = "They appear here when there is a picture."
+_NO_ANSWER = "It appears here, with alternatives and the probability of each."
+_MOST_EXAMPLES = 12
+_NUM_CAPTIONS = 3
+_NUM_ANSWERS = 5
+_ANSWER_TOKENS = 10
+_CAPTION_TOKENS = 32
+_SLIDER_END = 12
+_SMALL_PIXELS = 256
+_EXAMPLE_SCENES = (
+    Scene("one", (Item("blue", "fish"),), "sand", size="big"),
+    Scene("pair", (Item("yellow", "star"), Item("red", "house")), "night", relation="above"),
+    Scene("count", (Item("orange", "cup"),), "snow", count=3),
+    Scene("row", (Item("green", "book"), Item("pink", "ball"), Item("brown", "bell")), "grass"),
+    Scene("pair", (Item("purple", "boat"), Item("green", "tree")), "snow", relation="left of"),
+    Scene("one", (Item("red", "car"),), "grass", size="small"),
+)
+_CSS = """
+.gradio-container { max-width: 1120px !important; margin: 0 auto !important; }
+#heading h1 { margin: 0.4em 0 0.1em; font-size: 2em; letter-spacing: -0.02em; }
+#heading p { color: var(--body-text-color-subdued); margin: 0; }
+#picture.small img { width: 100%; height: 100%; object-fit: contain; image-rendering: pixelated; }
+#examples .gallery { display: grid; grid-template-columns: repeat(6, 1fr); }
+#examples .gallery * { display: block; width: 100%; height: auto; max-height: none; aspect-ratio: 1; }
+#question button { padding: 0.3em 1.1em; background: var(--button-primary-background-fill);
+  color: var(--button-primary-text-color); }
+#question button:hover { background: var(--button-primary-background-fill-hover); }
+.told h3 { margin: 0 0 0.5em; font-size: 0.8em; font-weight: 600; letter-spacing: 0.06em; text-transform: uppercase;
+  color: var(--body-text-color-subdued); }
+.told .hint { color: var(--body-text-color-subdued); margin: 0; }
+.told ol { list-style: none; margin: 0; padding: 0; }
+.told li { display: grid; grid-template-columns: 1fr auto; gap: 0.1em 1em; align-items: baseline; margin: 0 0 0.55em; }
+.told li:first-child { font-size: 1.2em; font-weight: 600; }
+.told li:not(:first-child) { color: var(--body-text-color-subdued); }
+.told .text { overflow-wrap: anywhere; }
+.told .score { font-variant-numeric: tabular-nums; font-size: 0.85rem; font-weight: 400; }
+.told .bar { grid-column: 1 / -1; height: 4px; border-radius: 2px; background: var(--border-color-primary); }
+.told .bar span { display: block; height: 100%; border-radius: 2px; background: var(--color-accent); }
+"""
+
+
+class Example(NamedTuple):
+    """A picture to try the model on.
+
+    Attributes:
+        file: Its file.
+        question: A question about it; empty for none.
+    """
+
+    file: Path
+    question: str = ""
+
+
+def draw_examples(folder: Path, seed: int = 0) -> list[Example]:
+    """Draws scenes of the sample world, with a question about each.
+
+    Args:
+        folder: Gets the pictures; made where it is missing.
+        seed: Decides how the scenes are drawn, and the questions.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = random.Random(seed)
+    examples = []
+    for number, scene in enumerate(_EXAMPLE_SCENES):
+        file = folder / f"{number}.png"
+        render(scene, rng).save(file)
+        asked = [each.text for each in questions(scene, rng) if each.kind not in ("fact", "yes/no")]
+        examples.append(Example(file, rng.choice(asked)))
+    return examples
+
+
+def find_examples(folder: Path) -> list[Example]:
+    """The first pictures of a folder, searched recursively; without questions."""
+    return [Example(file) for file in islice(iter_pictures([folder]), _MOST_EXAMPLES)]
+
+
+def picture_problem(file: str | Path, max_upload_mb: int, max_pixels: int) -> str:
+    """Tells from a file's size and header, before anything is decoded, why it is not taken.
+
+    Args:
+        file: What was uploaded.
+        max_upload_mb: Most megabytes (10^6 bytes) of the file.
+        max_pixels: Most pixels of the picture, width times height.
+
+    Returns:
+        A sentence to show, or an empty string for a picture that is taken.
+    """
+    too_many = f"The picture has too many pixels: {max_pixels:,} are taken at most."
+    try:
+        if Path(file).stat().st_size > max_upload_mb * 10**6:
+            return f"The file is too large: {max_upload_mb} MB are taken at most."
+        with Image.open(file, formats=PICTURE_FORMATS) as image:
+            width, height = image.size
+    except Image.DecompressionBombError:
+        return too_many
+    except UNREADABLE:
+        return f"This file is no picture that can be read. Give one of {', '.join(PICTURE_FORMATS)}."
+    return too_many if width * height > max_pixels else ""
+
+
+def question_problem(model: VLKD, question: str, caption_first: bool = False) -> str:
+    """Tells why a question is not put to the model: there is none, or it has more tokens than BART has positions.
+
+    Args:
+        model: The model.
+        question: The question.
+        caption_first: Whether room is needed for a caption before it.
+
+    Returns:
+        A sentence to show, or an empty string for a question that is put.
+    """
+    if not question.strip():
+        return "Type a question first."
+    tokenizer, room = model.model.tokenizer, model.model.bart.config.max_position_embeddings
+    num_tokens = len(tokenizer(question_prompt(question).text(tokenizer.mask_token))["input_ids"])
+    excess = num_tokens + _ANSWER_TOKENS + (_CAPTION_TOKENS if caption_first else 0) - room
+    return f"The question is too long for the model, by {excess} tokens." if excess > 0 else ""
+
+
+def build_page(
+    model: VLKD,
+    examples: Sequence[Example] = (),
+    *,
+    num_masks: int = 6,
+    num_beams: int = 6,
+    max_upload_mb: int = 10,
+    max_pixels: int = 50_000_000,
+) -> gr.Blocks:
+    """Builds the page; the model works for one visitor at a time.
+
+    Args:
+        model: The model to try.
+        examples: Pictures to choose from.
+        num_masks: Where the slider of the masks in the captions' prompt stands at first.
+        num_beams: Where the slider of the beams stands at first.
+        max_upload_mb: See ``picture_problem``.
+        max_pixels: See ``picture_problem``.
+    """
+
+    def take(upload: dict[str, Any] | None) -> tuple[Any, ...]:
+        """What is kept of a picture that came or went; and the picture, captions and answers on the page."""
+        if upload is None:
+            return None, gr.skip(), _told("Captions", _NO_CAPTION), _told("Answer", _NO_ANSWER)
+        file = upload["path"]
+        if problem := picture_problem(file, max_upload_mb, max_pixels):
+            gr.Warning(problem, title="Not taken")
+            return None, None, _told("Captions", _NO_CAPTION), _told("Answer", _NO_ANSWER)
+        with Image.open(file, formats=PICTURE_FORMATS) as image:
+            is_small = max(image.size) <= _SMALL_PIXELS
+        look = gr.update(elem_classes=["small"] if is_small else [])
+        return file, look, gr.skip(), _told("Answer", _NO_ANSWER)
+
+    def tell(file: str | None, masks: int, beams: int) -> str:
+        """The captions."""
+        if file is None:
+            return _told("Captions", _NO_CAPTION)
+        decoding = Decoding(int(beams), _CAPTION_TOKENS, num_candidates=int(beams))
+        (captioned,) = model.iter_captions([Path(file)], int(masks), decoding, scores=True)
+        if captioned.error:
+            gr.Warning("The picture is damaged, or no longer here: give it again.", title="Not readable")
+            return _told("Captions", _NO_CAPTION)
+        return _told("Captions", captioned.captions, _NUM_CAPTIONS)
+
+    def answer(file: str | None, question: str, caption_first: bool, masks: int, beams: int) -> str:
+        """The answer and its alternatives."""
+        problem = question_problem(model, question, caption_first)
+        if file is None:
+            problem = "Drop a picture first, or choose an example."
+        if problem:
+            gr.Warning(problem, title="Nothing to answer")
+            return _told("Answer", _NO_ANSWER)
+        decoding = Decoding(int(beams), _ANSWER_TOKENS, num_candidates=int(beams))
+        try:
+            (found,) = model.answers(
+                Path(file), [question], caption_first, decoding=decoding, caption_masks=int(masks), scores=True
+            )
+        except ValueError:
+            gr.Warning("The picture is damaged, or no longer here: give it again.", title="Not readable")
+            return _told("Answer", _NO_ANSWER)
+        return _told("Answer", found, _NUM_ANSWERS)
+
+    with gr.Blocks(title="VLKD", analytics_enabled=False) as page:
+        gr.Markdown(
+            "# VLKD\nCLIP sees and BART writes: drop a picture, read its captions, ask about it.", elem_id="heading"
+        )
+        file = gr.State(None)
+        with gr.Row():
+            with gr.Column(scale=5):
+                picture = gr.Image(
+                    label="Picture",
+                    sources=["upload", "clipboard"],
+                    buttons=[],
+                    height=400,
+                    elem_id="picture",
+                    placeholder=f"Drop a picture here\nor click to choose one, of {max_upload_mb} MB at most",
+                )
+                if examples:
+                    chosen = gr.Dataset(
+                        components=[gr.Image(render=False)],
+                        samples=[[str(example.file)] for example in examples],
+                        type="index",
+                        label="Examples",
+                        samples_per_page=_MOST_EXAMPLES,
+                        elem_id="examples",
+                    )
+            with gr.Column(scale=6):
+                captions = gr.HTML(
+                    _told("Captions", _NO_CAPTION), container=True, padding=True, min_height=150, elem_id="captions"
+                )
+                question = gr.Textbox(
+                    label="Question", placeholder="what is this?", max_lines=1, submit_btn="Ask", elem_id="question"
+                )
+                answers = gr.HTML(
+                    _told("Answer", _NO_ANSWER), container=True, padding=True, min_height=190, elem_id="answers"
+                )
+                with gr.Accordion("Settings", open=False, elem_id="settings"):
+                    caption_first = gr.Checkbox(
+                        label="Caption first", info="The model's own caption stands before the question."
+                    )
+                    with gr.Row():
+                        masks = gr.Slider(
+                            1,
+                            max(_SLIDER_END, num_masks),
+                            num_masks,
+                            step=1,
+                            label="Masks",
+                            info="in the captions' prompt",
+                        )
+                        beams = gr.Slider(
+                            1, max(_SLIDER_END, num_beams), num_beams, step=1, label="Beams", info="of the search"
+                        )
+        one_at_a_time: dict[str, Any] = {
+            "concurrency_limit": 1,
+            "concurrency_id": "model",
+            "api_visibility": "private",
+            "show_progress": "minimal",
+        }
+        # without preprocess Gradio opens no file before it was looked at here
+        picture.change(take, picture, [file, picture, captions, answers], preprocess=False, **one_at_a_time)
+        gr.on([file.change, masks.change, beams.change], tell, [file, masks, beams], captions, **one_at_a_time)
+        question.submit(answer, [file, question, caption_first, masks, beams], answers, **one_at_a_time)
+        if examples:
+            chosen.click(
+                lambda number: (str(examples[number].file), examples[number].question),
+                chosen,
+                [picture, question],
+                api_visibility="private",
+                show_progress="hidden",
+            )
+    return page
+
+
+def launch(page: gr.Blocks, host: str = "127.0.0.1", port: int = 7860, max_upload_mb: int = 10) -> str:
+    """Serves a page from threads of its own. Neither they nor the page ask anything of another machine.
+
+    Args:
+        page: The page.
+        host: Address to listen on.
+        port: Port to listen on.
+        max_upload_mb: Most megabytes (10^6 bytes) of an upload; a larger one is cut off.
+
+    Returns:
+        The page's address.
+
+    Raises:
+        OSError: The port is taken.
+    """
+    font = ["system-ui", "sans-serif"]
+    _, address, _ = page.queue(max_size=64, api_open=False).launch(
+        server_name=host,
+        server_port=port,
+        max_file_size=max_upload_mb * 10**6,
+        share=False,
+        ssr_mode=False,
+        run_history=False,
+        footer_links=[],
+        theme=gr.themes.Default(primary_hue="blue", neutral_hue="slate", font=font, font_mono=["monospace"]),
+        css=_CSS,
+        quiet=True,
+        prevent_thread_lock=True,
+    )
+    return address
+
+
+def _told(title: str, content: str | Sequence[Reconstruction], most: int = 0) -> str:
+    """HTML of what the search found best and of the likeliest alternatives; or of a hint in their place."""
+    if isinstance(content, str):
+        return f'<div class="told"><h3>{title}</h3><p class="hint">{content}</p></div>'
+    best, *others = content
+    rows = []
+    for candidate in [best, *sorted(others, key=lambda other: -other.score)][:most]:
+        probability = math.exp(candidate.score)
+        percent = f"{probability:.1%}" if probability >= 0.001 else "&lt; 0.1%"
+        rows.append(
+            f'<li><span class="text">{escape(candidate.text) or "(nothing)"}</span><span class="score">{percent}</span>'
+            f'<span class="bar"><span style="width: {probability:.1%}"></span></span></li>'
+        )
+    return f'<div class="told"><h3>{title}</h3><ol>{"".join(rows)}</ol></div>'

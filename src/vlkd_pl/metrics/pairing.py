@@ -1,0 +1,36 @@
+"""To each ground truth its prediction, and none left over."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Hashable, Iterable
+from itertools import islice
+
+
+def check_pairing(truths: Collection[Hashable], predictions: Collection[Hashable], unit: str) -> None:
+    """Makes sure that every ground truth has a prediction and every prediction a ground truth.
+
+    Args:
+        truths: The keys of the ground truths.
+        predictions: The keys of the predictions.
+        unit: What a key stands for, in the singular, such as ``image``.
+
+    Raises:
+        ValueError: There is nothing to score, or the keys differ: how many, and the first few.
+    """
+    missing, unknown = set(truths) - set(predictions), set(predictions) - set(truths)
+    faults = []
+    if missing:
+        named = first_few(key for key in truths if key in missing)
+        faults.append(f"{len(missing)} of {len(truths)} {unit}s have no prediction ({named})")
+    if unknown:
+        named = first_few(key for key in predictions if key in unknown)
+        faults.append(f"{len(unknown)} of {len(predictions)} predictions are for an unknown {unit} ({named})")
+    if not truths and not predictions:
+        faults.append(f"there is no {unit} to score")
+    if faults:
+        raise ValueError("; ".join(faults))
+
+
+def first_few(keys: Iterable[Hashable]) -> str:
+    """The first three keys, as an error names them."""
+    return "first: " + ", ".join(map(repr, islice(keys, 3)))

@@ -1,0 +1,175 @@
+"""Open-ended visual question answering: the paper's Tables 3 and 4."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from vlkd_pl.batch import PictureBatch
+from vlkd_pl.metrics.vqa import VQAScores, vqa_scores
+from vlkd_pl.models.decoding import (
+    ANSWER_DECODING,
+    CAPTION_DECODING,
+    Decoding,
+    Reconstruction,
+    answer,
+    caption,
+    caption_passage,
+)
+from vlkd_pl.modules.panel import Shown
+from vlkd_pl.modules.report import Report
+from vlkd_pl.modules.vlkd import VLKDModule
+from vlkd_pl.table import format_table
+
+
+class VQAModule(VLKDModule):
+    """Answers questions about pictures, and scores the answers as VQA's evaluator does; zero-shot in ``test``.
+
+    Args:
+        num_masks: m of the prompt "{question} Answer: <mask>×m." (Section 4.3.2).
+        decoding: How answers are decoded.
+        caption_first: *Caption, then answer*: the model's own caption stands before the question. Not in the paper.
+        caption_masks: m of the prompt of that caption.
+        caption_decoding: How that caption is decoded.
+        candidates: Text file with an answer a line: the likeliest of these is the answer. Not in the paper; by default
+            any text is.
+        lower_case: Whether answers are brought to lower case, as people's are in VQA; its evaluator does so only where
+            these differ.
+        shuffled_control: Whether each question is asked again of another picture: what is right then owes nothing to
+            the picture.
+        **options: See ``VLKDModule``.
+
+    Raises:
+        FileNotFoundError: There is no file of candidates.
+    """
+
+    def __init__(
+        self,
+        num_masks: int = 1,
+        decoding: Decoding = ANSWER_DECODING,
+        caption_first: bool = False,
+        caption_masks: int = 6,
+        caption_decoding: Decoding = CAPTION_DECODING,
+        candidates: str | None = None,
+        lower_case: bool = True,
+        shuffled_control: bool = False,
+        **options: Any,
+    ) -> None:
+        super().__init__(num_masks=num_masks, decoding=decoding, **options)
+        self.caption_first = caption_first
+        self.caption_masks = caption_masks
+        self.caption_decoding = caption_decoding
+        self.candidates = read_candidates(candidates) if candidates is not None else None
+        self.lower_case = lower_case
+        self.shuffled_control = shuffled_control
+
+    def evaluate(self, batch: PictureBatch) -> list[dict[str, Any]]:
+        """Answers all questions on the pictures; the samples are ``AskedImage``."""
+        image_tokens = self.model.clip.encode_image(batch["image"])
+        answers = self._answers(image_tokens, batch)
+        others = self._answers(image_tokens.roll(1, 0), batch) if self.shuffled_control else [None] * len(answers)
+        asked = [(index, question) for index, sample in enumerate(batch["samples"]) for question in sample.questions]
+        return [
+            {
+                "id": question.question_id,
+                "question": question,
+                "answer": given.text,
+                "wandered": given.wandered,
+                "answer_to_another": None if other is None else other.text,
+                "image": self.shown_image(batch["image"][index], number),
+            }
+            for number, ((index, question), given, other) in enumerate(zip(asked, answers, others, strict=True))
+        ]
+
+    def conclude(self, items: list[dict[str, Any]]) -> Report:
+        """Accuracy in percent: overall, and for each type of answer and of question.
+
+        ``predictions.json`` is what the evaluation server takes; without annotations it is all there is.
+        """
+        results = [{"question_id": item["id"], "answer": item["answer"]} for item in items]
+        files: dict[str, Any] = {"predictions.json": results}
+        scores = {"wandered": sum(item["wandered"] for item in items) / len(items)}
+        lines = [f"{len(items)} questions"]
+        known = [item["question"] for item in items if item["question"].answers]
+        if known:
+            columns = {}
+            for head, key in (("accuracy", "answer"), ("another picture", "answer_to_another")):
+                given = {item["id"]: item[key] for item in items if item["question"].answers}
+                if None in given.values():
+                    continue
+                found = vqa_scores(known, given)
+                columns[head] = _rows(found)
+                prefix = "accuracy" if key == "answer" else "accuracy_of_another_picture"
+                scores |= {f"{prefix}/{name}": value for name, value in columns[head].items()}
+                if key == "answer":
+                    files["scores_per_question.json"] = [
+                        result | {"accuracy": found.per_question[result["question_id"]]}
+                        for result in results
+                        if result["question_id"] in found.per_question
+                    ]
+            lines.append(format_table(list(columns), list(columns.values()), digits=2))
+        else:
+            lines.append("the answers are not known: predictions.json is for the evaluation server")
+        lines.append(f"wandered from the prompt: {sum(item['wandered'] for item in items)}")
+        shown = [
+            Shown(item["image"], f"{item['question'].text} {item['answer']}", "".join(item["question"].answers[:1]))
+            for item in items
+            if item["image"] is not None
+        ]
+        return Report(scores, "\n".join(lines), files, shown)
+
+    def predict(self, batch: PictureBatch) -> list[dict[str, Any]]:
+        """An answer to each question on the pictures."""
+        answers = self._answers(self.model.clip.encode_image(batch["image"]), batch)
+        questions = [question for sample in batch["samples"] for question in sample.questions]
+        return [
+            {
+                "question_id": question.question_id,
+                "image_id": question.image_id,
+                "question": question.text,
+                "answer": given.text,
+            }
+            for question, given in zip(questions, answers, strict=True)
+        ]
+
+    def _answers(self, image_tokens: Tensor, batch: PictureBatch) -> list[Reconstruction]:
+        """The best answer to each question, in the order of the pictures and of each one's questions."""
+        index = [row for row, sample in enumerate(batch["samples"]) for _ in sample.questions]
+        passages = None
+        if self.caption_first:
+            captions = caption(self.model, image_tokens, self.caption_masks, self.caption_decoding)
+            passages = [caption_passage(captions[row][0].text) for row in index]
+        found = answer(
+            self.model,
+            image_tokens,
+            [question.text for sample in batch["samples"] for question in sample.questions],
+            self.decoding,
+            num_masks=self.num_masks,
+            image_index=index,
+            passages=passages,
+            candidates=self.candidates,
+        )
+        best = [candidates[0] for candidates in found]
+        return [each._replace(text=each.text.lower()) for each in best] if self.lower_case else best
+
+
+def _rows(scores: VQAScores) -> dict[str, float]:
+    """The rows of the table; a type of question that is called as a type of answer is told apart."""
+    of_answers = {f"answer: {name}": value for name, value in sorted(scores.per_answer_type.items())}
+    of_questions = {f"question: {name}": value for name, value in sorted(scores.per_question_type.items())}
+    return {"overall": scores.overall, **of_answers, **of_questions}
+
+
+def read_candidates(path: str | Path) -> list[str]:
+    """The answers of a text file, one a line, each once.
+
+    Raises:
+        FileNotFoundError: There is no such file, or nothing in it.
+    """
+    lines = Path(path).read_text(encoding="utf-8").splitlines() if Path(path).is_file() else []
+    candidates = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+    if not candidates:
+        raise FileNotFoundError(f"there are no candidate answers in {path}: give a text file with one a line")
+    return candidates

@@ -1,0 +1,255 @@
+"""The page of vlkd-pl demo: what it takes, and a visit with a browser."""
+
+import json
+import shutil
+import signal
+import socket
+import struct
+import zlib
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from vlkd_pl.cli import main
+from vlkd_pl.commands import demo as command
+from vlkd_pl.models.decoding import Decoding
+from vlkd_pl.models.vlkd import VLKDModel
+from vlkd_pl.pipeline import VLKD
+
+pytest.importorskip("gradio", reason="the page needs the extra demo")
+
+from vlkd_pl.demo import build_page, draw_examples, find_examples, launch, picture_problem, question_problem
+
+NUM_MASKS, NUM_BEAMS = 3, 4
+FLAGS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--window-size=1200,900",
+)
+
+
+@pytest.fixture(scope="module")
+def model():
+    """The sample world's CLIP and BART, joined but not distilled."""
+    folder = Path(str(files("vlkd_pl.data.sample"))) / "models"
+    return VLKD(VLKDModel.load(str(folder / "clip"), str(folder / "bart"), "all"), "cpu")
+
+
+def write_header(file, width, height):
+    """A PNG that says how large it is, and holds no pixel."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    length, checksum = struct.pack(">I", 13), struct.pack(">I", zlib.crc32(header))
+    file.write_bytes(b"\x89PNG\r\n\x1a\n" + length + header + checksum + struct.pack(">I", 9) + b"IDAT")
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.gif", "a.bmp"])
+def test_a_picture_is_taken(name, tmp_path):
+    Image.new("RGB", (40, 30)).save(tmp_path / name)
+    assert picture_problem(tmp_path / name, 10, 40 * 30) == ""
+
+
+def test_too_many_pixels_are_refused_by_the_header_alone(tmp_path):
+    for width, height in ((40, 31), (60_000, 60_000)):
+        write_header(tmp_path / "a.png", width, height)
+        assert picture_problem(tmp_path / "a.png", 10, 1200) == (
+            "The picture has too many pixels: 1,200 are taken at most."
+        )
+
+
+def test_what_is_no_picture_is_refused(tmp_path):
+    (tmp_path / "text.jpg").write_text("no picture")
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "drawing.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg"/>')
+    (tmp_path / "script.eps").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
+    for file in [*tmp_path.iterdir(), tmp_path / "nothing.jpg"]:
+        assert picture_problem(file, 10, 10**6).startswith("This file is no picture that can be read.")
+
+
+def test_a_large_file_is_refused(tmp_path):
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    with (tmp_path / "a.png").open("ab") as file:
+        file.truncate(1_000_001)
+    assert picture_problem(tmp_path / "a.png", 1, 10**6) == "The file is too large: 1 MB are taken at most."
+
+
+def test_questions_that_the_model_cannot_read_are_refused(model, tmp_path):
+    assert question_problem(model, " \n") == "Type a question first."
+    assert question_problem(model, "what color is the fish?", caption_first=True) == ""
+    assert "too long" in question_problem(model, "what is this? " * 12)
+    longest = next(n for n in range(1, 99) if question_problem(model, "fish " * (n + 1), caption_first=True))
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    assert model.answers(tmp_path / "a.png", ["fish " * longest], True)  # does not run over BART's positions
+
+
+def test_drawn_examples_are_pictures_with_questions(tmp_path):
+    examples = draw_examples(tmp_path / "new")
+    assert [each.file for each in examples] == sorted((tmp_path / "new").iterdir())
+    assert all(each.question.endswith("?") and not picture_problem(each.file, 1, 64 * 64) for each in examples)
+
+
+def test_examples_of_a_folder(tmp_path):
+    (tmp_path / "notes.txt").touch()
+    for number in range(20):
+        Image.new("RGB", (9, 9)).save(tmp_path / f"{number:02}.png")
+    assert [each.file.name for each in find_examples(tmp_path)] == [f"{number:02}.png" for number in range(12)]
+
+
+def test_without_gradio_the_command_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setattr(command, "find_spec", lambda name: None)
+    assert main(["demo", "--model", "nothing"]) == 1
+    assert capsys.readouterr().err == "vlkd-pl demo: the page needs Gradio: pip install 'vlkd_pl[demo]'\n"
+
+
+def test_a_taken_port_is_named(clip_folder, bart_folder, tmp_path, monkeypatch, capsys):
+    VLKDModel.load(str(clip_folder), str(bart_folder), "patches").save_pretrained(tmp_path)
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")  # the command's values end with the test
+    monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "")
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            taken.listen()
+            port = taken.getsockname()[1]
+            assert main(["demo", "--model", str(tmp_path), "--device", "cpu", "--port", str(port)]) == 1
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    assert f"nothing can listen on 127.0.0.1:{port}" in capsys.readouterr().err
+
+
+@pytest.fixture
+def browser(tmp_path):
+    """A headless Chromium that records its requests."""
+    webdriver = pytest.importorskip("selenium.webdriver", reason="the browser is driven by selenium")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    driver = shutil.which("chromedriver")
+    if not chromium or not driver:
+        pytest.skip("there is no Chromium with its driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path / 'profile'}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
+    browser = webdriver.Chrome(options, webdriver.ChromeService(driver))
+    yield browser
+    browser.quit()
+
+
+def requested(browser):
+    """The addresses that the browser's pages asked for."""
+    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    return [each["params"]["request"]["url"] for each in messages if each["method"] == "Network.requestWillBeSent"]
+
+
+def test_a_visit(model, browser, tmp_path, monkeypatch):
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    connected = []
+    connect = socket.socket.connect
+
+    def recorded(self, address):
+        connected.append(address)
+        return connect(self, address)
+
+    def texts(selector):
+        return [element.text for element in browser.find_elements(By.CSS_SELECTOR, selector)]
+
+    def wait_for(condition, what):
+        return WebDriverWait(browser, 30, ignored_exceptions=()).until(lambda _: condition(), what)
+
+    def click(selector):
+        wait_for(lambda: texts(selector), selector)
+        browser.execute_script("document.querySelector(arguments[0]).click()", selector)
+
+    def upload(file):
+        if browser.find_elements(By.CSS_SELECTOR, "#picture img"):
+            click("#picture button[aria-label='Clear']")
+        found = wait_for(lambda: browser.find_elements(By.CSS_SELECTOR, "#picture input[type=file]"), "input of a file")
+        found[0].send_keys(str(file))
+
+    def ask(question):
+        box = browser.find_element(By.CSS_SELECTOR, "#question textarea, #question input")
+        box.send_keys(Keys.CONTROL, "a")
+        box.send_keys(Keys.DELETE, question)
+        click("#question button")
+
+    def wait_for_message(part):
+        wait_for(lambda: part in browser.find_element(By.TAG_NAME, "body").text, part)
+
+    monkeypatch.setattr(socket.socket, "connect", recorded)
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
+    examples = draw_examples(tmp_path / "examples")
+    page = build_page(
+        model, examples, num_masks=NUM_MASKS, num_beams=NUM_BEAMS, max_upload_mb=1, max_pixels=1_000_000
+    )
+    address = launch(page, port=free_port(), max_upload_mb=1)
+    try:
+        assert address.startswith("http://127.0.0.1:")
+        browser.get(address)
+
+        ask("what is this?")
+        wait_for_message("Drop a picture first")
+
+        picture = tmp_path / "picture.png"
+        Image.open(examples[0].file).resize((300, 200)).save(picture)
+        upload(picture)
+        (captioned,) = model.iter_captions([picture], NUM_MASKS, Decoding(NUM_BEAMS, num_candidates=NUM_BEAMS))
+        wait_for(lambda: texts("#captions li .text"), "a caption")
+        assert texts("#captions li .text")[0] == captioned.captions[0].text
+
+        ask("")
+        wait_for_message("Type a question first")
+        ask("what color is the fish?")
+        ((best, *others),) = model.answers(
+            picture, ["what color is the fish?"], decoding=Decoding(NUM_BEAMS, 10, num_candidates=NUM_BEAMS)
+        )
+        wait_for(lambda: texts("#answers li .text"), "an answer")
+        assert texts("#answers li .text")[0] == best.text
+        assert set(texts("#answers li .text")[1:]) == {other.text for other in others}
+        assert all(score.endswith("%") for score in texts("#answers li .score"))
+        assert len(texts("#answers li .score")) == 1 + len(others) > 1
+        browser.save_screenshot(str(tmp_path / "page.png"))
+        assert Image.open(tmp_path / "page.png").size[0] == 1200
+
+        (tmp_path / "text.jpg").write_text("no picture")
+        upload(tmp_path / "text.jpg")
+        wait_for_message("This file is no picture that can be read.")
+        wait_for(lambda: not texts("#captions li") and not texts("#answers li"), "nothing told of what is no picture")
+
+        write_header(tmp_path / "vast.png", 2000, 2000)
+        upload(tmp_path / "vast.png")
+        wait_for_message("too many pixels: 1,000,000 are taken at most")
+        write_header(tmp_path / "damaged.png", 20, 20)
+        upload(tmp_path / "damaged.png")
+        wait_for_message("The picture is damaged")
+        (tmp_path / "large.png").write_bytes(bytes(1_000_001))
+        upload(tmp_path / "large.png")
+        wait_for_message("File exceeds the maximum file size")
+
+        click("#examples button")
+        (captioned,) = model.iter_captions(
+            [examples[0].file], NUM_MASKS, Decoding(NUM_BEAMS, num_candidates=NUM_BEAMS)
+        )
+        wait_for(lambda: captioned.captions[0].text in texts("#captions li .text"), "a caption of the example")
+
+        local = (address, "chrome://", "data:", "blob:")
+        assert [url for url in requested(browser) if not url.startswith(local)] == []
+        assert [each for each in connected if isinstance(each, tuple) and each[0] not in ("127.0.0.1", "localhost")] == []
+    finally:
+        page.close(verbose=False)
