@@ -24,7 +24,8 @@ ALLOWED = {
     "table": set(),
     "predictions": {"distributed"},
     "pipeline": {"models", "data"},
-    "commands": {"commands", "modules", "data", "models", "metrics", "pipeline", "predictions", "table"},
+    "demo": {"pipeline", "models", "data"},
+    "commands": {"commands", "demo", "modules", "data", "models", "metrics", "pipeline", "predictions", "table"},
 }
 
 

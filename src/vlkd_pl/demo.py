@@ -56,7 +56,6 @@ _CSS = """
 .told ol { list-style: none; margin: 0; padding: 0; }
 .told li { display: grid; grid-template-columns: 1fr auto; gap: 0.1em 1em; align-items: baseline; margin: 0 0 0.55em; }
 .told li:first-child { font-size: 1.2em; font-weight: 600; }
-.told li:not(:first-child) { color: var(--body-text-color-subdued); }
 .told .text { overflow-wrap: anywhere; }
 .told .score { font-variant-numeric: tabular-nums; font-size: 0.85rem; font-weight: 400; }
 .told .bar { grid-column: 1 / -1; height: 4px; border-radius: 2px; background: var(--border-color-primary); }
@@ -94,17 +93,12 @@ def draw_examples(folder: Path, seed: int = 0) -> list[Example]:
     return examples
 
 
-def find_examples(folder: Path) -> list[Example]:
-    """The first pictures of a folder, searched recursively; without questions."""
-    return [Example(file) for file in islice(iter_pictures([folder]), _MOST_EXAMPLES)]
-
-
 def picture_problem(file: str | Path, max_upload_mb: int, max_pixels: int) -> str:
     """Tells from a file's size and header, before anything is decoded, why it is not taken.
 
     Args:
         file: What was uploaded.
-        max_upload_mb: Most megabytes (10^6 bytes) of the file.
+        max_upload_mb: Most megabytes (2^20 bytes) of the file.
         max_pixels: Most pixels of the picture, width times height.
 
     Returns:
@@ -112,7 +106,7 @@ def picture_problem(file: str | Path, max_upload_mb: int, max_pixels: int) -> st
     """
     too_many = f"The picture has too many pixels: {max_pixels:,} are taken at most."
     try:
-        if Path(file).stat().st_size > max_upload_mb * 10**6:
+        if Path(file).stat().st_size > max_upload_mb * 2**20:
             return f"The file is too large: {max_upload_mb} MB are taken at most."
         with Image.open(file, formats=PICTURE_FORMATS) as image:
             width, height = image.size
@@ -121,6 +115,18 @@ def picture_problem(file: str | Path, max_upload_mb: int, max_pixels: int) -> st
     except UNREADABLE:
         return f"This file is no picture that can be read. Give one of {', '.join(PICTURE_FORMATS)}."
     return too_many if width * height > max_pixels else ""
+
+
+def find_examples(folder: Path, max_upload_mb: int = 10, max_pixels: int = 50_000_000) -> list[Example]:
+    """Finds the first twelve pictures that are taken in a folder, searched recursively; without questions.
+
+    Args:
+        folder: The folder.
+        max_upload_mb: See ``picture_problem``.
+        max_pixels: See ``picture_problem``.
+    """
+    taken = (file for file in iter_pictures([folder]) if not picture_problem(file, max_upload_mb, max_pixels))
+    return [Example(file) for file in islice(taken, _MOST_EXAMPLES)]
 
 
 def question_problem(model: VLKD, question: str, caption_first: bool = False) -> str:
@@ -168,7 +174,7 @@ def build_page(
             return None, gr.skip(), _told("Captions", _NO_CAPTION), _told("Answer", _NO_ANSWER)
         file = upload["path"]
         if problem := picture_problem(file, max_upload_mb, max_pixels):
-            gr.Warning(problem, title="Not taken")
+            gr.Warning(problem)
             return None, None, _told("Captions", _NO_CAPTION), _told("Answer", _NO_ANSWER)
         with Image.open(file, formats=PICTURE_FORMATS) as image:
             is_small = max(image.size) <= _SMALL_PIXELS
@@ -182,17 +188,17 @@ def build_page(
         decoding = Decoding(int(beams), _CAPTION_TOKENS, num_candidates=int(beams))
         (captioned,) = model.iter_captions([Path(file)], int(masks), decoding, scores=True)
         if captioned.error:
-            gr.Warning("The picture is damaged, or no longer here: give it again.", title="Not readable")
+            gr.Warning("The picture is damaged, or no longer here: give it again.")
             return _told("Captions", _NO_CAPTION)
         return _told("Captions", captioned.captions, _NUM_CAPTIONS)
 
     def answer(file: str | None, question: str, caption_first: bool, masks: int, beams: int) -> str:
         """The answer and its alternatives."""
-        problem = question_problem(model, question, caption_first)
         if file is None:
-            problem = "Drop a picture first, or choose an example."
-        if problem:
-            gr.Warning(problem, title="Nothing to answer")
+            gr.Warning("Drop a picture first, or choose an example.")
+            return _told("Answer", _NO_ANSWER)
+        if problem := question_problem(model, question, caption_first):
+            gr.Warning(problem)
             return _told("Answer", _NO_ANSWER)
         decoding = Decoding(int(beams), _ANSWER_TOKENS, num_candidates=int(beams))
         try:
@@ -200,7 +206,7 @@ def build_page(
                 Path(file), [question], caption_first, decoding=decoding, caption_masks=int(masks), scores=True
             )
         except ValueError:
-            gr.Warning("The picture is damaged, or no longer here: give it again.", title="Not readable")
+            gr.Warning("The picture is damaged, or no longer here: give it again.")
             return _told("Answer", _NO_ANSWER)
         return _told("Answer", found, _NUM_ANSWERS)
 
@@ -249,7 +255,7 @@ def build_page(
                             num_masks,
                             step=1,
                             label="Masks",
-                            info="in the captions' prompt",
+                            info="in the prompt",
                         )
                         beams = gr.Slider(
                             1, max(_SLIDER_END, num_beams), num_beams, step=1, label="Beams", info="of the search"
@@ -282,7 +288,7 @@ def launch(page: gr.Blocks, host: str = "127.0.0.1", port: int = 7860, max_uploa
         page: The page.
         host: Address to listen on.
         port: Port to listen on.
-        max_upload_mb: Most megabytes (10^6 bytes) of an upload; a larger one is cut off.
+        max_upload_mb: Most megabytes (2^20 bytes) of an upload; a larger one is cut off.
 
     Returns:
         The page's address.
@@ -294,7 +300,7 @@ def launch(page: gr.Blocks, host: str = "127.0.0.1", port: int = 7860, max_uploa
     _, address, _ = page.queue(max_size=64, api_open=False).launch(
         server_name=host,
         server_port=port,
-        max_file_size=max_upload_mb * 10**6,
+        max_file_size=max_upload_mb * 2**20,
         share=False,
         ssr_mode=False,
         run_history=False,

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
-from vlkd_pl.data.pictures import UNREADABLE, iter_pictures
+from vlkd_pl.data.pictures import UNREADABLE, as_rgb, iter_pictures
 from vlkd_pl.data.transforms import clip_transform
 from vlkd_pl.models.decoding import (
     ANSWER_DECODING,
@@ -275,9 +275,9 @@ def open_picture(picture: Picture) -> Image.Image:
     if isinstance(picture, np.ndarray):
         picture = _from_array(picture)
     if isinstance(picture, Image.Image):
-        return ImageOps.exif_transpose(picture).convert("RGB")
+        return as_rgb(picture)
     with Image.open(picture) as image:
-        return ImageOps.exif_transpose(image).convert("RGB")
+        return as_rgb(image)
 
 
 def _from_array(array: NDArray[Any]) -> Image.Image:

@@ -1,21 +1,47 @@
-"""COCO's caption files."""
+"""Caption files of COCO's, Karpathy's and NoCaps' formats, and folders of captioned pictures."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from vlkd_pl.data.coco import COCOCaptions
+from vlkd_pl.data.coco import (
+    CaptionedImage,
+    CaptionFolderDataModule,
+    COCOCaptions,
+    COCODataModule,
+    NoCapsDataModule,
+    read_coco_captions,
+)
 from vlkd_pl.data.transforms import clip_transform
+
+
+def draw(path, mode="RGB"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.effect_noise((80, 70), 50).convert(mode).save(path)
+
+
+def write(path, content):
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return str(path)
+
+
+def set_up(module):
+    module.setup("test")
+    return module.samples
+
+
+# The validation of the distillation
 
 
 @pytest.fixture
 def files(tmp_path):
     """Two captioned pictures, one of them grey, and one without a caption."""
     for name, mode in (("a.jpg", "RGB"), ("b.png", "L")):
-        Image.effect_noise((80, 70), 50).convert(mode).save(tmp_path / name)
+        draw(tmp_path / name, mode)
     content = {
         "images": [
             {"id": 5, "file_name": "a.jpg"},
@@ -28,7 +54,7 @@ def files(tmp_path):
             {"id": 3, "image_id": 5, "caption": "two"},
         ],
     }
-    (tmp_path / "captions.json").write_text(json.dumps(content))
+    write(tmp_path / "captions.json", content)
     return tmp_path
 
 
@@ -46,7 +72,7 @@ def test_pictures_with_their_captions(files):
 
 def test_missing_pictures_are_named(files):
     (files / "b.png").unlink()
-    with pytest.raises(FileNotFoundError, match=r"1 pictures of .*captions.json are missing; first: .*b\.png"):
+    with pytest.raises(FileNotFoundError, match=r"1 of 2 pictures of .*captions.json are missing: .*first: .*b\.png"):
         COCOCaptions(files / "captions.json", files, clip_transform(32))
 
 
@@ -57,7 +83,282 @@ def test_wrong_files(files):
         ("[]", "not a caption file"),
         ("{", "not a caption file"),
         ('{"images": [], "annotations": []}', "no picture"),
+        ('{"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": []}', "no picture with a caption"),
+        (
+            '{"images": [{"id": "a", "file_name": "a.jpg"}], "annotations": [{"image_id": "a", "caption": "b"}]}',
+            "id is not a number",
+        ),
     ):
         (files / "wrong.json").write_text(content)
-        with pytest.raises(MisconfigurationException, match=message):
+        with pytest.raises(MisconfigurationException, match=message) as caught:
             COCOCaptions(files / "wrong.json", files, clip_transform(32))
+        assert "wrong.json" in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+# COCO
+
+
+@pytest.fixture
+def official(tmp_path):
+    """captions_val2014.json as COCO publishes it, with two pictures."""
+    ids = (391895, 42)
+    content = {
+        "info": {"description": "COCO 2014 Dataset", "version": "1.0", "year": 2014, "contributor": "", "url": ""},
+        "images": [
+            {
+                "license": 3,
+                "file_name": f"COCO_val2014_{image_id:012d}.jpg",
+                "coco_url": f"http://images.cocodataset.org/val2014/COCO_val2014_{image_id:012d}.jpg",
+                "height": 70,
+                "width": 80,
+                "date_captured": "2013-11-14 11:18:45",
+                "flickr_url": "",
+                "id": image_id,
+            }
+            for image_id in ids
+        ],
+        "licenses": [{"url": "", "id": 3, "name": "Attribution-NonCommercial-NoDerivs License"}],
+        "annotations": [
+            {"image_id": 42, "id": 641613, "caption": "A dog among shoes."},
+            {"image_id": 391895, "id": 770337, "caption": "A man on a dirt bike. "},
+            {"image_id": 42, "id": 645309, "caption": "Shoes with a dog — asleep."},
+        ],
+    }
+    for image in content["images"]:
+        draw(tmp_path / "val2014" / image["file_name"])
+    return write(tmp_path / "captions_val2014.json", content)
+
+
+def test_the_official_file(official, tmp_path, clip_folder):
+    module = COCODataModule(official, str(tmp_path / "val2014"), clip=str(clip_folder), num_workers=0)
+    assert set_up(module) == [
+        CaptionedImage(
+            391895, tmp_path / "val2014" / "COCO_val2014_000000391895.jpg", ["A man on a dirt bike. "], None
+        ),
+        CaptionedImage(
+            42,
+            tmp_path / "val2014" / "COCO_val2014_000000000042.jpg",
+            ["A dog among shoes.", "Shoes with a dog — asleep."],
+        ),
+    ]
+    (batch,) = module.test_dataloader()
+    assert batch["image"].shape == (2, 3, 64, 64)
+    assert batch["samples"] == module.samples
+    assert batch["unreadable"] == []
+
+
+def test_the_official_file_without_captions(official, tmp_path, clip_folder):
+    content = json.loads(Path(official).read_text())
+    del content["annotations"]
+    path = write(tmp_path / "image_info_test2014.json", content)
+    samples = set_up(COCODataModule(path, str(tmp_path / "val2014"), clip=str(clip_folder)))
+    assert [(sample.image_id, sample.references) for sample in samples] == [(391895, []), (42, [])]
+
+
+def test_the_official_file_has_no_splits(official, tmp_path, clip_folder):
+    module = COCODataModule(official, str(tmp_path / "val2014"), "test", clip=str(clip_folder))
+    with pytest.raises(MisconfigurationException, match=r"captions_val2014.json has no splits: give .* or leave split"):
+        module.setup("test")
+
+
+def test_only_pictures_that_are_taken_must_be_there(official, tmp_path, clip_folder):
+    (tmp_path / "val2014" / "COCO_val2014_000000000042.jpg").unlink()
+    options = {"annotations": official, "images": str(tmp_path / "val2014"), "clip": str(clip_folder)}
+    assert [sample.image_id for sample in set_up(COCODataModule(num_samples=1, **options))] == [391895]
+    with pytest.raises(FileNotFoundError, match=r"1 of 2 pictures of .*json are missing: .*000042.jpg$"):
+        COCODataModule(**options).setup("test")
+    with pytest.raises(FileNotFoundError, match=r"no folder of pictures at .*nowhere"):
+        COCODataModule(**options | {"images": str(tmp_path / "nowhere")}).setup("test")
+
+
+@pytest.fixture
+def karpathy(tmp_path):
+    """dataset_coco.json as Karpathy publishes it, with a picture of each split."""
+    images = []
+    for number, (split, folder) in enumerate(
+        (("test", "val2014"), ("restval", "val2014"), ("train", "train2014"), ("val", "val2014"), ("test", "val2014"))
+    ):
+        sentences = [
+            {
+                "tokens": ["picture", str(number), word],
+                "raw": f"Picture {number}, {word}.",
+                "imgid": number,
+                "sentid": 10 * number + index,
+            }
+            for index, word in enumerate(("one", "two"))
+        ]
+        images.append(
+            {
+                "filepath": folder,
+                "sentids": [sentence["sentid"] for sentence in sentences],
+                "filename": f"COCO_{folder}_{100 + number:012d}.jpg",
+                "imgid": number,
+                "split": split,
+                "sentences": sentences,
+                "cocoid": 100 + number,
+            }
+        )
+        draw(tmp_path / folder / images[-1]["filename"])
+    return write(tmp_path / "dataset_coco.json", {"images": images, "dataset": "coco"})
+
+
+def test_karpathys_splits(karpathy, tmp_path, clip_folder):
+    samples = set_up(COCODataModule(karpathy, str(tmp_path), "test", clip=str(clip_folder)))
+    assert samples == [
+        CaptionedImage(
+            number, tmp_path / "val2014" / f"COCO_val2014_{number:012d}.jpg", [f"Picture {n}, {w}." for w in words]
+        )
+        for number, n, words in ((100, 0, ("one", "two")), (104, 4, ("one", "two")))
+    ]
+    for split, ids in (("restval", [101]), ("train", [102]), ("val", [103]), (None, [100, 101, 102, 103, 104])):
+        assert [sample.image_id for sample in read_coco_captions(karpathy, split)] == ids
+
+
+def test_karpathys_pictures_without_their_sub_folders(karpathy, tmp_path, clip_folder):
+    folder = str(tmp_path / "val2014")
+    samples = set_up(COCODataModule(karpathy, folder, "test", clip=str(clip_folder)))
+    assert [sample.file.parent for sample in samples] == [tmp_path / "val2014"] * 2
+    with pytest.raises(FileNotFoundError, match=r"1 of 1 pictures of .*dataset_coco.json are missing"):
+        COCODataModule(karpathy, folder, "train", clip=str(clip_folder)).setup("test")
+
+
+def test_an_unknown_split(karpathy):
+    with pytest.raises(
+        MisconfigurationException, match=r"no picture of the split dev: give train, restval, val or test"
+    ):
+        read_coco_captions(karpathy, "dev")
+
+
+def test_a_picture_twice(official, karpathy):
+    for path, repeated in ((official, 42), (karpathy, 104)):
+        content = json.loads(Path(path).read_text())
+        content["images"].append(content["images"][-1])
+        write(Path(path), content)
+        with pytest.raises(MisconfigurationException, match=rf"json holds pictures more than once: .*\[{repeated}\]"):
+            read_coco_captions(path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {},
+        {"images": {"a": 1}},
+        {"images": [1]},
+        {"images": [{"id": 1}]},
+        {"images": [{"id": 1, "file_name": None}]},
+        {"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"image_id": 1, "bbox": [0, 0, 1, 1]}]},
+        {"images": [{"sentences": [{"raw": "a"}], "filename": "a.jpg"}]},
+        {"images": [{"sentences": ["a"], "filename": "a.jpg", "cocoid": 1}]},
+    ],
+)
+def test_other_formats_are_told_in_one_line(tmp_path, content):
+    path = write(tmp_path / "other.json", content)
+    with pytest.raises(MisconfigurationException, match=r"^.*other\.json is not a caption file of COCO's format: .*$"):
+        read_coco_captions(path)
+
+
+# NoCaps
+
+
+@pytest.fixture
+def nocaps(tmp_path):
+    """nocaps_val_4500_captions.json as NoCaps publishes it, with a picture of each domain."""
+    domains = ("in-domain", "near-domain", "out-domain")
+    content = {
+        "licenses": [],
+        "info": {"url": "http://nocaps.org", "date_created": "2018/11/06", "version": "0.1", "year": 2018},
+        "images": [
+            {
+                "id": number,
+                "open_images_id": f"0013ea208702090{number}",
+                "height": 70,
+                "width": 80,
+                "coco_url": "",
+                "file_name": f"0013ea208702090{number}.jpg",
+                "license": 0,
+                "date_captured": "2018-11-06 11:04:33",
+                "domain": domain,
+            }
+            for number, domain in enumerate(domains)
+        ],
+        "annotations": [
+            {"image_id": number, "id": 10 * number + index, "caption": f"Caption {index} of {number}."}
+            for number in range(3)
+            for index in range(10)
+        ],
+    }
+    for image in content["images"]:
+        draw(tmp_path / "nocaps" / image["file_name"])
+    return write(tmp_path / "nocaps_val_4500_captions.json", content)
+
+
+def test_nocaps_validation_has_domains(nocaps, tmp_path, clip_folder):
+    samples = set_up(NoCapsDataModule(nocaps, str(tmp_path / "nocaps"), clip=str(clip_folder)))
+    assert [sample.domain for sample in samples] == ["in-domain", "near-domain", "out-domain"]
+    assert samples[2].references == [f"Caption {index} of 2." for index in range(10)]
+    assert samples[2].file == tmp_path / "nocaps" / "0013ea2087020902.jpg"
+
+
+def test_nocaps_test_has_neither_captions_nor_domains(nocaps, tmp_path, clip_folder):
+    content = json.loads(Path(nocaps).read_text())
+    del content["annotations"]
+    for image in content["images"]:
+        del image["domain"]
+    path = write(tmp_path / "nocaps_test_image_info.json", content)
+    samples = set_up(NoCapsDataModule(path, str(tmp_path / "nocaps"), clip=str(clip_folder)))
+    assert [(sample.image_id, sample.references, sample.domain) for sample in samples] == [
+        (number, [], None) for number in range(3)
+    ]
+
+
+def test_captions_without_domains_are_not_nocaps(official, tmp_path, clip_folder):
+    module = NoCapsDataModule(official, str(tmp_path / "val2014"), clip=str(clip_folder))
+    with pytest.raises(
+        MisconfigurationException, match=r"captions_val2014\.json has pictures without the field domain"
+    ):
+        module.setup("test")
+
+
+# Folders of one's own
+
+
+@pytest.fixture
+def own(tmp_path):
+    for name, text in (("b/1.jpg", "a fish\n\n a red fish \n"), ("a/2.PNG", "\ufeffein Boot über See\r\nein Boot")):
+        draw(tmp_path / "own" / name)
+        (tmp_path / "own" / name).with_suffix(".txt").write_bytes(text.encode())
+    return tmp_path / "own"
+
+
+def test_a_folder_with_captions(own, clip_folder):
+    (own / "b" / "1.json").write_text("{}")  # as img2dataset leaves
+    assert set_up(CaptionFolderDataModule(str(own), clip=str(clip_folder))) == [
+        CaptionedImage("a/2.PNG", own / "a" / "2.PNG", ["ein Boot über See", "ein Boot"]),
+        CaptionedImage("b/1.jpg", own / "b" / "1.jpg", ["a fish", "a red fish"]),
+    ]
+
+
+def test_pictures_without_captions_are_named(own, clip_folder):
+    draw(own / "3.jpg")
+    (own / "b" / "1.txt").write_text(" \n")
+    with pytest.raises(FileNotFoundError, match=r"2 of 3 pictures in .*own have no captions .*3\.jpg, .*1\.jpg$"):
+        CaptionFolderDataModule(str(own), clip=str(clip_folder)).setup("test")
+
+
+def test_captions_in_another_encoding(own, clip_folder):
+    (own / "b" / "1.txt").write_bytes("über".encode("latin-1"))
+    with pytest.raises(MisconfigurationException, match=r"1\.txt is not UTF-8"):
+        CaptionFolderDataModule(str(own), clip=str(clip_folder)).setup("test")
+
+
+def test_an_empty_folder(tmp_path, clip_folder):
+    with pytest.raises(FileNotFoundError, match=f"there are no pictures in {tmp_path}: give another folder"):
+        CaptionFolderDataModule(str(tmp_path), clip=str(clip_folder)).setup("test")
+
+
+def test_captions_without_a_list_of_pictures(tmp_path):
+    rows = [(7, "a fish"), (5, "a boat"), (7, "one fish")]
+    write(tmp_path / "bare.json", {"annotations": [{"image_id": key, "caption": text} for key, text in rows]})
+    read = read_coco_captions(tmp_path / "bare.json")
+    assert [(image.image_id, image.references) for image in read] == [(7, ["a fish", "one fish"]), (5, ["a boat"])]

@@ -47,9 +47,6 @@ def main(arguments: Sequence[str]) -> int:
     if find_spec("gradio") is None:
         print("vlkd-pl demo: the page needs Gradio: pip install 'vlkd_pl[demo]'", file=sys.stderr)
         return 1
-    if options.examples is not None and not options.examples.is_dir():
-        print(f"vlkd-pl demo: there is no folder {options.examples}: give one with pictures", file=sys.stderr)
-        return 1
     model = load_model(options, "demo")
     if model is None:
         return 1
@@ -59,10 +56,16 @@ def main(arguments: Sequence[str]) -> int:
         os.environ["GRADIO_TEMP_DIR"] = folder  # what visitors upload goes when the page does
         from vlkd_pl.demo import build_page, draw_examples, find_examples, launch
 
-        drawn = Path(folder) / "examples"
+        if options.examples is None:
+            examples = draw_examples(Path(folder) / "examples")
+        else:
+            examples = find_examples(options.examples, options.max_upload_mb, options.max_pixels)
+        if not examples:
+            print(f"vlkd-pl demo: there are no pictures in {options.examples}: give another folder", file=sys.stderr)
+            return 1
         page = build_page(
             model,
-            draw_examples(drawn) if options.examples is None else find_examples(options.examples),
+            examples,
             num_masks=options.num_masks,
             num_beams=options.num_beams,
             max_upload_mb=options.max_upload_mb,

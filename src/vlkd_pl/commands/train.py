@@ -34,6 +34,13 @@ class VLKDCLI(LightningCLI):
         parser.link_arguments("model.init_args.clip", "data.init_args.clip")
         parser.link_arguments("model.init_args.bart", "data.init_args.bart")
 
+    def instantiate_trainer(self, **options: Any) -> pl.Trainer:
+        """The trainer; for ``predict`` with a writer of predictions, where the configuration names none."""
+        trainer: Any = super().instantiate_trainer(**options)
+        if self.subcommand == "predict" and not _writers(trainer):
+            trainer.callbacks.append(PredictionWriter())
+        return trainer
+
 
 def main(arguments: Sequence[str]) -> int:
     """Runs one of the trainer's commands.
@@ -51,7 +58,11 @@ def main(arguments: Sequence[str]) -> int:
             raise
         print(f"vlkd-pl {arguments[0]}: {explained}", file=sys.stderr)
         return 1
-    return int(any(isinstance(each, PredictionWriter) and each.num_skipped for each in trainer.callbacks))
+    return int(any(writer.num_skipped for writer in _writers(trainer)))
+
+
+def _writers(trainer: Any) -> list[PredictionWriter]:
+    return [callback for callback in trainer.callbacks if isinstance(callback, PredictionWriter)]
 
 
 def _explained(error: BaseException | None) -> BaseException | None:
@@ -75,6 +86,5 @@ def run(arguments: Sequence[str]) -> Any:
         auto_configure_optimizers=False,
         save_config_kwargs={"overwrite": True},
         seed_everything_default=0,
-        trainer_defaults={"callbacks": [PredictionWriter()]} if arguments[0] == "predict" else None,
         args=list(arguments),
     )

@@ -10,6 +10,7 @@ from zlib import crc32
 
 import numpy as np
 import torch
+from huggingface_hub.utils import HFValidationError
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from safetensors import safe_open
 from torch import Tensor
@@ -130,7 +131,7 @@ def load_bart_tokenizer(bart: str) -> PreTrainedTokenizerBase:
     """
     try:
         return AutoTokenizer.from_pretrained(bart)
-    except OSError as error:
+    except (OSError, HFValidationError) as error:
         raise FileNotFoundError(f"there is no tokenizer of BART at {bart}: give a folder that holds one") from error
 
 

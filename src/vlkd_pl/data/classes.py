@@ -29,8 +29,8 @@ class ClassFolderDataModule(PictureDataModule):
 
     Args:
         images: The folder.
-        class_names: Text file with a name a line, in the order of the sorted folders; the folders' own names by default,
-            with spaces for underscores.
+        class_names: Text file with a name a line, in the order of the sorted folders; by default the folders' own
+            names, with spaces for underscores.
         **options: See ``PictureDataModule``.
     """
 

@@ -37,7 +37,7 @@ def read_coco_captions(path: str | Path, split: str | None = None) -> list[Capti
     """Reads COCO's caption format (also NoCaps' and test sets without captions) or Karpathy's ``dataset_coco.json``.
 
     Args:
-        path: The JSON file.
+        path: The JSON file; one without ``images`` tells captions alone.
         split: Karpathy's ``train``, ``restval``, ``val`` or ``test``; all by default. COCO's own files have no splits.
 
     Returns:
@@ -51,7 +51,9 @@ def read_coco_captions(path: str | Path, split: str | None = None) -> list[Capti
         raise FileNotFoundError(f"there is no caption file at {path}: give one of COCO's format")
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-        images = content["images"]
+        annotations = content.get("annotations", []) if "images" in content else content["annotations"]
+        told = dict.fromkeys(annotation["image_id"] for annotation in annotations)
+        images = content.get("images", [{"id": image_id, "file_name": ""} for image_id in told])
         if images and "sentences" in images[0]:
             read = [
                 CaptionedImage(
@@ -68,18 +70,17 @@ def read_coco_captions(path: str | Path, split: str | None = None) -> list[Capti
             )
         else:
             references: dict[int | str, list[str]] = {image["id"]: [] for image in images}
-            for annotation in content.get("annotations", []):
+            for annotation in annotations:
                 references.setdefault(annotation["image_id"], []).append(annotation["caption"])
             read = [
                 CaptionedImage(image["id"], Path(image["file_name"]), references[image["id"]], image.get("domain"))
                 for image in images
             ]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise MisconfigurationException(f"{path} is not a caption file of COCO's format: {error!r}") from error
     if not read:
-        raise MisconfigurationException(
-            f"{path} holds no picture{f' of the split {split}: the splits are train, restval, val, test' if split else ''}"
-        )
+        of_split = f" of the split {split}: give train, restval, val or test" if split else ": give another file"
+        raise MisconfigurationException(f"{path} holds no picture{of_split}")
     repeated = [image_id for image_id, count in Counter(sample.image_id for sample in read).items() if count > 1]
     if repeated:
         raise MisconfigurationException(f"{path} holds pictures more than once: remove the others of {repeated[:3]}")
@@ -179,7 +180,7 @@ class NoCapsDataModule(COCODataModule):
         samples = super().read_samples()
         if any(sample.references and sample.domain is None for sample in samples):
             raise MisconfigurationException(
-                f"{self.annotations} has pictures without the field domain: give NoCaps' own file, or use COCODataModule"
+                f"{self.annotations} has pictures without the field domain: give NoCaps' file, or use COCODataModule"
             )
         return samples
 

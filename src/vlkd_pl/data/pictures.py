@@ -56,8 +56,8 @@ def iter_pictures(paths: Iterable[str | Path]) -> Iterator[Path]:
     Links are followed, but no folder is gone through twice. A folder that cannot be read is warned of.
 
     Args:
-        paths: Files, which are taken as they are, and folders, of which ``PICTURE_SUFFIXES`` are taken, but nothing whose
-            name starts with a dot.
+        paths: Files, which are taken as they are, and folders, of which ``PICTURE_SUFFIXES`` are taken, but nothing
+            whose name starts with a dot.
     """
     for path in paths:
         if not os.path.isdir(path):
@@ -135,8 +135,8 @@ def check_present(files: Sequence[Path], named_in: str | Path) -> None:
     missing = [str(path) for path in files if not path.is_file()]
     if missing:
         raise FileNotFoundError(
-            f"{len(missing)} of {len(files)} pictures of {named_in} are missing: give the folder that they lie in; first: "
-            f"{', '.join(missing[:3])}"
+            f"{len(missing)} of {len(files)} pictures of {named_in} are missing: give the folder that they lie in; "
+            f"first: {', '.join(missing[:3])}"
         )
 
 

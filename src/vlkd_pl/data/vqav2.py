@@ -79,7 +79,7 @@ def read_questions(questions: str | Path, annotations: str | Path | None = None)
             number: (
                 tuple(each["answers"]),
                 sys.intern(each["answer_type"]),
-                type_names.get(each["question_type"]) or sys.intern(each["question_type"]),
+                sys.intern(type_names.get(each["question_type"], each["question_type"])),
             )
             for number, each in zip(numbers, content["annotations"], strict=True)
         }
@@ -145,11 +145,10 @@ def _answer_text(item: dict[str, Any]) -> Any:
 
 def _ids(path: str | Path, numbers: Sequence[int]) -> set[int]:
     """The numbers of the questions in a file; there are some, each once."""
-    repeated = [number for number, count in Counter(numbers).items() if count > 1]
-    if repeated or not numbers:
-        raise MisconfigurationException(
-            f"{path} holds questions more than once: remove the others of {repeated[:3]}"
-            if repeated
-            else f"{path} holds no question: give another file"
-        )
-    return set(numbers)
+    if not numbers:
+        raise MisconfigurationException(f"{path} holds no question: give another file")
+    counts = Counter(numbers)
+    repeated = [number for number, count in counts.items() if count > 1]
+    if repeated:
+        raise MisconfigurationException(f"{path} holds questions more than once: remove the others of {repeated[:3]}")
+    return set(counts)

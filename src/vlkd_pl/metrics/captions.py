@@ -9,12 +9,13 @@ import sys
 import tempfile
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from threading import Timer
 from typing import IO, Generic, TypeVar
 
 from vlkd_pl.metrics.pairing import check_pairing, first_few
-from vlkd_pl.metrics.ptb import tokenize
+from vlkd_pl.metrics.ptb import tokenize_all
 
 Key = TypeVar("Key", bound=Hashable)
 _Texts = Mapping[Key, list[str]]
@@ -78,7 +79,7 @@ def caption_scores(
         raise ValueError(f"no caption metric {unknown[0]!r}: choose from {', '.join(CAPTION_METRICS)}")
     with Progress(console=Console(stderr=True), transient=True, disable=not (progress and sys.stderr.isatty())) as bar:
         task = bar.add_task("tokenizing", total=(1 + len(metrics)) * len(predictions))
-        truth, guess = _tokenized(references, predictions, lambda: bar.advance(task))
+        truth, guess = _tokenized(references, predictions)
         scores: dict[str, float] = {}
         per_image: dict[Key, dict[str, float]] = {key: {} for key in truth}
         not_computed: dict[str, str] = {}
@@ -112,18 +113,18 @@ def cider(references: Mapping[Key, Sequence[str]], predictions: Mapping[Key, str
 
 
 def _tokenized(
-    references: Mapping[Key, Sequence[str]], predictions: Mapping[Key, str], tick: Callable[[], None]
+    references: Mapping[Key, Sequence[str]], predictions: Mapping[Key, str]
 ) -> tuple[_Texts[Key], _Texts[Key]]:
     """References and predictions in tokens with spaces between them, as the scorers take them, in the same order."""
     check_pairing(references.keys(), predictions.keys(), "image")
     bare = [key for key, texts in references.items() if not texts]
     if bare:
         raise ValueError(f"{len(bare)} of {len(references)} images have no reference caption ({first_few(bare)})")
-    truth, guess = {}, {}
-    for key, texts in references.items():
-        truth[key] = [tokenize(text) for text in texts]
-        guess[key] = [tokenize(predictions[key])]
-        tick()
+    tokens = iter(tokenize_all([text for texts in references.values() for text in texts]))
+    truth = {key: list(islice(tokens, len(texts))) for key, texts in references.items()}
+    guess = dict(
+        zip(references, ([text] for text in tokenize_all([predictions[key] for key in references])), strict=True)
+    )
     if not any(text for texts in truth.values() for text in texts):
         raise ValueError("no reference caption holds a word")
     return truth, guess

@@ -6,7 +6,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -339,15 +339,22 @@ def _continuation_log_probability(
     cache = "cache" if "cache" in inspect.signature(decoder.forward).parameters else "past_key_values"
     seen = {"encoder_hidden_states": condition, "encoder_attention_mask": mask}
     read = decoder(input_ids=start, use_cache=True, **seen)
-    read[cache].batch_repeat_interleave(repeats)
     told = decoder(
         input_ids=labels[:, :-1].clamp(min=0),  # what stands at padding is seen by padding alone
         use_cache=True,
         **{name: tensor.repeat_interleave(repeats, 0) for name, tensor in seen.items()},
-        **{cache: read[cache]},
+        **{cache: _repeated(read[cache], repeats)},
     )
     hidden = torch.cat([read.last_hidden_state[:, -1:].repeat_interleave(repeats, 0), told.last_hidden_state], 1)
     return _log_probability(model.vocabulary_logits(hidden), labels, 0)
+
+
+def _repeated(cache: Any, repeats: int) -> Any:
+    """The decoder's cache with each row ``repeats`` times."""
+    if isinstance(cache, tuple):  # of transformers 4
+        return tuple(tuple(part.repeat_interleave(repeats, 0) for part in layer) for layer in cache)
+    cache.batch_repeat_interleave(repeats)
+    return cache
 
 
 def _grouped(model: VLKDModel, prompts: Sequence[Prompt], max_new_tokens: int) -> Iterator[tuple[list[int], Tensor]]:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import safetensors.torch
 import torch
 from huggingface_hub import ModelHubMixin, snapshot_download
+from huggingface_hub.utils import HFValidationError
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoTokenizer, BartForConditionalGeneration, GenerationConfig, PreTrainedTokenizerBase
@@ -87,7 +88,7 @@ class VLKDModel(nn.Module, ModelHubMixin):
         try:
             model = BartForConditionalGeneration.from_pretrained(bart)
             tokenizer = AutoTokenizer.from_pretrained(bart)
-        except OSError as error:
+        except (OSError, HFValidationError) as error:
             first_line = str(error).strip().splitlines()[0]
             raise FileNotFoundError(
                 f"BART cannot be loaded from {bart}: give a folder with config.json, model.safetensors and the "
