@@ -1,5 +1,7 @@
 # make distill   sets everything up and distils the sample world's CLIP into its BART
 # make test      sets everything up and passes the tests
+# make zeroshot  after make distill: every zero-shot benchmark on the sample world
+# make demo      after make distill: a page to try the model on
 # make check     formatter, linter and type checker
 
 PYTHON ?= python3
@@ -8,7 +10,7 @@ BIN := $(VENV)/bin
 RUN := runs/sample
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help distill test test-slow check format sample-models clean
+.PHONY: help distill zeroshot demo test test-slow check format sample-models clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -26,6 +28,14 @@ distill: $(BIN)/.installed
 	$(BIN)/vlkd-pl fit --config configs/sample/distill.yaml
 	$(BIN)/vlkd-pl test --config configs/sample/distill.yaml --config configs/sample/after.yaml
 	$(BIN)/vlkd-pl scores $(RUN)/after $(RUN)/before
+
+zeroshot: $(addprefix zeroshot-,zeroshot_coco zeroshot_nocaps zeroshot_vqav2 zeroshot_okvqa retrieval_coco classification)
+
+zeroshot-%: $(BIN)/.installed
+	$(BIN)/vlkd-pl test --config configs/$*.yaml --config configs/sample/$*.yaml
+
+demo: $(BIN)/.installed
+	$(BIN)/vlkd-pl demo --model $(RUN)/distill/model --num-masks 3
 
 test: $(BIN)/.installed
 	$(BIN)/python -m pytest -q

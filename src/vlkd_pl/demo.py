@@ -17,14 +17,15 @@ from vlkd_pl.data.pictures import UNREADABLE, iter_pictures
 from vlkd_pl.data.sample.language import questions
 from vlkd_pl.data.sample.renderer import render
 from vlkd_pl.data.sample.scenes import Item, Scene
-from vlkd_pl.models.decoding import Decoding, Reconstruction, question_prompt
-from vlkd_pl.pipeline import VLKD
+from vlkd_pl.models.decoding import Decoding, Reconstruction
+from vlkd_pl.pipeline import VLKD, PictureError
 
 PICTURE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 """Pillow's names of the formats that are taken: those that every browser shows."""
 
 _NO_CAPTION = "They appear here when there is a picture."
 _NO_ANSWER = "It appears here, with alternatives and the probability of each."
+_DAMAGED = "The picture is damaged, or no longer here: give it again."
 _MOST_EXAMPLES = 12
 _NUM_CAPTIONS = 3
 _NUM_ANSWERS = 5
@@ -129,25 +130,6 @@ def find_examples(folder: Path, max_upload_mb: int = 10, max_pixels: int = 50_00
     return [Example(file) for file in islice(taken, _MOST_EXAMPLES)]
 
 
-def question_problem(model: VLKD, question: str, caption_first: bool = False) -> str:
-    """Tells why a question is not put to the model: there is none, or it has more tokens than BART has positions.
-
-    Args:
-        model: The model.
-        question: The question.
-        caption_first: Whether room is needed for a caption before it.
-
-    Returns:
-        A sentence to show, or an empty string for a question that is put.
-    """
-    if not question.strip():
-        return "Type a question first."
-    tokenizer, room = model.model.tokenizer, model.model.bart.config.max_position_embeddings
-    num_tokens = len(tokenizer(question_prompt(question).text(tokenizer.mask_token))["input_ids"])
-    excess = num_tokens + _ANSWER_TOKENS + (_CAPTION_TOKENS if caption_first else 0) - room
-    return f"The question is too long for the model, by {excess} tokens." if excess > 0 else ""
-
-
 def build_page(
     model: VLKD,
     examples: Sequence[Example] = (),
@@ -188,7 +170,7 @@ def build_page(
         decoding = Decoding(int(beams), _CAPTION_TOKENS, num_candidates=int(beams))
         (captioned,) = model.iter_captions([Path(file)], int(masks), decoding, scores=True)
         if captioned.error:
-            gr.Warning("The picture is damaged, or no longer here: give it again.")
+            gr.Warning(_DAMAGED)
             return _told("Captions", _NO_CAPTION)
         return _told("Captions", captioned.captions, _NUM_CAPTIONS)
 
@@ -197,16 +179,19 @@ def build_page(
         if file is None:
             gr.Warning("Drop a picture first, or choose an example.")
             return _told("Answer", _NO_ANSWER)
-        if problem := question_problem(model, question, caption_first):
-            gr.Warning(problem)
+        if not question.strip():
+            gr.Warning("Type a question first.")
             return _told("Answer", _NO_ANSWER)
         decoding = Decoding(int(beams), _ANSWER_TOKENS, num_candidates=int(beams))
         try:
             (found,) = model.answers(
                 Path(file), [question], caption_first, decoding=decoding, caption_masks=int(masks), scores=True
             )
-        except ValueError:
-            gr.Warning("The picture is damaged, or no longer here: give it again.")
+        except PictureError:
+            gr.Warning(_DAMAGED)
+            return _told("Answer", _NO_ANSWER)
+        except ValueError as error:
+            gr.Warning(f"The question is too long: {error}")
             return _told("Answer", _NO_ANSWER)
         return _told("Answer", found, _NUM_ANSWERS)
 

@@ -31,6 +31,10 @@ Picture: TypeAlias = str | Path | Image.Image | NDArray[Any]
 """A file, a PIL image, or an array (H, W, 3) or (H, W): uint8, or floats in [0, 1]."""
 
 
+class PictureError(ValueError):
+    """A picture cannot be read."""
+
+
 class Captioned(NamedTuple):
     """What became of a picture.
 
@@ -106,13 +110,13 @@ class VLKD:
             The caption; of a sequence or a folder a list of them.
 
         Raises:
-            ValueError: A picture cannot be read; ``iter_captions`` goes on after such a one.
+            PictureError: A picture cannot be read; ``iter_captions`` goes on after such a one.
         """
         given = [images] if isinstance(images, str | Path | Image.Image | np.ndarray) else images
         captions = []
         for told in self.iter_captions(given, num_masks, decoding):
             if told.error:
-                raise ValueError(told.error)
+                raise PictureError(told.error)
             captions.append(told.captions[0].text)
         is_folder = isinstance(images, str | Path) and Path(images).is_dir()
         return captions if given is images or is_folder else captions[0]
@@ -157,7 +161,8 @@ class VLKD:
             The answer; to a sequence of questions a list of them.
 
         Raises:
-            ValueError: The picture cannot be read.
+            PictureError: The picture cannot be read.
+            ValueError: A question is too long for BART.
         """
         one = isinstance(question, str)
         found = self.answers(image, [question] if isinstance(question, str) else question, caption_first, **options)
@@ -192,11 +197,12 @@ class VLKD:
             For each question the candidates, the best first.
 
         Raises:
-            ValueError: The picture cannot be read.
+            PictureError: The picture cannot be read.
+            ValueError: A question is too long for BART.
         """
         (_, image_tokens, (error,)) = next(self._batches([image], search_folders=False))
         if error:
-            raise ValueError(error)
+            raise PictureError(error)
         passages = None
         if caption_first:
             own = caption(self.model, image_tokens, caption_masks)[0][0].text
