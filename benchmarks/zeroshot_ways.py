@@ -23,7 +23,8 @@ from vlkd_pl.data.transforms import clip_transform  # noqa: E402
 from vlkd_pl.data.vqav2 import Question, read_questions  # noqa: E402
 from vlkd_pl.metrics.captions import caption_scores  # noqa: E402
 from vlkd_pl.metrics.vqa import vqa_scores  # noqa: E402
-from vlkd_pl.models.decoding import Decoding, answer, caption, caption_passage  # noqa: E402
+from vlkd_pl.models.decoding import Decoding, answer, caption  # noqa: E402
+from vlkd_pl.models.prompts import caption_passage  # noqa: E402
 from vlkd_pl.models.vlkd import VLKDModel  # noqa: E402
 from vlkd_pl.table import format_table  # noqa: E402
 

@@ -23,8 +23,8 @@ from vlkd_pl.models.decoding import (
     Reconstruction,
     answer,
     caption,
-    caption_passage,
 )
+from vlkd_pl.models.prompts import caption_passage
 from vlkd_pl.models.vlkd import VLKDModel
 
 Picture: TypeAlias = str | Path | Image.Image | NDArray[Any]

@@ -1,9 +1,8 @@
-"""Text from pictures: prompts with masks, how their reconstructions are decoded, and how the answer is read in them."""
+"""Text from pictures: how prompts with masks are written out, and which of several candidates is taken."""
 
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -12,73 +11,12 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
+from vlkd_pl.models.prompts import Prompt, caption_prompt, question_prompt
 from vlkd_pl.models.vlkd import VLKDModel
 
 Item = TypeVar("Item")
 
 _MAX_SCORED_SEQUENCES = 256
-
-
-class Prompt(NamedTuple):
-    """A text with masks, which the model writes out in full with words in their place.
-
-    Attributes:
-        before: The words before the masks.
-        num_masks: m, the masks.
-        after: What follows them.
-    """
-
-    before: str
-    num_masks: int
-    after: str = "."
-
-    def text(self, mask_token: str) -> str:
-        """The prompt as BART's encoder reads it."""
-        return f"{self.before} {mask_token * self.num_masks}{self.after}"
-
-    def read(self, reconstruction: str, is_continuation: bool) -> tuple[str, bool]:
-        """Finds what stands in place of the masks.
-
-        Args:
-            reconstruction: What the model wrote.
-            is_continuation: Whether it wrote only what follows ``before``.
-
-        Returns:
-            The text from the end of ``before`` to the next ``after`` at the end of a word, or to its own end; and
-            whether the model wandered from the prompt: it began in another way, went on behind ``after``, or put
-            nothing in place of the masks. A text that began in another way is read from its last label, the last word
-            of ``before`` where that ends in a colon, or else from its beginning.
-        """
-        words, wandered = reconstruction.split(), False
-        if not is_continuation:
-            expected = self.before.split()
-            if words[: len(expected)] == expected:
-                words = words[len(expected) :]
-            else:
-                wandered = True
-                if expected[-1].endswith(":") and expected[-1] in words:
-                    words = words[len(words) - words[::-1].index(expected[-1]) :]
-        filled = " ".join(words)
-        end = re.search(rf"{re.escape(self.after)}(?=\s|$)", filled)
-        if end is not None:
-            wandered = wandered or end.end() < len(filled)
-            filled = filled[: end.start()].strip()
-        return filled, wandered or not filled
-
-
-def caption_prompt(num_masks: int) -> Prompt:
-    """The paper's "A picture of <mask>×m." (Section 4.3.1)."""
-    return Prompt("A picture of", num_masks)
-
-
-def question_prompt(question: str, num_masks: int = 1, passage: str = "") -> Prompt:
-    """The paper's "{question} Answer: <mask>." (Section 4.3.2), after a passage where there is one."""
-    return Prompt(f"{passage} {question.strip()} Answer:".lstrip(), num_masks)
-
-
-def caption_passage(caption: str) -> str:
-    """A caption as the passage before a question: *caption, then answer*."""
-    return f"{caption}."
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.rank_zero import rank_zero_info
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
@@ -22,14 +20,13 @@ from vlkd_pl.checkpoint import (
     restore_clip,
     set_random_state,
 )
-from vlkd_pl.distributed import gather_objects
 from vlkd_pl.losses import icti_loss, itcl_loss, ttdm_loss
 from vlkd_pl.metrics.captions import cider
 from vlkd_pl.metrics.retrieval import recall_at_k
 from vlkd_pl.models.decoding import CAPTION_DECODING, Decoding, caption
 from vlkd_pl.models.vlkd import ImageFeatures, VLKDModel, mean_pooled
-from vlkd_pl.modules.panel import Shown, caption_panel, log_panel
-from vlkd_pl.modules.report import Report
+from vlkd_pl.modules.evaluation import EvaluatedModule, Report
+from vlkd_pl.modules.panel import Shown
 from vlkd_pl.optim import linear_warmup_and_decay, parameter_groups
 from vlkd_pl.table import format_table
 
@@ -53,7 +50,7 @@ class Encoded(NamedTuple):
     corrupted_features: Tensor
 
 
-class VLKDModule(pl.LightningModule):
+class VLKDModule(EvaluatedModule):
     """Distils a frozen CLIP into BART with TTDM, ITCL and ICTI (Section 3.2).
 
     Args:
@@ -113,7 +110,7 @@ class VLKDModule(pl.LightningModule):
         panel_size: int = 16,
         init_from: str | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(panel_size)
         self.model = VLKDModel.load(clip, bart, image_features, clip_sha256)
         if init_from is not None:
             load_weights(self.model, init_from)
@@ -137,15 +134,8 @@ class VLKDModule(pl.LightningModule):
         self.total_steps = total_steps
         self.num_masks = num_masks
         self.decoding = decoding
-        self.panel_size = panel_size
-        self.evaluated: list[dict[str, Any]] = []
         self._resumed_random_state: dict[str, Tensor | None] | None = None
         self._batch_ended: float | None = None
-
-    @property
-    def data(self) -> Any:
-        """The trainer's data module."""
-        return getattr(self.trainer, "datamodule", None)
 
     # Losses
 
@@ -280,15 +270,7 @@ class VLKDModule(pl.LightningModule):
     # Validation, test and prediction
 
     def evaluate(self, batch: Any) -> list[dict[str, Any]]:
-        """Evaluates a batch; task modules override it together with ``conclude``.
-
-        Args:
-            batch: Of the kind that the task's data module makes; here an ``EvaluationBatch``.
-
-        Returns:
-            An item for each thing that is evaluated, with its ``id``: of items with the same one the last counts, since
-            a distributed sampler repeats some to fill the last batch.
-        """
+        """Losses, captions and embeddings of an ``EvaluationBatch``."""
         encoded = self._encode(batch)
         losses = self._losses_of(encoded, batch)
         stage = "test" if self.trainer.testing else "val"
@@ -309,7 +291,7 @@ class VLKDModule(pl.LightningModule):
         ]
 
     def conclude(self, items: list[dict[str, Any]]) -> Report:
-        """Scores the items of all ranks, in the order of their ids; runs on the first rank alone."""
+        """Recall of pictures by texts and of texts by pictures, and CIDEr, also of captions given to other pictures."""
         predictions = {item["id"]: item["caption"] for item in items}
         references = {item["id"]: item["references"] for item in items}
         image_embedding = torch.stack([item["image_embedding"] for item in items])
@@ -327,60 +309,13 @@ class VLKDModule(pl.LightningModule):
         return Report(scores, format_table(["score"], [scores]), {"predictions.json": results}, shown)
 
     def predict(self, batch: PictureBatch) -> list[dict[str, Any]]:
-        """What ``vlkd-pl predict`` writes of a batch, a JSON line each; here captions."""
+        """A caption for each picture."""
         image_tokens = self.model.clip.encode_image(batch["image"])
         captions = caption(self.model, image_tokens, self.num_masks, self.decoding)
         return [
             {"image_id": sample.image_id, "caption": texts[0].text}
             for sample, texts in zip(batch["samples"], captions, strict=True)
         ]
-
-    def shown_image(self, image: Tensor, index: int) -> Tensor | None:
-        """The picture for the panel, while it has room; ``index`` is its number in the batch."""
-        return image.cpu() if len(self.evaluated) + index < self.panel_size else None
-
-    def validation_step(self, batch: Any, batch_index: int) -> None:
-        """Evaluates a batch."""
-        self.evaluated += self.evaluate(batch)
-
-    def test_step(self, batch: Any, batch_index: int) -> None:
-        """As in validation."""
-        self.evaluated += self.evaluate(batch)
-
-    def predict_step(self, batch: PictureBatch, batch_index: int) -> list[dict[str, Any]]:
-        """The predictions for the pictures of a batch that could be read."""
-        return self.predict(batch) if batch["samples"] else []
-
-    def on_test_start(self) -> None:
-        """Leaves the printing to ``on_test_epoch_end``, which has more to say than the trainer's own table."""
-        self.trainer.test_loop.verbose = False
-
-    def on_validation_epoch_end(self) -> None:
-        """Logs the scores, and draws the panel."""
-        self._conclude("val")
-
-    def on_test_epoch_end(self) -> None:
-        """As in validation; also prints the scores and writes them, with the predictions, to the run's log folder."""
-        self._conclude("test")
-
-    def _conclude(self, stage: str) -> None:
-        folder = self.trainer.log_dir  # asked on all ranks: it is broadcast
-        items = {item["id"]: item for item in gather_objects(self.evaluated)}
-        self.evaluated.clear()
-        report = self.conclude([items[key] for key in sorted(items)]) if self.trainer.is_global_zero else None
-        scores = self.trainer.strategy.broadcast(report.scores if report is not None else {})
-        for name, value in scores.items():
-            self.log(f"{stage}/{name}", value, prog_bar=name == "cider", rank_zero_only=True)
-        if report is None:
-            return
-        panel, shown = None, report.shown[: self.panel_size]
-        if shown and not self.trainer.sanity_checking:
-            panel = log_panel(self.trainer, f"{stage}/captions", caption_panel(shown), folder)
-        if stage == "test":
-            print(f"\n{report.table}")
-            if folder is not None:
-                report.write(Path(folder), panel)
-                print(f"scores and predictions: {folder}")
 
     # Checkpoints
 
