@@ -10,8 +10,8 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from vlkd_pl.batch import PictureBatch
 from vlkd_pl.metrics.captions import CAPTION_METRICS, caption_scores
 from vlkd_pl.models.decoding import caption
-from vlkd_pl.modules.evaluation import Report
 from vlkd_pl.modules.panel import Shown
+from vlkd_pl.modules.report import Report
 from vlkd_pl.modules.vlkd import VLKDModule
 from vlkd_pl.table import format_table
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from vlkd_pl.batch import PictureBatch
 from vlkd_pl.metrics.retrieval import recall_at_k
 from vlkd_pl.models.vlkd import VLKDModel
-from vlkd_pl.modules.evaluation import Report
+from vlkd_pl.modules.report import Report
 from vlkd_pl.modules.vlkd import VLKDModule
 from vlkd_pl.table import format_table
 

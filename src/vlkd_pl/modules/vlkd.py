@@ -3,31 +3,21 @@
 from __future__ import annotations
 
 import math
-import time
 from typing import Any, Literal, NamedTuple
 
 import torch
-from pytorch_lightning.utilities.rank_zero import rank_zero_info
-from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from vlkd_pl.batch import ImageTextBatch, InfillingBatch, PictureBatch
-from vlkd_pl.checkpoint import (
-    drop_clip,
-    keep_random_states,
-    load_weights,
-    random_state_of,
-    restore_clip,
-    set_random_state,
-)
+from vlkd_pl.checkpoint import drop_clip, load_weights, restore_clip
 from vlkd_pl.losses import icti_loss, itcl_loss, ttdm_loss
 from vlkd_pl.metrics.captions import cider
 from vlkd_pl.metrics.retrieval import recall_at_k
 from vlkd_pl.models.decoding import CAPTION_DECODING, Decoding, caption
 from vlkd_pl.models.vlkd import ImageFeatures, VLKDModel, mean_pooled
-from vlkd_pl.modules.evaluation import EvaluatedModule, Report
 from vlkd_pl.modules.panel import Shown
-from vlkd_pl.optim import linear_warmup_and_decay, parameter_groups
+from vlkd_pl.modules.report import Report
+from vlkd_pl.modules.task import TaskModule
 from vlkd_pl.table import format_table
 
 MAX_LOGIT_SCALE = math.log(100)
@@ -50,7 +40,7 @@ class Encoded(NamedTuple):
     corrupted_features: Tensor
 
 
-class VLKDModule(EvaluatedModule):
+class VLKDModule(TaskModule):
     """Distils a frozen CLIP into BART with TTDM, ITCL and ICTI (Section 3.2).
 
     Args:
@@ -67,17 +57,10 @@ class VLKDModule(EvaluatedModule):
         temperature: τ at the start; it is learnt.
         start: ``random`` projections as in the paper, or W_e and W_i in ``closed_form`` from training captions.
         num_start_texts: Captions that the closed form is computed on.
-        learning_rate: Peak learning rate of AdamW.
-        projection_learning_rate: Peak learning rate of W_e, W_i and W'_e; that of the rest by default.
-        betas: AdamW's β.
-        eps: AdamW's ε.
-        weight_decay: Weight decay of all weights but biases, norms and τ.
-        warmup_steps: Optimizer steps of linear warm-up.
-        total_steps: Optimizer steps after which the rate has fallen to 0; the trainer's own number by default.
         num_masks: m of the captioning prompt "A picture of <mask>×m.".
         decoding: How captions are decoded in validation, test and prediction.
-        panel_size: Pictures in the caption panel.
         init_from: Model folder or checkpoint of an earlier stage to start from.
+        **options: See ``TaskModule``; its defaults are the paper's (Table 10).
 
     Raises:
         FileNotFoundError: CLIP, BART or ``init_from`` cannot be found.
@@ -98,19 +81,12 @@ class VLKDModule(EvaluatedModule):
         temperature: float = 0.07,
         start: Literal["random", "closed_form"] = "random",
         num_start_texts: int = 4000,
-        learning_rate: float = 5e-5,
-        projection_learning_rate: float | None = None,
-        betas: tuple[float, float] = (0.99, 0.999),
-        eps: float = 1e-6,
-        weight_decay: float = 0.01,
-        warmup_steps: int = 12_000,
-        total_steps: int | None = None,
         num_masks: int = 6,
         decoding: Decoding = CAPTION_DECODING,
-        panel_size: int = 16,
         init_from: str | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(panel_size)
+        super().__init__(**options)
         self.model = VLKDModel.load(clip, bart, image_features, clip_sha256)
         if init_from is not None:
             load_weights(self.model, init_from)
@@ -125,26 +101,20 @@ class VLKDModule(EvaluatedModule):
         self.icti_reduction: Literal["mean", "sum"] = icti_reduction
         self.start = start if init_from is None else "given"
         self.num_start_texts = num_start_texts
-        self.learning_rate = learning_rate
-        self.projection_learning_rate = projection_learning_rate
-        self.betas = betas
-        self.eps = eps
-        self.weight_decay = weight_decay
-        self.warmup_steps = warmup_steps
-        self.total_steps = total_steps
         self.num_masks = num_masks
         self.decoding = decoding
-        self._resumed_random_state: dict[str, Tensor | None] | None = None
-        self._batch_ended: float | None = None
 
     # Losses
 
     def compute_losses(self, batch: ImageTextBatch) -> dict[str, Tensor]:
         """The losses of a batch, unweighted.
 
+        Their weighted sum is L = γ L_TTDM + L_ITCL + L_ICTI (Section 3.2.3).
+
         Returns:
             ``ttdm``, ``itcl`` and ``icti``, and ``text_infilling`` where the batch holds text without pictures.
         """
+        self.log("train/temperature", self.logit_scale.detach().clamp(max=MAX_LOGIT_SCALE).neg().exp())
         return self._losses_of(self._encode(batch), batch)
 
     def _encode(self, batch: ImageTextBatch) -> Encoded:
@@ -187,64 +157,13 @@ class VLKDModule(EvaluatedModule):
         condition, mask = self.model.condition(features, batch["corrupted_mask"], image_tokens)
         return icti_loss(self.model.decode(condition, mask, batch["labels"]), batch["labels"], self.icti_reduction)
 
-    # Training
-
-    def training_step(self, batch: ImageTextBatch, batch_index: int) -> Tensor:
-        """The weighted sum of the losses, L = γ L_TTDM + L_ITCL + L_ICTI (Section 3.2.3)."""
-        losses = self.compute_losses(batch)
-        total = torch.stack([self.loss_weights[name] * loss for name, loss in losses.items()]).sum()
-        self.log("train/loss", total, prog_bar=True)
-        self.log_dict({f"train/{name}_loss": loss for name, loss in losses.items()})
-        self.log("train/temperature", self.logit_scale.detach().clamp(max=MAX_LOGIT_SCALE).neg().exp())
-        return total
-
-    def on_train_batch_start(self, batch: ImageTextBatch, batch_index: int) -> None:
-        """Continues a resumed run's random numbers where they were, after everything that draws some at start-up."""
-        if self._resumed_random_state is not None:
-            set_random_state(self._resumed_random_state)
-            self._resumed_random_state = None
-
-    def on_train_batch_end(self, outputs: Any, batch: ImageTextBatch, batch_index: int) -> None:
-        """Logs the learning rate, the speed, and what the data skipped."""
-        self.log("train/learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
-        if hasattr(self.data, "skipped"):
-            num_skipped = float(sum(self.data.skipped.values()))
-            self.log("data/skipped_samples", num_skipped, reduce_fx="sum", sync_dist=True)
-        now = time.perf_counter()
-        if self._batch_ended is not None:
-            num_samples = len(batch["labels"]) * self.trainer.world_size
-            self.log("train/samples_per_second", num_samples / (now - self._batch_ended), prog_bar=True)
-        self._batch_ended = now
-
-    def on_validation_end(self) -> None:
-        """Leaves the time of a validation out of the speed of training."""
-        self._batch_ended = None
-
-    def on_train_end(self) -> None:
-        """Reports what the data skipped."""
-        if hasattr(self.data, "report"):
-            rank_zero_info(self.data.report())
-
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Logs the norm of the gradient, unscaled and before clipping."""
-        norms = [parameter.grad.norm() for parameter in self.parameters() if parameter.grad is not None]
-        self.log("train/grad_norm", torch.stack(norms).norm())
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW with linear warm-up and linear decay to 0 (Table 10)."""
-        groups = parameter_groups(self, self.weight_decay, self.learning_rate, self.projection_learning_rate)
-        optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=self.betas, eps=self.eps)
-        total_steps = self.total_steps or int(self.trainer.estimated_stepping_batches)
-        schedule = linear_warmup_and_decay(optimizer, self.warmup_steps, total_steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
     # The start
 
     def on_fit_start(self) -> None:
-        """Computes the closed-form start; puts BART in training mode: ``from_pretrained`` leaves it in evaluation."""
+        """Computes the closed-form start."""
         if self.start == "closed_form" and self.trainer.ckpt_path is None:
             self._start_in_closed_form(self.data.training_captions(self.num_start_texts))
-        self.train()
+        super().on_fit_start()
 
     def _start_in_closed_form(self, captions: list[str]) -> None:
         self.eval()
@@ -320,14 +239,14 @@ class VLKDModule(EvaluatedModule):
     # Checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leaves the frozen CLIP out, and keeps the random states."""
+        """Leaves the frozen CLIP out."""
+        super().on_save_checkpoint(checkpoint)
         drop_clip(checkpoint, self.model)
-        keep_random_states(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes the frozen CLIP from the model itself."""
+        super().on_load_checkpoint(checkpoint)
         restore_clip(checkpoint, self.model)
-        self._resumed_random_state = random_state_of(checkpoint, self.global_rank)
 
 
 def _shuffled(predictions: dict[int, str]) -> dict[int, str]:

@@ -18,8 +18,8 @@ from vlkd_pl.models.decoding import (
     caption,
 )
 from vlkd_pl.models.prompts import caption_passage
-from vlkd_pl.modules.evaluation import Report
 from vlkd_pl.modules.panel import Shown
+from vlkd_pl.modules.report import Report
 from vlkd_pl.modules.vlkd import VLKDModule
 from vlkd_pl.table import format_table
 

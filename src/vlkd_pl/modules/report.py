@@ -1,0 +1,40 @@
+"""What an evaluation found, as it is printed, logged and written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vlkd_pl.modules.panel import Shown
+
+
+class Report(NamedTuple):
+    """What an evaluation found.
+
+    Attributes:
+        scores: By the names that they are logged under.
+        table: The lines for a person to read.
+        files: The content of each JSON file by its name.
+        shown: Pictures for the panel.
+    """
+
+    scores: dict[str, float]
+    table: str = ""
+    files: dict[str, Any] | None = None
+    shown: Sequence[Shown] = ()
+
+    def write(self, folder: Path, panel: Path | None) -> None:
+        """Writes ``scores.json`` and the other files to a run's log folder.
+
+        Args:
+            folder: Made where it is not there.
+            panel: The file of the caption panel, where there is one.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        record: dict[str, Any] = {"scores": self.scores}
+        if panel is not None:
+            record["caption_panel"] = str(panel)
+        for name, content in {"scores.json": record, **(self.files or {})}.items():
+            (folder / name).write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")

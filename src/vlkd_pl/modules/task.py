@@ -1,0 +1,214 @@
+"""What every experiment shares: the optimizer, what training logs, and how evaluation runs and reports."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.rank_zero import rank_zero_info
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+
+from vlkd_pl.batch import PictureBatch
+from vlkd_pl.checkpoint import keep_random_states, random_state_of, set_random_state
+from vlkd_pl.distributed import gather_objects
+from vlkd_pl.modules.panel import caption_panel, log_panel
+from vlkd_pl.modules.report import Report
+from vlkd_pl.optim import linear_warmup_and_decay, parameter_groups
+
+
+class TaskModule(pl.LightningModule, ABC):
+    """An experiment: a subclass says what its losses are, how a batch is evaluated, and what is concluded from all.
+
+    Args:
+        learning_rate: Peak learning rate of AdamW.
+        projection_learning_rate: Peak learning rate of W_e, W_i and W'_e; that of the rest by default.
+        betas: AdamW's β.
+        eps: AdamW's ε.
+        weight_decay: Weight decay of all weights but biases, norms and τ.
+        warmup_steps: Optimizer steps of linear warm-up.
+        warmup_epochs: Epochs of linear warm-up, in place of ``warmup_steps``.
+        total_steps: Optimizer steps after which the rate has fallen to 0; the trainer's own number by default.
+        panel_size: Pictures in the caption panel.
+
+    Attributes:
+        loss_weights: The weight of each loss that ``compute_losses`` returns; 1 for those that it does not name.
+    """
+
+    def __init__(
+        self,
+        learning_rate: float = 5e-5,
+        projection_learning_rate: float | None = None,
+        betas: tuple[float, float] = (0.99, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 0.01,
+        warmup_steps: int = 12_000,
+        warmup_epochs: float | None = None,
+        total_steps: int | None = None,
+        panel_size: int = 16,
+    ) -> None:
+        super().__init__()
+        self.learning_rate = learning_rate
+        self.projection_learning_rate = projection_learning_rate
+        self.betas = betas
+        self.eps = eps
+        self.weight_decay = weight_decay
+        self.warmup_steps = warmup_steps
+        self.warmup_epochs = warmup_epochs
+        self.total_steps = total_steps
+        self.panel_size = panel_size
+        self.loss_weights: dict[str, float] = {}
+        self.evaluated: list[dict[str, Any]] = []
+        self._resumed_random_state: dict[str, Tensor | None] | None = None
+        self._batch_ended: float | None = None
+
+    @property
+    def data(self) -> Any:
+        """The trainer's data module."""
+        return getattr(self.trainer, "datamodule", None)
+
+    # What a subclass says
+
+    @abstractmethod
+    def compute_losses(self, batch: Any) -> dict[str, Tensor]:
+        """The losses of a training batch, unweighted."""
+
+    @abstractmethod
+    def evaluate(self, batch: Any) -> list[dict[str, Any]]:
+        """Evaluates a batch of validation or test.
+
+        Args:
+            batch: Of the kind that the task's data module makes.
+
+        Returns:
+            An item for each thing that is evaluated, with its ``id``: of items with the same one the last counts, since
+            a distributed sampler repeats some to fill the last batch.
+        """
+
+    @abstractmethod
+    def conclude(self, items: list[dict[str, Any]]) -> Report:
+        """Scores the items of all ranks, in the order of their ids; runs on the first rank alone."""
+
+    @abstractmethod
+    def predict(self, batch: PictureBatch) -> list[dict[str, Any]]:
+        """What ``vlkd-pl predict`` writes of a batch, a JSON line each."""
+
+    # Training
+
+    def training_step(self, batch: Any, batch_index: int) -> Tensor:
+        """The weighted sum of the losses."""
+        losses = self.compute_losses(batch)
+        total = torch.stack([self.loss_weights.get(name, 1.0) * loss for name, loss in losses.items()]).sum()
+        self.log("train/loss", total, prog_bar=True)
+        self.log_dict({f"train/{name}_loss": loss for name, loss in losses.items()})
+        return total
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW with linear warm-up and linear decay to 0 (Tables 10 and 11)."""
+        groups = parameter_groups(self, self.weight_decay, self.learning_rate, self.projection_learning_rate)
+        optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=self.betas, eps=self.eps)
+        num_steps = int(self.trainer.estimated_stepping_batches)
+        warmup_steps = self.warmup_steps
+        if self.warmup_epochs is not None:
+            warmup_steps = round(self.warmup_epochs * num_steps / (self.trainer.max_epochs or 1))
+        schedule = linear_warmup_and_decay(optimizer, warmup_steps, self.total_steps or num_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_fit_start(self) -> None:
+        """Puts BART in training mode: ``from_pretrained`` leaves it in evaluation."""
+        self.train()
+
+    def on_train_batch_start(self, batch: Any, batch_index: int) -> None:
+        """Continues a resumed run's random numbers where they were, after everything that draws some at start-up."""
+        if self._resumed_random_state is not None:
+            set_random_state(self._resumed_random_state)
+            self._resumed_random_state = None
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_index: int) -> None:
+        """Logs the learning rate, the speed, and what the data skipped."""
+        self.log("train/learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
+        if hasattr(self.data, "skipped"):
+            num_skipped = float(sum(self.data.skipped.values()))
+            self.log("data/skipped_samples", num_skipped, reduce_fx="sum", sync_dist=True)
+        now = time.perf_counter()
+        if self._batch_ended is not None:
+            num_samples = len(batch["labels"]) * self.trainer.world_size
+            self.log("train/samples_per_second", num_samples / (now - self._batch_ended), prog_bar=True)
+        self._batch_ended = now
+
+    def on_validation_end(self) -> None:
+        """Leaves the time of a validation out of the speed of training."""
+        self._batch_ended = None
+
+    def on_train_end(self) -> None:
+        """Reports what the data skipped."""
+        if hasattr(self.data, "report"):
+            rank_zero_info(self.data.report())
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Logs the norm of the gradient, unscaled and before clipping."""
+        norms = [parameter.grad.norm() for parameter in self.parameters() if parameter.grad is not None]
+        self.log("train/grad_norm", torch.stack(norms).norm())
+
+    # Validation, test and prediction
+
+    def shown_image(self, image: Tensor, index: int) -> Tensor | None:
+        """The picture for the panel, while it has room; ``index`` is its number in the batch."""
+        return image.cpu() if len(self.evaluated) + index < self.panel_size else None
+
+    def validation_step(self, batch: Any, batch_index: int) -> None:
+        """Evaluates a batch."""
+        self.evaluated += self.evaluate(batch)
+
+    def test_step(self, batch: Any, batch_index: int) -> None:
+        """As in validation."""
+        self.evaluated += self.evaluate(batch)
+
+    def predict_step(self, batch: PictureBatch, batch_index: int) -> list[dict[str, Any]]:
+        """The predictions for the pictures of a batch that could be read."""
+        return self.predict(batch) if batch["samples"] else []
+
+    def on_test_start(self) -> None:
+        """Leaves the printing to ``on_test_epoch_end``, which has more to say than the trainer's own table."""
+        self.trainer.test_loop.verbose = False
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the scores, and draws the panel."""
+        self._conclude("val")
+
+    def on_test_epoch_end(self) -> None:
+        """As in validation; also prints the scores and writes them, with the predictions, to the run's log folder."""
+        self._conclude("test")
+
+    def _conclude(self, stage: str) -> None:
+        folder = self.trainer.log_dir  # asked on all ranks: it is broadcast
+        items = {item["id"]: item for item in gather_objects(self.evaluated)}
+        self.evaluated.clear()
+        report = self.conclude([items[key] for key in sorted(items)]) if self.trainer.is_global_zero else None
+        scores = self.trainer.strategy.broadcast(report.scores if report is not None else {})
+        for name, value in scores.items():
+            self.log(f"{stage}/{name}", value, prog_bar=name == "cider", sync_dist=True)
+        if report is None:
+            return
+        panel, shown = None, report.shown[: self.panel_size]
+        if shown and not self.trainer.sanity_checking:
+            panel = log_panel(self.trainer, f"{stage}/captions", caption_panel(shown), folder)
+        if stage == "test":
+            print(f"\n{report.table}")
+            if folder is not None:
+                report.write(Path(folder), panel)
+                print(f"scores and predictions: {folder}")
+
+    # Checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keeps the random states."""
+        keep_random_states(checkpoint)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Notes this rank's random state, for when training goes on."""
+        self._resumed_random_state = random_state_of(checkpoint, self.global_rank)
