@@ -71,6 +71,8 @@ class VQAModule(VLKDModule):
         answers = self._answers(image_tokens, batch)
         others = self._answers(image_tokens.roll(1, 0), batch) if self.shuffled_control else [None] * len(answers)
         asked = [(index, question) for index, sample in enumerate(batch["samples"]) for question in sample.questions]
+        # the panel shows each picture with one of its questions, of another kind from picture to picture
+        panel = {sample.questions[i % len(sample.questions)].question_id for i, sample in enumerate(batch["samples"])}
         return [
             {
                 "id": question.question_id,
@@ -78,9 +80,9 @@ class VQAModule(VLKDModule):
                 "answer": given.text,
                 "wandered": given.wandered,
                 "answer_to_another": None if other is None else other.text,
-                "image": self.shown_image(batch["image"][index], number),
+                "image": self.shown_image(batch["image"][index], index) if question.question_id in panel else None,
             }
-            for number, ((index, question), given, other) in enumerate(zip(asked, answers, others, strict=True))
+            for (index, question), given, other in zip(asked, answers, others, strict=True)
         ]
 
     def conclude(self, items: list[dict[str, Any]]) -> Report:
