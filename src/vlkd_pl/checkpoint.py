@@ -11,7 +11,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from vlkd_pl.distributed import gather_objects
-from vlkd_pl.models.vlkd import VLKDModel
+from vlkd_pl.models.vlkd import ImageFeatures, VLKDModel
 
 CLIP_PREFIX = "model.clip."
 """What the names of the frozen CLIP's weights begin with in a module's state dict."""
@@ -62,33 +62,52 @@ def set_random_state(state: dict[str, Tensor | None]) -> None:
         torch.cuda.set_rng_state(state["cuda"].cpu())
 
 
-def load_weights(model: VLKDModel, path: str | Path) -> None:
-    """Starts a model from the weights of an earlier stage; the frozen CLIP stays as it is.
+def load_model(
+    clip: str | None,
+    bart: str | None,
+    image_features: ImageFeatures | None = None,
+    clip_sha256: str | None = None,
+    init_from: str | None = None,
+) -> VLKDModel:
+    """Joins a CLIP and a BART, or goes on from an earlier stage.
 
     Args:
-        model: Gets the weights of BART and of the projections.
-        path: A folder written by ``VLKDModel.save_pretrained``, or a checkpoint of a ``VLKDModule`` or of a subclass.
+        clip: See ``VLKDModel.load``; None for that of the model folder ``init_from``.
+        bart: See ``VLKDModel.load``; None for that of the model folder ``init_from``.
+        image_features: See ``VLKDModel``; that of the model folder by default, without one ``pooled``.
+        clip_sha256: See ``FrozenCLIP.load``.
+        init_from: A folder written by ``VLKDModel.save_pretrained``, or a checkpoint of a ``VLKDModule`` or of a
+            subclass, for the weights of BART and of the projections.
 
     Raises:
-        FileNotFoundError: There is nothing at ``path``.
-        MisconfigurationException: The weights are of another size, or were trained with another CLIP.
+        FileNotFoundError: CLIP, BART or ``init_from`` cannot be found.
+        MisconfigurationException: Something that is needed is not given; or the weights are of another size, or were
+            trained with another CLIP or other image features.
     """
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"init_from: there is no model folder or checkpoint at {path}")
-    if path.is_dir():
-        source = VLKDModel.from_pretrained(path)
-        if source.image_features != model.image_features:
-            raise MisconfigurationException(
-                f"init_from: {path} was trained with image_features {source.image_features}, not "
-                f"{model.image_features}: give --model.image_features {source.image_features}"
-            )
-        checkpoint = {
-            _FINGERPRINT: source.clip.fingerprint,
-            "state_dict": {f"model.{k}": v for k, v in source.state_dict().items()},
-        }
-    else:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    if init_from is not None and not Path(init_from).exists():
+        raise FileNotFoundError(f"init_from: there is no model folder or checkpoint at {init_from}")
+    source = VLKDModel.from_pretrained(init_from) if init_from is not None and Path(init_from).is_dir() else None
+    if source is not None and image_features not in (None, source.image_features):
+        raise MisconfigurationException(
+            f"init_from: {init_from} was trained with image_features {source.image_features}, not {image_features}: "
+            "leave image_features out"
+        )
+    if clip is None and bart is None and source is not None:
+        return source
+    if clip is None or bart is None:
+        raise MisconfigurationException("give both clip and bart to the model, or a model folder as init_from")
+    features = image_features or (source.image_features if source is not None else "pooled")
+    model = VLKDModel.load(clip, bart, features, clip_sha256)
+    if source is not None:
+        weights = {f"model.{name}": value for name, value in source.state_dict().items()}
+        _load_weights(model, {_FINGERPRINT: source.clip.fingerprint, "state_dict": weights}, init_from)
+    elif init_from is not None:
+        _load_weights(model, torch.load(init_from, map_location="cpu", weights_only=True), init_from)
+    return model
+
+
+def _load_weights(model: VLKDModel, checkpoint: dict[str, Any], path: str | None) -> None:
+    """Gives a model the weights of a checkpoint; the frozen CLIP stays as it is."""
     restore_clip(checkpoint, model)
     prefix = "model."
     weights = {

@@ -20,8 +20,6 @@ def arguments(name, world, model_folder, folder, command="test", **options):
     }
     settings = {
         "model.init_args.init_from": str(model_folder),
-        "model.init_args.clip": world.clip,
-        "model.init_args.bart": world.bart,
         "model.init_args.decoding.max_new_tokens": 5,
         "data.init_args.images": str(world.folder / images.get(name, "images")),
         "data.init_args.num_workers": 0,

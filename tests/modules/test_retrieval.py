@@ -58,10 +58,7 @@ def test_a_folder_of_ones_own(world, model_folder, tmp_path, capsys):
         [
             "test",
             "--model=vlkd_pl.RetrievalModule",
-            f"--model.clip={world.clip}",
-            f"--model.bart={world.bart}",
             f"--model.init_from={model_folder}",
-            "--model.image_features=all",
             "--data=vlkd_pl.CaptionFolderDataModule",
             f"--data.images={tmp_path / 'pictures'}",
             "--data.num_workers=0",

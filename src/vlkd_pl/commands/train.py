@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -13,6 +14,20 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from vlkd_pl.models.clip import CLIPFileError
 from vlkd_pl.predictions import PredictionWriter
+
+
+class _Part:
+    """Where the data find a part of the model: where the model is told to, or in the model folder that it starts from.
+
+    Args:
+        name: ``clip`` or ``bart``.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self, given: str | None, init_from: str | None) -> str | None:
+        return str(Path(init_from) / self.name) if given is None and init_from is not None else given
 
 
 class VLKDCLI(LightningCLI):
@@ -31,8 +46,10 @@ class VLKDCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Links the arguments that model and data must agree on."""
-        parser.link_arguments("model.init_args.clip", "data.init_args.clip")
-        parser.link_arguments("model.init_args.bart", "data.init_args.bart")
+        for part in ("clip", "bart"):
+            parser.link_arguments(
+                (f"model.init_args.{part}", "model.init_args.init_from"), f"data.init_args.{part}", _Part(part)
+            )
 
     def instantiate_trainer(self, **options: Any) -> pl.Trainer:
         """The trainer; for ``predict`` with a writer of predictions, where the configuration names none."""

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from vlkd_pl.batch import ImageTextBatch, InfillingBatch, PictureBatch
-from vlkd_pl.checkpoint import drop_clip, load_weights, restore_clip
+from vlkd_pl.checkpoint import drop_clip, load_model, restore_clip
 from vlkd_pl.losses import icti_loss, itcl_loss, ttdm_loss
 from vlkd_pl.metrics.captions import cider
 from vlkd_pl.metrics.retrieval import recall_at_k
 from vlkd_pl.models.decoding import CAPTION_DECODING, Decoding, caption
-from vlkd_pl.models.vlkd import ImageFeatures, VLKDModel, mean_pooled
+from vlkd_pl.models.vlkd import ImageFeatures, mean_pooled
 from vlkd_pl.modules.panel import Shown
 from vlkd_pl.modules.report import Report
 from vlkd_pl.modules.task import TaskModule
@@ -44,9 +44,11 @@ class VLKDModule(TaskModule):
     """Distils a frozen CLIP into BART with TTDM, ITCL and ICTI (Section 3.2).
 
     Args:
-        clip: Name of an OpenAI CLIP, or the path of a file or folder; see ``FrozenCLIP.load``.
+        clip: Name of an OpenAI CLIP, or the path of a file or folder; see ``FrozenCLIP.load``. A model folder given as
+            ``init_from`` holds this and the next two, which need not be given then.
         bart: Hugging Face name of a BART, or a local folder.
         image_features: V of Eq. (1): ``pooled`` for a ViT and ``patches`` for a ResNet, as in the paper; or ``all``.
+            ``pooled`` by default.
         clip_sha256: Checksum that the CLIP file must have; OpenAI's own by default where the file's name is OpenAI's.
         ttdm_weight: γ, the weight of TTDM.
         itcl_weight: Weight of ITCL.
@@ -68,9 +70,9 @@ class VLKDModule(TaskModule):
 
     def __init__(
         self,
-        clip: str,
-        bart: str,
-        image_features: ImageFeatures = "pooled",
+        clip: str | None = None,
+        bart: str | None = None,
+        image_features: ImageFeatures | None = None,
         clip_sha256: str | None = None,
         ttdm_weight: float = 1e3,
         itcl_weight: float = 1.0,
@@ -87,9 +89,7 @@ class VLKDModule(TaskModule):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        self.model = VLKDModel.load(clip, bart, image_features, clip_sha256)
-        if init_from is not None:
-            load_weights(self.model, init_from)
+        self.model = load_model(clip, bart, image_features, clip_sha256, init_from)
         self.logit_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
         self.loss_weights = {
             "ttdm": ttdm_weight,
@@ -114,7 +114,6 @@ class VLKDModule(TaskModule):
         Returns:
             ``ttdm``, ``itcl`` and ``icti``, and ``text_infilling`` where the batch holds text without pictures.
         """
-        self.log("train/temperature", self.logit_scale.detach().clamp(max=MAX_LOGIT_SCALE).neg().exp())
         return self._losses_of(self._encode(batch), batch)
 
     def _encode(self, batch: ImageTextBatch) -> Encoded:
@@ -156,6 +155,11 @@ class VLKDModule(TaskModule):
     def _infilling_loss(self, features: Tensor, batch: InfillingBatch, image_tokens: Tensor | None = None) -> Tensor:
         condition, mask = self.model.condition(features, batch["corrupted_mask"], image_tokens)
         return icti_loss(self.model.decode(condition, mask, batch["labels"]), batch["labels"], self.icti_reduction)
+
+    def training_step(self, batch: Any, batch_index: int) -> Tensor:
+        """The weighted sum of the losses; also logs the temperature that they are computed with."""
+        self.log("train/temperature", self.logit_scale.detach().clamp(max=MAX_LOGIT_SCALE).neg().exp())
+        return super().training_step(batch, batch_index)
 
     # The start
 
