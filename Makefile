@@ -9,6 +9,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 RUN := runs/sample
 export TOKENIZERS_PARALLELISM := false
+# The models of the sample world are too small for more: two threads on busy cores are several times slower than one, and
+# with one the figures do not depend on the number of cores.
+export OMP_NUM_THREADS ?= 1
 
 .PHONY: help distill zeroshot demo test test-slow check format sample-models clean
 
