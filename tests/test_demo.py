@@ -220,7 +220,9 @@ def test_a_visit(model, browser, tmp_path, monkeypatch):
         wait_for_message("The question is too long")
         ask("what color is the fish?")
         ((best, *others),) = model.answers(
-            picture, ["what color is the fish?"], decoding=Decoding(NUM_BEAMS, 10, num_candidates=NUM_BEAMS)
+            picture,
+            ["what color is the fish?"],
+            decoding=Decoding(NUM_BEAMS, 10, length_penalty=0.0, num_candidates=NUM_BEAMS),
         )
         wait_for(lambda: texts("#answers li .text"), "an answer")
         assert texts("#answers li .text")[0] == best.text

@@ -182,7 +182,8 @@ def build_page(
         if not question.strip():
             gr.Warning("Type a question first.")
             return _told("Answer", _NO_ANSWER)
-        decoding = Decoding(int(beams), _ANSWER_TOKENS, num_candidates=int(beams))
+        # divided by its length, a text that rambles would be found before a short answer that is likelier
+        decoding = Decoding(int(beams), _ANSWER_TOKENS, length_penalty=0.0, num_candidates=int(beams))
         try:
             (found,) = model.answers(
                 Path(file), [question], caption_first, decoding=decoding, caption_masks=int(masks), scores=True

@@ -12,6 +12,7 @@ from vlkd_pl.models.prompts import caption_prompt, question_prompt
         (" red", True, "red", False),
         (" 3.5 feet.", True, "3.5 feet", False),
         (" red. It is a fish.", True, "red", True),
+        (" red? Answer: red.", True, "red? Answer: red", True),
         (" .", True, "", True),
         ("", True, "", True),
         ("what is it? Answer: red.", False, "red", False),

@@ -41,9 +41,12 @@ def main(arguments: Sequence[str]) -> int:
         if not candidates:
             print("vlkd-pl ask: --candidates names no answer: give some, separated by commas", file=sys.stderr)
             return 2
-    # beams that read the same are merged, so that more are searched than are shown
-    num_beams = options.num_beams if options.top == 1 else max(options.num_beams, 2 * options.top)
-    decoding = Decoding(num_beams, max_new_tokens=10, num_candidates=1 if options.top == 1 else num_beams)
+    decoding = Decoding(options.num_beams, max_new_tokens=10)
+    if options.top > 1:
+        # beams that read the same are merged, so that more are searched than are shown; divided by its length, a text
+        # that rambles would be found before a short answer that is likelier
+        num_beams = max(options.num_beams, 4 * options.top)
+        decoding = Decoding(num_beams, max_new_tokens=10, length_penalty=0.0, num_candidates=num_beams)
     try:
         answers = model.answers(
             options.image,

@@ -180,7 +180,7 @@ def reconstruct(
         scores: Whether the log-probabilities are computed, by one more pass over the decoder.
 
     Returns:
-        For each prompt the candidates, the best first.
+        For each prompt the candidates, the best first, without those that wandered where some did not.
 
     Raises:
         ValueError: A prompt is too long for BART.
@@ -212,6 +212,7 @@ def reconstruct(
             filled, wandered = prompts[row].read(text, forced)
             if filled not in [other.text for other in found[row]]:
                 found[row].append(Reconstruction(filled, value, wandered))
+    found = [[each for each in texts if not each.wandered] or texts for texts in found]
     if scores and decoding.sample:  # the search returns its beams in order
         found = [sorted(texts, key=lambda candidate: -candidate.score) for texts in found]
     return found

@@ -32,25 +32,25 @@ class Prompt(NamedTuple):
 
         Returns:
             The text from the end of ``before`` to the next ``after`` at the end of a word, or to its own end; and
-            whether the model wandered from the prompt: it began in another way, went on behind ``after``, or put
-            nothing in place of the masks. A text that began in another way is read from its last label, the last word
-            of ``before`` where that ends in a colon, or else from its beginning.
+            whether the model wandered from the prompt: it began in another way, went on behind ``after``, put nothing
+            in place of the masks, or wrote the prompt's label again, the last word of ``before`` where that ends in a
+            colon. A text that began in another way is read from its last label, or else from its beginning.
         """
-        words, wandered = reconstruction.split(), False
+        expected, words, wandered = self.before.split(), reconstruction.split(), False
+        label = expected[-1] if expected[-1].endswith(":") else None
         if not is_continuation:
-            expected = self.before.split()
             if words[: len(expected)] == expected:
                 words = words[len(expected) :]
             else:
                 wandered = True
-                if expected[-1].endswith(":") and expected[-1] in words:
-                    words = words[len(words) - words[::-1].index(expected[-1]) :]
+                if label in words:
+                    words = words[len(words) - words[::-1].index(label) :]
         filled = " ".join(words)
         end = re.search(rf"{re.escape(self.after)}(?=\s|$)", filled)
         if end is not None:
             wandered = wandered or end.end() < len(filled)
             filled = filled[: end.start()].strip()
-        return filled, wandered or not filled
+        return filled, wandered or not filled or label in filled.split()
 
 
 def caption_prompt(num_masks: int) -> Prompt:
