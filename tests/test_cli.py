@@ -26,7 +26,9 @@ def test_unknown_command(capsys):
     assert "no command 'distil'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["sample", "--help"], ["scores", "--help"], ["caption", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], *([name, "--help"] for name in ("sample", "scores", "caption", "grid"))]
+)
 def test_help_imports_nothing_heavy(arguments):
     code = (
         "import sys\nfrom vlkd_pl.cli import main\n"

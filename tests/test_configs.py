@@ -22,6 +22,13 @@ OVERLAYS = {
     "sample/retrieval_coco.yaml": "retrieval_coco.yaml",
     "sample/classification.yaml": "classification.yaml",
     "sample/predict_captions.yaml": "predict_captions.yaml",
+    "sample/captioning_coco.yaml": "captioning_coco.yaml",
+    "sample/scst_coco.yaml": "scst_coco.yaml",
+    "sample/glue.yaml": "glue.yaml",
+    "sample/summarization_xsum.yaml": "summarization_xsum.yaml",
+    "sample/vqa_karpathy.yaml": "vqa_karpathy.yaml",
+    "sample/vqa_vqav2.yaml": "vqa_vqav2.yaml",
+    "sample/vqa_vqav2_1percent.yaml": "vqa_vqav2_1percent.yaml",
 }
 
 
@@ -73,6 +80,77 @@ def test_table_10(capsys, path, clip, features, batch_size):
     assert (data["mask_share"], data["mean_span_length"], model["num_masks"]) == (0.15, 3.0, 6)
     # what the paper does not have is off
     assert (model["start"], data["text_corpus"]) == ("random", None)
+
+
+@pytest.mark.parametrize("name", ["captioning_coco", "scst_coco"])
+def test_table_11_captioning(capsys, name):
+    config = parsed(capsys, f"{name}.yaml")
+    model, data, trainer = config["model"]["init_args"], config["data"]["init_args"], config["trainer"]
+    assert (model["clip"], model["image_features"], model["bart"]) == ("ViT-B/16", "pooled", "facebook/bart-large")
+    assert data["train_batch_size"] * trainer["devices"] * trainer["accumulate_grad_batches"] == 40
+    assert (model["num_masks"], model["decoding"]["num_beams"]) == (6, 6)
+    assert (model["weight_decay"], model["eps"], trainer["gradient_clip_val"]) == (0.01, 1e-8, 5.0)
+    assert (data["split"], data["val"]["split"], data["train"]["split"]) == ("test", "val", ["train", "restval"])
+    checkpoints = next(each for each in trainer["callbacks"] if each["class_path"].endswith("ModelCheckpoint"))
+    assert (checkpoints["init_args"]["monitor"], checkpoints["init_args"]["mode"]) == ("val/cider", "max")
+    if name == "captioning_coco":
+        assert (trainer["max_epochs"], model["warmup_epochs"], data["train_by"]) == (20, 1, "caption")
+        assert (model["learning_rate"], model["betas"]) == (6e-5, [0.99, 0.999])
+    else:
+        assert model["init_from"] == "runs/captioning_coco/version_0/model"
+        assert (model["kl_weight"], model["cross_entropy_weight"], data["train_by"]) == (0.0, 0.0, "picture")
+
+
+@pytest.mark.parametrize(("name", "share"), [("vqav2", 1.0), ("vqav2_1percent", 0.01), ("karpathy", 1.0)])
+def test_table_11_vqa(capsys, name, share):
+    config = parsed(capsys, f"vqa_{name}.yaml")
+    model, data, trainer = config["model"]["init_args"], config["data"]["init_args"], config["trainer"]
+    assert (model["clip"], model["image_features"], model["bart"]) == ("ViT-B/16", "pooled", "facebook/bart-large")
+    assert data["train_batch_size"] * trainer["devices"] * trainer["accumulate_grad_batches"] == 32
+    assert (trainer["max_epochs"], model["warmup_epochs"]) == (10, 1)
+    assert (model["num_masks"], model["decoding"]["num_beams"]) == (2, 1)
+    assert model["betas"] == [0.99, 0.999]
+    assert (model["learning_rate"], model["weight_decay"], model["eps"]) == (6e-5, 0.01, 1e-8)
+    assert trainer["gradient_clip_val"] == 5.0
+    assert data["train_share"] == share
+    files = [data["split"], data["val"] and data["val"]["split"], data["train"]["split"]]
+    parts = [f"data/vqav2/karpathy_{part}.json" for part in ("test", "val", "train")]
+    assert files == (parts if name == "karpathy" else [None] * 3)
+    # what the paper does not have is off
+    assert (model["caption_first"], model["candidates"]) == (False, None)
+
+
+def test_summaries_are_trained_and_decoded_as_barts_own(capsys):
+    config = parsed(capsys, "summarization_xsum.yaml")
+    model, data, trainer = config["model"]["init_args"], config["data"]["init_args"], config["trainer"]
+    # fairseq, examples/bart/README.summarization.md, with "TOTAL_NUM_UPDATES=15000 UPDATE_FREQ=2 for Xsum"
+    assert (model["learning_rate"], model["warmup_steps"], trainer["max_steps"]) == (3e-5, 500, 15_000)
+    assert (model["optimizer"], model["total_steps"], trainer["max_epochs"]) == ("adamw", None, None)
+    assert (model["betas"], model["eps"], model["weight_decay"]) == ([0.9, 0.999], 1e-8, 0.01)
+    assert (model["label_smoothing"], model["dropout"], model["attention_dropout"]) == (0.1, 0.1, 0.1)
+    assert (data["max_tokens"], trainer["devices"], trainer["accumulate_grad_batches"]) == (2048, 8, 2)
+    assert (trainer["gradient_clip_val"], trainer["precision"]) == (0.1, "16-mixed")
+    assert (data["source"], data["max_length"]) == ("EdinburghNLP/xsum", 1024)
+    # fairseq, examples/bart/summarize.py: max_len_b=60 and min_len=10 count neither the start nor the end token
+    decoding = {"num_beams": 6, "length_penalty": 1.0, "no_repeat_ngram_size": 3, "early_stopping": True}
+    assert model["decoding"] == decoding | {"max_length": 60 + 2, "min_length": 10 + 1}
+
+
+def test_summaries_are_read_with_the_models_tokenizer(capsys):
+    config = parsed(capsys, "summarization_xsum.yaml", extra=["--model.init_args.model=facebook/bart-large"])
+    assert config["model"]["init_args"]["model"] == "facebook/bart-large"
+    assert "model" not in config["data"]["init_args"]  # linked
+
+
+def test_appendix_a_glue(capsys):
+    config = parsed(capsys, "glue.yaml")
+    model, data, trainer = config["model"]["init_args"], config["data"]["init_args"], config["trainer"]
+    assert (model["optimizer"], trainer["max_epochs"], model["warmup_epochs"]) == ("lamb", 10, 1)
+    assert model["total_steps"] is None  # the rate falls to 0 at the last step
+    # one point of the grid; tests/commands/test_grid.py holds all
+    assert (data["batch_size"], model["learning_rate"], model["weight_decay"]) == (32, 5e-4, 1e-4)
+    assert data["evaluated"] == "dev"
+    assert trainer["precision"] == "32-true"
 
 
 def test_data_follow_the_models_clip_and_bart(capsys):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from vlkd_pl.losses import icti_loss, itcl_loss, ttdm_loss
+from vlkd_pl.losses import icti_loss, itcl_loss, label_smoothed_loss, scst_loss, token_kl_loss, ttdm_loss
 
 
 def unit(*shape, seed=0):
@@ -112,3 +112,83 @@ def test_gradients(reduction):
     assert torch.autograd.gradcheck(lambda a, b: ttdm_loss(a, b, reduction), (leaf(3, 4, seed=0), leaf(3, 4, seed=1)))
     assert torch.autograd.gradcheck(itcl_loss, (leaf(3, 4, seed=0), leaf(3, 4, seed=1), scale))
     assert torch.autograd.gradcheck(lambda logits: icti_loss(logits, labels, reduction), (leaf(2, 3, 4, seed=2),))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
+def test_label_smoothing_against_a_loop(smoothing):
+    logits = torch.randn(2, 3, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    labels = torch.tensor([[4, 0, -100], [6, -100, -100]])
+    each = smoothing / (7 - 1)
+    losses = []
+    for row, targets in zip(logits.tolist(), labels.tolist(), strict=True):
+        for scores, target in zip(row, targets, strict=True):
+            if target == -100:
+                continue
+            normalizer = math.log(sum(map(math.exp, scores)))
+            log_probabilities = [score - normalizer for score in scores]
+            likelihood = -log_probabilities[target]
+            losses.append((1 - smoothing - each) * likelihood + each * -sum(log_probabilities))
+    assert label_smoothed_loss(logits, labels, smoothing).item() == pytest.approx(sum(losses) / 3, rel=1e-12)
+
+
+def test_label_smoothing_is_least_at_its_own_target():
+    target = torch.tensor([0.9, 0.05, 0.05], dtype=torch.float64)
+    logits = target.log().reshape(1, 1, 3).requires_grad_()
+    loss = label_smoothed_loss(logits, torch.tensor([[0]]))
+    assert loss.item() == pytest.approx(-(target * target.log()).sum().item())
+    loss.backward()
+    torch.testing.assert_close(logits.grad, torch.zeros_like(logits), atol=1e-15, rtol=0)
+
+
+# Self-Critical Sequence Training
+
+
+def test_scst_gradient_on_two_words_by_hand():
+    """Two samples of a word and the end token, told from the same two logits at each place."""
+    weights = torch.tensor([0.4, -0.3], dtype=torch.float64, requires_grad=True)
+    labels, reward, baseline = torch.tensor([[0, 1], [1, -100]]), torch.tensor([2.0, 0.5]), torch.tensor([0.5, 2.0])
+    loss = scst_loss(weights.expand(2, 2, 2), labels, reward, baseline)
+    loss.backward()
+    probability = math.exp(0.4) / (math.exp(0.4) + math.exp(-0.3))
+    # the first is 1.5 better than its baseline, the second 1.5 worse
+    # by the first logit, d ln p(0) = 1 - p and d ln p(1) = -p
+    expected = -(1.5 * ((1 - probability) - probability) - 1.5 * -probability) / 2
+    assert weights.grad.tolist() == pytest.approx([expected, -expected])
+    log_probability = [math.log(probability), math.log(1 - probability)]
+    assert loss.item() == pytest.approx(-(1.5 * sum(log_probability) - 1.5 * log_probability[1]) / 2)
+
+
+def test_scst_follows_the_expected_reward():
+    """Over all texts of two words, weighted as the policy does, it is the policy gradient, whatever the baseline."""
+    weights = torch.tensor([[0.4, -0.3], [0.1, 0.9]], dtype=torch.float64, requires_grad=True)
+    texts = torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]])
+    reward = torch.tensor([1.0, 0.2, 0.7, 3.0], dtype=torch.float64)
+    probability = weights.softmax(-1)[torch.arange(2), texts].prod(1)
+    (expected,) = torch.autograd.grad(-(probability * reward).sum(), weights, retain_graph=True)
+    for baseline in (0.0, 0.9):
+        loss = sum(
+            share * scst_loss(weights[None], text[None], value[None], torch.tensor([baseline]))
+            for share, text, value in zip(probability.detach(), texts, reward, strict=True)
+        )
+        (gradient,) = torch.autograd.grad(loss, weights)
+        torch.testing.assert_close(gradient, expected)
+
+
+def test_no_gradient_flows_into_rewards():
+    logits, reward, baseline = (torch.randn(*shape, requires_grad=True) for shape in ((3, 2, 4), (3,), (3,)))
+    scst_loss(logits, torch.tensor([[0, 1], [2, 3], [1, -100]]), reward, baseline).backward()
+    assert reward.grad is None
+    assert baseline.grad is None
+    assert logits.grad[2, 1].tolist() == [0.0] * 4  # padding
+    assert logits.grad[2, 0].abs().sum() > 0
+
+
+def test_kl_against_a_loop():
+    now, then = (torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(n), dtype=torch.float64) for n in (0, 1))
+    labels = torch.tensor([[-100, 1, 2], [-100, 3, -100]])
+    total = 0.0
+    for row, column in ((0, 1), (0, 2), (1, 1)):
+        p, q = now[row, column].softmax(-1).tolist(), then[row, column].softmax(-1).tolist()
+        total += sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+    assert token_kl_loss(now, then, labels).item() == pytest.approx(total / 2)
+    assert token_kl_loss(now, now, labels).item() == pytest.approx(0.0, abs=1e-12)

@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, Literal, NamedTuple, TypedDict
 
 from torch import Tensor
 from typing_extensions import NotRequired
+
+GLUETask = Literal["cola", "sst2", "rte", "mrpc", "qqp", "mnli", "qnli", "stsb"]
+
+GLUE_LABELS: dict[GLUETask, tuple[str, ...]] = {
+    "cola": ("0", "1"),
+    "sst2": ("0", "1"),
+    "rte": ("entailment", "not_entailment"),
+    "mrpc": ("0", "1"),
+    "qqp": ("0", "1"),
+    "mnli": ("entailment", "neutral", "contradiction"),
+    "qnli": ("entailment", "not_entailment"),
+    "stsb": (),
+}
+"""The names of each task's classes in GLUE's files, in the order of their numbers; STS-B has similarities instead."""
 
 
 class StreamPosition(NamedTuple):
@@ -82,3 +96,63 @@ class PictureBatch(TypedDict):
     image: Tensor
     samples: list[Any]
     unreadable: list[str]
+
+
+class QuestionBatch(TypedDict):
+    """Questions about pictures with the answers to be told.
+
+    Attributes:
+        image: (N, 3, H, W) float32, normalised as CLIP takes it; a picture of several questions is there once.
+        image_index: (B,) int64, the row in ``image`` of each question's picture.
+        questions: B questions.
+        labels: B answers.
+        unreadable: A line on each question left out because its file is no picture.
+    """
+
+    image: Tensor
+    image_index: Tensor
+    questions: list[str]
+    labels: list[str]
+    unreadable: list[str]
+
+
+class GLUEBatch(TypedDict):
+    """Sentences, or pairs of sentences, of a task of GLUE.
+
+    Attributes:
+        samples: B of a kind with ``number``, ``texts``, ``label`` and ``part``.
+        labels: (B,) class numbers, or similarities for STS-B; (0,) where they are secret.
+        unreadable: Empty.
+    """
+
+    samples: list[Any]
+    labels: Tensor
+    unreadable: list[str]
+
+
+class SummaryBatch(TypedDict):
+    """Documents with the summaries to be told.
+
+    Attributes:
+        document_ids: BART's token ids (B, L) int64.
+        document_mask: (B, L) int64, 1 at real tokens.
+        labels: Token ids (B, M) int64 of the summaries, -100 at padding.
+        samples: Number and summary of each document, B ``Document``.
+        unreadable: Nothing: documents that cannot be used are left out before.
+    """
+
+    document_ids: Tensor
+    document_mask: Tensor
+    labels: Tensor
+    samples: list[Any]
+    unreadable: list[str]
+
+
+class CaptioningBatch(PictureBatch):
+    """Pictures with the captions to learn from.
+
+    Attributes:
+        labels: B pictures' captions: one of each, or all.
+    """
+
+    labels: list[list[str]]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from vlkd_pl.distributed import gather_objects
@@ -102,12 +105,25 @@ def load_model(
         weights = {f"model.{name}": value for name, value in source.state_dict().items()}
         _load_weights(model, {_FINGERPRINT: source.clip.fingerprint, "state_dict": weights}, init_from)
     elif init_from is not None:
-        _load_weights(model, torch.load(init_from, map_location="cpu", weights_only=True), init_from)
+        load_weights(model, init_from)
     return model
 
 
-def _load_weights(model: VLKDModel, checkpoint: dict[str, Any], path: str | None) -> None:
-    """Gives a model the weights of a checkpoint; the frozen CLIP stays as it is."""
+def load_weights(model: VLKDModel, path: str | Path) -> None:
+    """Gives a model the weights of a checkpoint; the frozen CLIP stays as it is.
+
+    Args:
+        model: Gets the weights of BART and of the projections.
+        path: A checkpoint of a ``VLKDModule`` or of a subclass.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        MisconfigurationException: The weights are of another size, or were trained with another CLIP.
+    """
+    _load_weights(model, torch.load(path, map_location="cpu", weights_only=True), path)
+
+
+def _load_weights(model: VLKDModel, checkpoint: dict[str, Any], path: str | Path | None) -> None:
     restore_clip(checkpoint, model)
     prefix = "model."
     weights = {
@@ -124,6 +140,9 @@ def _load_weights(model: VLKDModel, checkpoint: dict[str, Any], path: str | None
 class ExportModel(pl.Callback):
     """Writes the model of a ``VLKDModule`` as one folder, ready for ``VLKDModel.from_pretrained``, when training ends.
 
+    Where a ``ModelCheckpoint`` monitors a score, it is the model of its best checkpoint, else that of the last step. A
+    run that was resumed into another log folder knows only of the checkpoints since.
+
     Args:
         dirpath: The folder; ``model`` in the run's log folder by default.
     """
@@ -134,8 +153,23 @@ class ExportModel(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Writes the folder on the first rank."""
         log_dir = trainer.log_dir or trainer.default_root_dir  # asked on all ranks: it is broadcast
-        if trainer.is_global_zero:
-            folder = Path(self.dirpath or Path(log_dir) / "model")
-            model: Any = module.model
-            model.save_pretrained(folder)
-            print(f"model: {folder}")
+        if not trainer.is_global_zero:
+            return
+        folder = Path(self.dirpath or Path(log_dir) / "model")
+        model: Any = module.model
+        best = _best_checkpoint(trainer)
+        if best is not None:
+            model = copy.deepcopy(model).cpu()  # the module itself stays as training left it
+            load_weights(model, best.best_model_path)
+        model.save_pretrained(folder)
+        print(f"model: {folder}" + (f", of {best.monitor} {best.best_model_score:.4f}" if best is not None else ""))
+
+
+def _best_checkpoint(trainer: pl.Trainer) -> ModelCheckpoint | None:
+    """The first callback that has kept a checkpoint for its score, and has it still."""
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.monitor and callback.best_model_score is not None:
+            if Path(callback.best_model_path).is_file():
+                return callback
+            rank_zero_warn(f"{callback.best_model_path} is gone: the exported model is that of the last step")
+    return None

@@ -21,6 +21,7 @@ _COMMANDS = {
     "search": ("search", "find the pictures that words tell of"),
     "demo": ("demo", "serve a page to try a model on"),
     "score": ("score", "score captions, answers or summaries in files of the official formats"),
+    "grid": ("grid", "search over GLUE's hyper-parameters and print Table 5"),
     "scores": ("scores", "print the scores of finished tests side by side"),
 }
 """For each command the file under ``vlkd_pl/commands`` that runs it, and what it does."""

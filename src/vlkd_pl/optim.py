@@ -1,12 +1,15 @@
-"""Parameter groups and the learning-rate schedule of Table 10."""
+"""Parameter groups, optimizers and the learning-rate schedule of Tables 10 and 11 and of Appendix A."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+
+OptimizerName = Literal["adamw", "lamb"]
 
 _NORMS = (nn.LayerNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm)
 
@@ -14,7 +17,7 @@ _NORMS = (nn.LayerNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm)
 def parameter_groups(
     module: nn.Module, weight_decay: float, learning_rate: float, projection_learning_rate: float | None = None
 ) -> list[dict[str, Any]]:
-    """Groups of trainable parameters for AdamW.
+    """Groups of trainable parameters for an optimizer.
 
     Args:
         module: Its parameters that require gradients are grouped, each once.
@@ -38,6 +41,29 @@ def parameter_groups(
         )
         groups.setdefault((rate, 0.0 if undecayed else weight_decay), []).append(parameter)
     return [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()]
+
+
+def make_optimizer(
+    name: OptimizerName, groups: list[dict[str, Any]], learning_rate: float, betas: tuple[float, float], eps: float
+) -> Optimizer:
+    """AdamW, or LAMB (You et al., 2020).
+
+    LAMB is timm's: an update is Adam's, with bias correction, plus weight decay, and is scaled by ‖weight‖ / ‖update‖.
+    Parameters without weight decay, that is biases and norms, are not scaled, as in the authors' own training of BERT.
+
+    Args:
+        name: Which of the two.
+        groups: See ``parameter_groups``.
+        learning_rate: Of groups that have none of their own.
+        betas: β_1 and β_2.
+        eps: ε.
+    """
+    if name == "adamw":
+        return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=eps)
+    from timm.optim import Lamb  # brings all of timm, which takes seconds
+
+    # the trainer clips gradients
+    return Lamb(groups, lr=learning_rate, betas=betas, eps=eps, max_grad_norm=None)
 
 
 def linear_warmup_and_decay(optimizer: Optimizer, warmup_steps: int, total_steps: int) -> LambdaLR:

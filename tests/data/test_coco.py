@@ -10,6 +10,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from vlkd_pl.data.coco import (
     CaptionedImage,
+    CaptionFiles,
     CaptionFolderDataModule,
     COCOCaptions,
     COCODataModule,
@@ -256,6 +257,94 @@ def test_other_formats_are_told_in_one_line(tmp_path, content):
     path = write(tmp_path / "other.json", content)
     with pytest.raises(MisconfigurationException, match=r"^.*other\.json is not a caption file of COCO's format: .*$"):
         read_coco_captions(path)
+
+
+# Training
+
+
+def training(path, folder, clip_folder, split=None, **options):
+    """A module that trains on these files, and its loader."""
+    module = COCODataModule(
+        path,
+        str(folder),
+        split if isinstance(split, str) else None,
+        train=CaptionFiles(path, str(folder), split),
+        clip=str(clip_folder),
+        num_workers=0,
+        **options,
+    )
+    module.setup("fit")
+    return module, module.train_dataloader()
+
+
+def test_training_is_on_train_and_restval_by_caption(karpathy, tmp_path, clip_folder):
+    module, loader = training(karpathy, tmp_path, clip_folder, ["train", "restval"], train_batch_size=4)
+    assert module.training_references() == {
+        102: ["Picture 2, one.", "Picture 2, two."],
+        101: ["Picture 1, one.", "Picture 1, two."],
+    }
+    (batch,) = loader
+    assert batch["image"].shape == (4, 3, 64, 64)
+    told = sorted(
+        (sample.image_id, *captions) for sample, captions in zip(batch["samples"], batch["labels"], strict=True)
+    )
+    assert told == [(n, f"Picture {n - 100}, {word}.") for n in (101, 102) for word in ("one", "two")]
+
+
+def test_training_by_picture_has_all_captions_of_each(official, tmp_path, clip_folder):
+    _, loader = training(official, tmp_path / "val2014", clip_folder, train_by="picture", train_batch_size=2)
+    (batch,) = loader
+    labels = {sample.image_id: captions for sample, captions in zip(batch["samples"], batch["labels"], strict=True)}
+    assert labels == {
+        391895: ["A man on a dirt bike. "],
+        42: ["A dog among shoes.", "Shoes with a dog — asleep."],
+    }
+
+
+def test_validation_has_files_of_its_own(karpathy, official, tmp_path, clip_folder):
+    val = CaptionFiles(official, str(tmp_path / "val2014"))
+    module = COCODataModule(karpathy, str(tmp_path), "test", val=val, train=val, clip=str(clip_folder))
+    for stage, ids in (("fit", [391895, 42]), ("validate", [391895, 42]), ("test", [100, 104])):
+        module.setup(stage)
+        assert [sample.image_id for sample in module.samples] == ids
+    assert [sample.image_id for sample in module.training] == [391895, 42]
+
+
+def order_of(loader):
+    return [
+        (sample.image_id, *captions) for b in loader for sample, captions in zip(b["samples"], b["labels"], strict=True)
+    ]
+
+
+def test_each_epoch_has_another_order_of_the_same_seed(karpathy, tmp_path, clip_folder):
+    module, loader = training(karpathy, tmp_path, clip_folder, ["test", "train", "val"], train_batch_size=1)
+    first = order_of(loader)
+    module.load_state_dict({"num_trained_batches": 8})
+    second = order_of(loader)
+    assert sorted(first) == sorted(second)
+    assert first != second
+    again, loader = training(karpathy, tmp_path, clip_folder, ["test", "train", "val"], train_batch_size=1)
+    assert order_of(loader) == first
+    again.load_state_dict({"num_trained_batches": 11})
+    assert order_of(loader) == second[3:]
+    _, loader = training(karpathy, tmp_path, clip_folder, ["test", "train", "val"], train_batch_size=1, seed=1)
+    assert order_of(loader) != first
+
+
+def test_batches_are_counted_when_they_are_trained_on(karpathy, tmp_path, clip_folder):
+    module, loader = training(karpathy, tmp_path, clip_folder, "test", train_batch_size=1)
+    for batch in [*[*loader][:3], *module.val_dataloader()]:
+        module.on_before_batch_transfer(batch, 0)
+    assert module.state_dict() == {"num_trained_batches": 3}
+
+
+def test_nothing_to_train_on(official, tmp_path, clip_folder):
+    module = COCODataModule(official, str(tmp_path / "val2014"), clip=str(clip_folder))
+    with pytest.raises(MisconfigurationException, match=r"nothing to train on: give data\.train"):
+        module.setup("fit")
+    content = json.loads(Path(official).read_text()) | {"annotations": []}
+    with pytest.raises(MisconfigurationException, match=r"bare\.json holds no caption to train on"):
+        training(write(tmp_path / "bare.json", content), tmp_path / "val2014", clip_folder)
 
 
 # NoCaps

@@ -36,3 +36,9 @@ def test_prompts_are_the_papers():
     assert caption_prompt(3).text("<mask>") == "A picture of <mask><mask><mask>."
     assert question_prompt("Where is it? ").text("<mask>") == "Where is it? Answer: <mask>."
     assert question_prompt("Why?", 2, "a fish.").text("<mask>") == "a fish. Why? Answer: <mask><mask>."
+
+
+def test_a_filled_prompt_is_read_back():
+    prompt = caption_prompt(6)
+    assert prompt.filled("a red fish") == "A picture of a red fish."
+    assert prompt.read(prompt.filled("a red fish"), is_continuation=False) == ("a red fish", False)

@@ -1,5 +1,6 @@
 """Runs the evaluation of the configurations under configs/sample with tiny models."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -37,3 +38,54 @@ def arguments(name, world, model_folder, folder, command="test", **options):
 
 def written(folder, name):
     return json.loads((Path(folder) / name).read_text())
+
+
+def captioning_arguments(name, world, model_folder, folder, command="fit", **options):
+    """The command line of ``configs/{name}.yaml`` and its sample overlay, in miniature: on six scenes."""
+    files = {"annotations": str(world.folder / "dataset_coco.json"), "images": str(world.folder / "images")}
+    loggers = [{"class_path": "CSVLogger", "init_args": {"save_dir": str(folder), "name": None, "version": ""}}]
+    callbacks = [
+        {
+            "class_path": "ModelCheckpoint",
+            "init_args": {
+                "dirpath": str(Path(folder) / "steps"),
+                "filename": "{step}",
+                "every_n_train_steps": 1,
+                "save_top_k": -1,
+            },
+        },
+        {"class_path": "ModelCheckpoint", "init_args": {"monitor": "val/cider", "mode": "max", "save_last": True}},
+        {"class_path": "vlkd_pl.ExportModel"},
+    ]
+    settings = {
+        "model.init_args.init_from": str(model_folder),
+        "model.init_args.clip": world.clip,
+        "model.init_args.bart": world.bart,
+        "model.init_args.decoding.num_beams": 2,
+        "model.init_args.decoding.max_new_tokens": 6,
+        **{f"data.init_args.{key}": value for key, value in files.items()},
+        "data.init_args.val": json.dumps({**files, "split": "val"}),
+        "data.init_args.train": json.dumps({**files, "split": ["val"]}),
+        "data.init_args.train_batch_size": 2 if name == "scst_coco" else 10,
+        "data.init_args.num_workers": 0,
+        "data.init_args.batch_size": 4,
+        "trainer.max_epochs": 2,
+        "trainer.log_every_n_steps": 1,
+        "trainer.enable_progress_bar": "false",
+        "trainer.enable_model_summary": "false",
+        "trainer.logger": json.dumps(loggers),
+        "trainer.callbacks": json.dumps(callbacks),
+    } | {key.replace("__", "."): value for key, value in options.items()}
+    configs = [f"--config={CONFIGS / part / f'{name}.yaml'}" for part in ("", "sample")]
+    return [command, *configs, *(f"--{key}={value}" for key, value in settings.items())]
+
+
+def column(folder, name):
+    """The values of a name in a run's ``metrics.csv``."""
+    with (Path(folder) / "metrics.csv").open() as file:
+        return [float(row[name]) for row in csv.DictReader(file) if row.get(name)]
+
+
+def weights(module):
+    """A copy of a module's weights."""
+    return {name: value.clone() for name, value in module.state_dict().items()}

@@ -1,12 +1,20 @@
-"""CaptioningModule through the command line: COCO's and NoCaps' files, their scores and their predictions."""
+"""CaptioningModule through the command line: COCO's and NoCaps' files, training, scores and predictions."""
+
+import json
+import math
 
 import pytest
-from modules.evaluations import arguments, written
+import torch
+from modules.evaluations import arguments, captioning_arguments, column, weights, written
+from torch.nn.functional import cross_entropy
 
+from vlkd_pl.checkpoint import ExportModel, load_weights
 from vlkd_pl.cli import main
 from vlkd_pl.commands.train import run
 from vlkd_pl.metrics.captions import caption_scores
 from vlkd_pl.models.decoding import Decoding, caption
+from vlkd_pl.models.vlkd import VLKDModel
+from vlkd_pl.modules.captioning import CaptioningModule, as_continuation
 
 IN_PROCESS = "[BLEU,ROUGE-L,CIDEr]"
 
@@ -97,3 +105,168 @@ def test_two_processes_test_as_one(world, model_folder, tmp_path):
     one, two = (written(tmp_path / name, "scores.json")["scores"] for name in ("one", "two"))
     assert one == two
     assert written(tmp_path / "one", "predictions.json") == written(tmp_path / "two", "predictions.json")
+
+
+# Training
+
+
+@pytest.fixture(scope="module")
+def trained(world, model_folder, tmp_path_factory):
+    """A finished training: its folder, and the command line object."""
+    folder = tmp_path_factory.mktemp("captioning_fit")
+    return folder, run(captioning_arguments("captioning_coco", world, model_folder, folder))
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_the_loss_is_that_of_single_captions(world, model_folder, reduction):
+    options = {"clip": world.clip, "bart": world.bart, "image_features": "all", "init_from": str(model_folder)}
+    module = CaptioningModule(num_masks=2, icti_reduction=reduction, **options).eval()
+    model, tokenizer = module.model, module.model.tokenizer
+    labels = [["A red fish on the grass. "], ["two boats"], ["a tree", "there is a tree."]]
+    batch = {"image": torch.randn(3, 3, 64, 64), "labels": labels}
+    told = [(0, "a red fish on the grass"), (1, "two boats"), (2, "a tree"), (2, "there is a tree")]
+    prompt = tokenizer("A picture of <mask><mask>.", return_tensors="pt")
+    total, num_tokens = 0.0, 0
+    for row, text in told:
+        ids = tokenizer(f"A picture of {text}.", return_tensors="pt")["input_ids"]
+        features = model.encode_text(prompt["input_ids"], prompt["attention_mask"])
+        image_tokens = model.clip.encode_image(batch["image"][row : row + 1])
+        logits = model.decode(*model.condition(features, prompt["attention_mask"], image_tokens), ids)
+        total += cross_entropy(logits[0], ids[0], reduction="sum")
+        num_tokens += ids.shape[1]
+    losses = module.compute_losses(batch)
+    assert set(losses) == {"icti"}
+    expected = total / (len(told) if reduction == "sum" else num_tokens)
+    torch.testing.assert_close(losses["icti"], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("written_by_a_person", "text"),
+    [
+        ("A man on a\nbike. ", "a man on a bike"),
+        ("TV on a desk", "TV on a desk"),
+        ("Two dogs... one cat...", "two dogs... one cat"),
+        ("I see", "i see"),
+        ("", ""),
+    ],
+)
+def test_captions_go_on_from_the_prompt(written_by_a_person, text):
+    assert as_continuation(written_by_a_person) == text
+
+
+def test_training_logs_and_leaves_clip_alone(trained, world):
+    folder, command_line = trained
+    assert len(column(folder, "train/icti_loss")) == 6
+    assert all(math.isfinite(value) for value in column(folder, "train/icti_loss"))
+    rates = column(folder, "train/learning_rate")
+    assert rates == pytest.approx([1e-3 * share for share in (2 / 3, 1, 1, 2 / 3, 1 / 3, 0)])  # of the next step
+    assert len(column(folder, "val/cider")) == 2
+    assert column(folder, "val/meteor") == []  # Java is for the test
+    fresh = VLKDModel.load(world.clip, world.bart, "all")
+    torch.testing.assert_close(dict(command_line.model.model.clip.state_dict()), dict(fresh.clip.state_dict()))
+
+
+def test_it_learns_captions_by_heart(world, model_folder, tmp_path):
+    options = {"trainer__max_epochs": 30, "trainer__check_val_every_n_epoch": 30}
+    run(captioning_arguments("captioning_coco", world, model_folder, tmp_path, **options))
+    loss = column(tmp_path, "train/icti_loss")
+    assert sum(loss[-3:]) < 0.5 * sum(loss[:3])
+
+
+def test_the_exported_model_is_the_best_in_validation(trained, world, monkeypatch, tmp_path, model_folder):
+    """Of three epochs the second scores best, as the scores are given here."""
+    given = iter([0.1, 0.3, 0.2])
+    conclude = CaptioningModule.conclude
+
+    def conclude_as_given(module, items):
+        report = conclude(module, items)
+        return report._replace(scores=report.scores | {"cider": next(given)})
+
+    monkeypatch.setattr(CaptioningModule, "conclude", conclude_as_given)
+    done = run(captioning_arguments("captioning_coco", world, model_folder, tmp_path, trainer__max_epochs=3))
+    monitoring = next(each for each in done.trainer.checkpoint_callbacks if each.monitor)
+    assert monitoring.best_model_path.endswith("epoch=1-step=6.ckpt")
+    exported = VLKDModel.from_pretrained(tmp_path / "model")
+    best = VLKDModel.load(world.clip, world.bart, "all")
+    load_weights(best, tmp_path / "steps" / "step=6.ckpt")
+    torch.testing.assert_close(dict(exported.state_dict()), dict(best.state_dict()), rtol=0, atol=0)
+    last = weights(done.model.model)  # the trained module stays as it is
+    assert not torch.equal(last["text_projection.weight"], exported.text_projection.weight)
+    load_weights(best, tmp_path / "steps" / "step=9.ckpt")
+    torch.testing.assert_close(last, dict(best.state_dict()), rtol=0, atol=0)
+
+
+def test_a_resumed_run_without_validation_exports_its_last_step(trained, world, model_folder, tmp_path):
+    """The best checkpoint is known by its path then, and not by its score."""
+    options = {"ckpt_path": trained[0] / "steps" / "step=4.ckpt", "trainer__limit_val_batches": 0}
+    done = run(captioning_arguments("captioning_coco", world, model_folder, tmp_path, **options))
+    exported = VLKDModel.from_pretrained(tmp_path / "model")
+    torch.testing.assert_close(dict(exported.state_dict()), weights(done.model.model), rtol=0, atol=0)
+
+
+def test_a_best_checkpoint_that_is_gone_is_warned_of(trained, tmp_path):
+    _, command_line = trained
+    monitoring = next(each for each in command_line.trainer.checkpoint_callbacks if each.monitor)
+    best, monitoring.best_model_path = monitoring.best_model_path, str(tmp_path / "gone.ckpt")
+    try:
+        with pytest.warns(UserWarning, match=r"gone\.ckpt is gone: the exported model is that of the last step"):
+            ExportModel(str(tmp_path / "model")).on_train_end(command_line.trainer, command_line.model)
+    finally:
+        monitoring.best_model_path = best
+    exported = VLKDModel.from_pretrained(tmp_path / "model")
+    torch.testing.assert_close(dict(exported.state_dict()), weights(command_line.model.model), rtol=0, atol=0)
+
+
+def test_the_folder_and_the_checkpoint_score_the_same(trained, world, model_folder, tmp_path):
+    folder, command_line = trained
+    best = next(each for each in command_line.trainer.checkpoint_callbacks if each.monitor).best_model_path
+    metrics = {"model__init_args__metrics": "[CIDEr,BLEU]"}
+    tests = {
+        "folder": {"model__init_args__init_from": folder / "model"},
+        "init_from": {"model__init_args__init_from": best},
+        "ckpt": {"ckpt_path": best},
+    }
+    for name, options in tests.items():
+        run(captioning_arguments("captioning_coco", world, model_folder, tmp_path / name, "test", **metrics, **options))
+    scores, *others = [written(tmp_path / name, "scores.json")["scores"] for name in tests]
+    assert others == [scores, scores]
+    assert written(tmp_path / "folder", "predictions.json") == written(tmp_path / "ckpt", "predictions.json")
+    assert [each["image_id"] for each in written(tmp_path / "folder", "predictions.json")] == list(range(101, 107))
+
+
+def test_a_finetuned_model_is_tested_on_nocaps(trained, world, tmp_path):
+    run(arguments("zeroshot_nocaps", world, trained[0] / "model", tmp_path, model__init_args__metrics=IN_PROCESS))
+    assert {"in-domain/cider", "near-domain/cider", "out-domain/cider"} <= written(tmp_path, "scores.json")[
+        "scores"
+    ].keys()
+
+
+@pytest.mark.parametrize("step", [2, 3, 4])
+def test_a_cut_and_resumed_run_ends_as_the_uncut_one(trained, world, model_folder, tmp_path, step):
+    """Cut in an epoch, at its end, and in the next: the same samples, dropout and learning rates."""
+    folder, uncut = trained
+    checkpoint = folder / "steps" / f"step={step}.ckpt"
+    done = run(captioning_arguments("captioning_coco", world, model_folder, tmp_path, ckpt_path=checkpoint))
+    assert done.trainer.global_step == 6
+    torch.testing.assert_close(weights(done.model), weights(uncut.model), rtol=0, atol=0)
+    assert column(tmp_path, "train/loss") == column(folder, "train/loss")[step:]
+
+
+def test_two_processes_train_as_one(world, model_folder, tmp_path):
+    options = {
+        "trainer__devices": 2,
+        "trainer__strategy": "ddp_spawn",
+        "trainer__max_epochs": 1,
+        "data__init_args__train_batch_size": 5,
+    }
+    run(captioning_arguments("captioning_coco", world, model_folder, tmp_path, **options))
+    assert (tmp_path / "model" / "model.safetensors").is_file()
+    assert len(column(tmp_path, "train/loss")) == 3
+    assert column(tmp_path, "val/cider")
+
+
+def test_nothing_to_train_on_is_said_in_one_line(world, model_folder, tmp_path, capsys):
+    files = {"annotations": str(world.folder / "dataset_coco.json"), "images": str(world.folder / "images")}
+    options = {"data__init_args__train": json.dumps({**files, "split": ["train"]})}
+    assert main(captioning_arguments("captioning_coco", world, model_folder, tmp_path, **options)) == 1
+    assert "holds no picture of the split train" in capsys.readouterr().err.strip().splitlines()[-1]

@@ -15,7 +15,7 @@ def main(arguments: Sequence[str]) -> int:
         prog="vlkd-pl sample",
         description="Draws a world of pictogram scenes and writes it as webdataset shards and a text corpus, with the "
         "small CLIP and the small BART that ship with the package, and for evaluation in the formats of COCO, "
-        "Karpathy's splits, NoCaps, VQA v2 and OK-VQA and as class folders.",
+        "Karpathy's splits, NoCaps, VQA v2, OK-VQA, GLUE and XSum and as class folders.",
     )
     parser.add_argument("folder", type=Path, help="where to write")
     parser.add_argument(
@@ -30,10 +30,19 @@ def main(arguments: Sequence[str]) -> int:
         help="pictures of each evaluation split, and about as many of NoCaps' files and the class folders "
         "(default: %(default)s)",
     )
+    parser.add_argument(
+        "--num-finetuning", type=int, default=2000, help="pictures of the split train (default: %(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="decides everything that is drawn (default: %(default)s)")
     options = parser.parse_args(arguments[1:])
     write_world(
-        options.folder, options.num_pairs, options.num_shards, options.num_texts, options.num_evaluation, options.seed
+        options.folder,
+        options.num_pairs,
+        options.num_shards,
+        options.num_texts,
+        options.num_evaluation,
+        options.seed,
+        options.num_finetuning,
     )
     print(f"sample world: {options.num_pairs} pairs and {options.num_texts} texts in {options.folder}")
     return 0

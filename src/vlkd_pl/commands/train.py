@@ -50,6 +50,8 @@ class VLKDCLI(LightningCLI):
             parser.link_arguments(
                 (f"model.init_args.{part}", "model.init_args.init_from"), f"data.init_args.{part}", _Part(part)
             )
+        for part in ("model", "task"):
+            parser.link_arguments(f"model.init_args.{part}", f"data.init_args.{part}")
 
     def instantiate_trainer(self, **options: Any) -> pl.Trainer:
         """The trainer; for ``predict`` with a writer of predictions, where the configuration names none."""

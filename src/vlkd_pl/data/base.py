@@ -124,11 +124,13 @@ def load_bart_tokenizer(bart: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a BART.
 
     Args:
-        bart: Hugging Face name, or a local folder.
+        bart: Hugging Face name, or a local folder: a BART's, or a model's that ``vlkd-pl fit`` wrote.
 
     Raises:
         FileNotFoundError: There is none.
     """
+    if (Path(bart) / "bart").is_dir():
+        bart = str(Path(bart) / "bart")
     try:
         return AutoTokenizer.from_pretrained(bart)
     except (OSError, HFValidationError) as error:

@@ -5,16 +5,29 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import torch
 from PIL import Image
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
+from vlkd_pl.batch import CaptioningBatch
 from vlkd_pl.data.base import ImageTexts
-from vlkd_pl.data.pictures import PictureDataModule, PictureFinder, as_rgb, check_present, iter_pictures, read_lines
+from vlkd_pl.data.order import EpochOrder
+from vlkd_pl.data.pictures import (
+    PictureDataModule,
+    PictureDataset,
+    PictureFinder,
+    as_rgb,
+    check_present,
+    collate_pictures,
+    iter_pictures,
+    read_lines,
+)
 
 
 class CaptionedImage(NamedTuple):
@@ -31,6 +44,33 @@ class CaptionedImage(NamedTuple):
     file: Path
     references: list[str]
     domain: str | None = None
+
+
+@dataclass(frozen=True)
+class CaptionFiles:
+    """The files of one set of captions.
+
+    Args:
+        annotations: Karpathy's ``dataset_coco.json``, or a file of COCO's caption format.
+        images: Folder of the pictures; for ``dataset_coco.json`` also that of ``train2014`` and ``val2014``.
+        split: Of ``dataset_coco.json``, or several: Karpathy's training set is ``[train, restval]``. None for a file of
+            COCO's own format.
+    """
+
+    annotations: str
+    images: str
+    split: str | list[str] | None = None
+
+    def read(self, num_samples: int | None = None) -> list[CaptionedImage]:
+        """The pictures, all of which are there; with ``num_samples`` the first alone.
+
+        Raises:
+            FileNotFoundError: The file or a picture is missing.
+            MisconfigurationException: The file is of another format, or has no such split.
+        """
+        splits = self.split if isinstance(self.split, list) else [self.split]
+        samples = [sample for split in splits for sample in read_coco_captions(self.annotations, split)]
+        return _found(samples[:num_samples], self.images, self.annotations)
 
 
 def read_coco_captions(path: str | Path, split: str | None = None) -> list[CaptionedImage]:
@@ -131,31 +171,137 @@ class COCOCaptions(Dataset[ImageTexts]):
             }
 
 
+class TrainingPictures(PictureDataset):
+    """Reads pictures in the order of ``EpochOrder``."""
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor | None, Any, str]:  # type: ignore[override]
+        """The picture, its captions, and why it cannot be read where it is None.
+
+        Args:
+            key: The epoch and the sample's number.
+        """
+        return super().__getitem__(key[1])
+
+
+def collate_captions(items: Sequence[tuple[Tensor | None, CaptionedImage, str]]) -> CaptioningBatch:
+    """A batch of the pictures that could be read, with their captions."""
+    batch = collate_pictures(items)
+    return {**batch, "labels": [sample.references for sample in batch["samples"]]}
+
+
 class COCODataModule(PictureDataModule):
     """COCO captions: Karpathy's split or the official files.
 
     Args:
-        annotations: Karpathy's ``dataset_coco.json``, or a file of COCO's caption format.
+        annotations: Karpathy's ``dataset_coco.json``, or a file of COCO's caption format; for test and prediction.
         images: Folder of the pictures; for ``dataset_coco.json`` also that of ``train2014`` and ``val2014``.
         split: Of ``dataset_coco.json``; the paper tests on ``test``. None for a file of COCO's own format.
-        **options: See ``PictureDataModule``.
+        val: The captions to validate on; those of the test by default.
+        train: The captions to train on.
+        train_by: A training sample is a picture with one ``caption``, so that it comes as often as it has captions; or
+            a ``picture`` with all of them.
+        train_batch_size: Samples in a training batch of one process.
+        seed: Decides the order of training.
+        **options: See ``PictureDataModule``; ``num_samples`` is of the pictures to evaluate.
     """
 
-    def __init__(self, annotations: str, images: str, split: str | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        annotations: str,
+        images: str,
+        split: str | None = None,
+        val: CaptionFiles | None = None,
+        train: CaptionFiles | None = None,
+        train_by: Literal["caption", "picture"] = "caption",
+        train_batch_size: int = 40,
+        seed: int = 0,
+        **options: Any,
+    ) -> None:
         super().__init__(**options)
-        self.annotations = annotations
-        self.images = images
-        self.split = split
+        self.test_files = CaptionFiles(annotations, images, split)
+        self.val_files = val or self.test_files
+        self.train_files = train
+        self.train_by = train_by
+        self.train_batch_size = train_batch_size
+        self.seed = seed
+        self.evaluated = self.test_files
+        self.training: list[CaptionedImage] = []
+        self._num_trained_batches = 0
+
+    def setup(self, stage: str) -> None:
+        """Reads the captions of a stage, once, and looks for every picture before the first is used.
+
+        Raises:
+            FileNotFoundError: A file or picture is missing.
+            MisconfigurationException: A file is of another format or has no such split, or there is no caption to train
+                on.
+        """
+        evaluated = self.val_files if stage in ("fit", "validate") else self.test_files
+        if evaluated != self.evaluated:
+            self.evaluated, self.samples = evaluated, []
+        super().setup(stage)
+        if stage == "fit" and not self.training:
+            self.training = self._read_training()
 
     def read_samples(self) -> list[CaptionedImage]:
-        """The pictures of the split, with captions or without.
+        """The pictures to evaluate, with captions or without.
 
         Raises:
             FileNotFoundError: The file or a picture is missing.
             MisconfigurationException: The file is of another format, or has no such split.
         """
-        samples = read_coco_captions(self.annotations, self.split)[: self.num_samples]
-        return _found(samples, self.images, self.annotations)
+        return self.evaluated.read(self.num_samples)
+
+    def train_dataloader(self) -> DataLoader[CaptioningBatch]:
+        """The samples, shuffled in each epoch; a resumed run goes on where it was."""
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+        samples = self.training
+        if self.train_by == "caption":
+            samples = [each._replace(references=[caption]) for each in samples for caption in each.references]
+        order = EpochOrder(
+            len(samples), self.train_batch_size, lambda: self._num_trained_batches, self.seed, rank, world_size
+        )
+        return DataLoader[Any](
+            TrainingPictures(samples, self.transform),
+            batch_size=self.train_batch_size,
+            sampler=order,
+            drop_last=True,
+            num_workers=self.num_workers,
+            collate_fn=collate_captions,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_one_thread,
+            generator=torch.Generator(),  # or else a resumed run would have other random numbers
+        )
+
+    def training_references(self) -> dict[int | str, list[str]]:
+        """All captions of each training picture."""
+        return {sample.image_id: sample.references for sample in self.training}
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Counts a training batch when it is used, not when it was read ahead.
+
+        Raises:
+            MisconfigurationException: A picture cannot be read.
+        """
+        if "labels" in batch:
+            self._num_trained_batches += 1
+        return super().on_before_batch_transfer(batch, dataloader_idx)
+
+    def state_dict(self) -> dict[str, Any]:
+        """How many batches each rank has been trained on."""
+        return {"num_trained_batches": self._num_trained_batches}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on behind these batches."""
+        self._num_trained_batches = state_dict["num_trained_batches"]
+
+    def _read_training(self) -> list[CaptionedImage]:
+        if self.train_files is None:
+            raise MisconfigurationException("there is nothing to train on: give data.train")
+        samples = [sample for sample in self.train_files.read() if sample.references]
+        if not samples:
+            raise MisconfigurationException(f"{self.train_files.annotations} holds no caption to train on")
+        return samples
 
 
 class NoCapsDataModule(COCODataModule):
@@ -180,7 +326,8 @@ class NoCapsDataModule(COCODataModule):
         samples = super().read_samples()
         if any(sample.references and sample.domain is None for sample in samples):
             raise MisconfigurationException(
-                f"{self.annotations} has pictures without the field domain: give NoCaps' file, or use COCODataModule"
+                f"{self.evaluated.annotations} has pictures without the field domain: give NoCaps' file, or use "
+                "COCODataModule"
             )
         return samples
 
@@ -229,3 +376,7 @@ def _found(samples: Sequence[CaptionedImage], images: str | Path, annotations: s
     found = [sample._replace(file=finder.by_name(str(sample.file))) for sample in samples]
     check_present([sample.file for sample in found], annotations)
     return found
+
+
+def _one_thread(worker: int) -> None:
+    torch.set_num_threads(1)

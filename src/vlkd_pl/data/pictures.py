@@ -191,7 +191,7 @@ def collate_pictures(items: Sequence[tuple[Tensor | None, Any, str]]) -> Picture
 class PictureDataModule(pl.LightningDataModule, ABC):
     """Pictures for validation, test and prediction; a subclass says which, in ``read_samples``.
 
-    Prediction goes on without the pictures that cannot be read, and names them; scores need every picture.
+    Prediction goes on without the pictures that cannot be read, and names them; training and scores need every picture.
 
     Args:
         clip: CLIP's name, file or folder, for its tokenizer and picture size.
@@ -257,14 +257,14 @@ class PictureDataModule(pl.LightningDataModule, ABC):
         return self._dataloader()
 
     def on_before_batch_transfer(self, batch: PictureBatch, dataloader_idx: int) -> PictureBatch:
-        """Stops validation and test at a picture that cannot be read; here, since workers' errors are many lines long.
+        """Stops training and test at a picture that cannot be read; here, since workers' errors are many lines long.
 
         Raises:
             MisconfigurationException: A picture cannot be read.
         """
         if batch["unreadable"] and self.trainer is not None and not self.trainer.predicting:
             raise MisconfigurationException(
-                f"the picture {batch['unreadable'][0]}: it cannot be read, but scores need every picture: replace it"
+                f"the picture {batch['unreadable'][0]}: it cannot be read, but every picture is needed: replace it"
             )
         return batch
 

@@ -1,18 +1,34 @@
-"""Pictures with questions: the official files of VQA v2 (Goyal et al., 2017), which OK-VQA shares."""
+"""Pictures with questions: VQA v2's official files (Goyal et al., 2017), whose format OK-VQA shares; VL-T5's splits."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
+import torch
+from PIL import Image
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
-from vlkd_pl.data.pictures import PictureDataModule, PictureFinder, check_present
+from vlkd_pl.batch import PictureBatch, QuestionBatch
+from vlkd_pl.data.order import EpochOrder
+from vlkd_pl.data.pictures import PictureDataModule, PictureDataset, PictureFinder, check_present
+
+Paths = str | Path | Sequence[str | Path]
+"""A file, or several that together are one set."""
+
+Target = Literal["drawn", "most_common"]
+
+_DOMAINS = {True: "in-domain", False: "out-of-domain"}
 
 
 class Question(NamedTuple):
@@ -26,6 +42,7 @@ class Question(NamedTuple):
         answer_type: ``yes/no``, ``number`` or ``other``.
         question_type: What the annotations sort questions by: in VQA v2 their first words, ``what color is the``; in
             OK-VQA the knowledge they need, ``Cooking and Food``.
+        domain: ``in-domain`` or ``out-of-domain`` in a split of VL-T5's; see ``read_split``.
     """
 
     question_id: int
@@ -34,6 +51,7 @@ class Question(NamedTuple):
     answers: tuple[str, ...] = ()
     answer_type: str = ""
     question_type: str = ""
+    domain: str = ""
 
 
 class AskedImage(NamedTuple):
@@ -50,63 +68,258 @@ class AskedImage(NamedTuple):
     questions: list[Question]
 
 
-def read_questions(questions: str | Path, annotations: str | Path | None = None) -> list[Question]:
+class AskedQuestion(NamedTuple):
+    """A question to train on.
+
+    Attributes:
+        question: With its answers.
+        file: Its picture's file.
+    """
+
+    question: Question
+    file: Path
+
+
+@dataclass(frozen=True)
+class QuestionFiles:
+    """The files of one set of questions.
+
+    Args:
+        questions: ``v2_OpenEnded_mscoco_val2014_questions.json`` or another of its format, or several.
+        images: Folder of the pictures, whose names end in their numbers.
+        annotations: ``v2_mscoco_val2014_annotations.json``, or several; None where the answers are secret.
+        split: Takes the questions of this file alone, see ``read_split``.
+    """
+
+    questions: str | list[str]
+    images: str
+    annotations: str | list[str] | None = None
+    split: str | None = None
+
+    def read(self) -> list[Question]:
+        """The questions; see ``read_questions``."""
+        return read_questions(self.questions, self.annotations, self.split)
+
+
+def read_questions(
+    questions: Paths, annotations: Paths | None = None, split: str | Path | None = None
+) -> list[Question]:
     """Reads the official questions and annotations of VQA v2 or OK-VQA.
 
     Args:
-        questions: The JSON file with ``questions``.
-        annotations: The JSON file with ``annotations`` for each of the questions; None where they are kept secret.
+        questions: The JSON file with ``questions``, or several.
+        annotations: The JSON file with ``annotations`` for each of the questions, or several; None where they are kept
+            secret.
+        split: A file that ``read_split`` reads; its questions alone are taken, with their domains.
 
     Returns:
-        The questions in the order of their file.
+        The questions in the order of their files.
 
     Raises:
         FileNotFoundError: A file is missing.
-        MisconfigurationException: A file is of another format, has nothing in it or a question twice, or the two do not
+        MisconfigurationException: A file is of another format, has nothing in it or a question twice, or they do not
             hold the same questions.
     """
-    with _content(questions, "questions") as content:
-        read = [
-            Question(int(each["question_id"]), int(each["image_id"]), each["question"]) for each in content["questions"]
-        ]
+    read = [question for path in _each(questions) for question in _read_asked(path)]
     asked = _ids(questions, [question.question_id for question in read])
-    if annotations is None:
-        return read
-    with _content(annotations, "annotations") as content:
-        numbers = [int(each["question_id"]) for each in content["annotations"]]
-        type_names = content.get("question_types", {})  # OK-VQA's, whose annotations have codes
-        known = {
-            number: (
-                tuple(each["answers"]),
-                sys.intern(each["answer_type"]),
-                sys.intern(type_names.get(each["question_type"], each["question_type"])),
+    if annotations is not None:
+        known = [each for path in _each(annotations) for each in _read_answered(path)]
+        answered = _ids(annotations, [number for number, _ in known])
+        if asked != answered:
+            raise MisconfigurationException(
+                f"{_names(questions)} and {_names(annotations)} are not of the same questions, "
+                f"{len(asked - answered)} have no answers and {len(answered - asked)} are not asked: give the files "
+                f"of one split; first: {sorted(asked ^ answered)[:3]}"
             )
-            for number, each in zip(numbers, content["annotations"], strict=True)
-        }
-    answered = _ids(annotations, numbers)
-    if asked != answered:
+        answers = dict(known)
+        read = [Question(*each[:3], *answers[each.question_id]) for each in read]
+    if split is None:
+        return read
+    domains = read_split(split)
+    if missing := domains.keys() - asked:
         raise MisconfigurationException(
-            f"{questions} and {annotations} are not of the same questions, {len(asked - answered)} have no answers and "
-            f"{len(answered - asked)} are not asked: give two files of one split; first: {sorted(asked ^ answered)[:3]}"
+            f"{len(missing)} of {len(domains)} questions of {split} are not in {_names(questions)}: give all files "
+            f"that the split was made of, for VL-T5's those of train2014 and val2014; first: {sorted(missing)[:3]}"
         )
-    return [Question(*question[:3], *known[question.question_id]) for question in read]
+    return [each._replace(domain=domains[each.question_id]) for each in read if each.question_id in domains]
+
+
+def read_split(path: str | Path) -> dict[int, str]:
+    """Reads a split in the format of VL-T5 (Cho et al., 2021): ``karpathy_train.json``, ``_val`` or ``_test``.
+
+    The test split has 26,280 questions on the pictures of Karpathy's test split. In 24,722 of them the best answers are
+    among the 3,129 that VL-T5 counts as common; they are *in-domain*, and ``is_topk_optimal`` is true. The other 1,558
+    are *out-of-domain*.
+
+    Args:
+        path: A JSON list with ``question_id`` and, for all or none, ``is_topk_optimal``.
+
+    Returns:
+        For each question ``in-domain``, ``out-of-domain`` or, where the file does not tell, the empty string.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        MisconfigurationException: It is of another format, has nothing in it or a question twice, or tells the domain
+            of some questions only.
+    """
+    with _content(path, "questions", "VL-T5's format") as content:
+        numbers = [int(each["question_id"]) for each in content]
+        is_common = [each.get("is_topk_optimal") for each in content]
+        domains = ["" if common is None else _DOMAINS[common] for common in is_common]
+    _ids(path, numbers)
+    if 0 < domains.count("") < len(domains):
+        raise MisconfigurationException(
+            f"{path} tells is_topk_optimal of {len(domains) - domains.count('')} questions and not of "
+            f"{domains.count('')}: give it for all or for none"
+        )
+    return dict(zip(numbers, domains, strict=True))
+
+
+def uniform_subset(questions: Sequence[Question], share: float, seed: int = 0) -> list[Question]:
+    """A uniform subset of questions, the same on every machine and in whichever order they come.
+
+    It holds those with the smallest hashes of seed and number, so that a larger share holds the smaller one's too.
+
+    Args:
+        questions: N questions.
+        share: Of them, above 0 and at most 1.
+        seed: Decides which.
+
+    Returns:
+        The nearest whole number to share × N of them, one at least, in their order.
+    """
+    size = max(1, round(share * len(questions)))
+    kept = set(sorted((question.question_id for question in questions), key=lambda number: _hash(seed, number))[:size])
+    return [question for question in questions if question.question_id in kept]
+
+
+def target_answer(question: Question, target: Target, epoch: int, seed: int = 0) -> str:
+    """The answer to train on.
+
+    Args:
+        question: With its answers.
+        target: ``drawn``: one of people's answers, so that each is drawn by its share of them; or ``most_common``, of
+            several the one that was given first.
+        epoch: Decides what is drawn, together with the question and
+        seed: this.
+    """
+    if target == "most_common":
+        return Counter(question.answers).most_common(1)[0][0]
+    rng = np.random.default_rng((seed, epoch, question.question_id))
+    return question.answers[int(rng.integers(len(question.answers)))]
+
+
+class QuestionDataset(Dataset[tuple[Tensor | None, Question, str, str]]):
+    """Reads the pictures of questions, and draws their answers.
+
+    Args:
+        samples: The questions.
+        transform: From a picture to a tensor.
+        target: Which answer; see ``target_answer``.
+        seed: Decides what is drawn.
+    """
+
+    def __init__(
+        self, samples: Sequence[AskedQuestion], transform: Callable[[Image.Image], Tensor], target: Target, seed: int
+    ) -> None:
+        self.pictures = PictureDataset(samples, transform)
+        self.target: Target = target
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor | None, Question, str, str]:
+        """The picture, the question, the answer, and why the picture cannot be read where it is None.
+
+        Args:
+            key: The epoch and the sample's number.
+        """
+        epoch, index = key
+        image, (question, _), reason = self.pictures[index]
+        return image, question, target_answer(question, self.target, epoch, self.seed), reason
+
+
+def collate_questions(items: Sequence[tuple[Tensor | None, Question, str, str]]) -> QuestionBatch:
+    """A batch of the questions whose pictures could be read, each picture once."""
+    images = {question.image_id: image for image, question, _, _ in items if image is not None}
+    rows = {image_id: row for row, image_id in enumerate(images)}
+    read = [(question, answer) for _, question, answer, _ in items if question.image_id in rows]
+    return {
+        "image": torch.stack(list(images.values())) if images else torch.empty(0),
+        "image_index": torch.tensor([rows[question.image_id] for question, _ in read], dtype=torch.int64),
+        "questions": [question.text for question, _ in read],
+        "labels": [answer for _, answer in read],
+        "unreadable": [reason for image, _, _, reason in items if image is None],
+    }
 
 
 class VQAv2DataModule(PictureDataModule):
     """VQA v2's questions on COCO's pictures.
 
+    Evaluation batches are of pictures, each with all its questions; training batches are of questions.
+
     Args:
-        questions: ``v2_OpenEnded_mscoco_val2014_questions.json`` or another of its format.
+        questions: ``v2_OpenEnded_mscoco_val2014_questions.json`` or another of its format, or several, for validation
+            and test.
         images: Folder of the pictures, whose names end in their numbers.
-        annotations: ``v2_mscoco_val2014_annotations.json``; None for test-dev and test, whose answers are secret.
-        **options: See ``PictureDataModule``; a batch is of pictures, each with all its questions.
+        annotations: ``v2_mscoco_val2014_annotations.json``, or several; None for test-dev and test, whose answers are
+            secret.
+        split: VL-T5's ``karpathy_test.json``: its questions alone are evaluated, by domain; see ``read_split``.
+        val: Other questions for the validation of a training.
+        train: The questions to train on.
+        train_batch_size: Questions in a training batch of one process.
+        train_share: Share of the training questions that is used; 0.01 is the paper's 1%-shot. See ``uniform_subset``.
+        target: Which of people's answers is trained on, ``drawn`` by their share, anew in each epoch, or the
+            ``most_common``.
+        seed: Decides the order of training, the subset and the drawn answers.
+        **options: See ``PictureDataModule``.
+
+    Raises:
+        MisconfigurationException: ``train_share`` is not above 0 and at most 1, or see ``PictureDataModule``.
     """
 
-    def __init__(self, questions: str, images: str, annotations: str | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        questions: str | list[str],
+        images: str,
+        annotations: str | list[str] | None = None,
+        split: str | None = None,
+        val: QuestionFiles | None = None,
+        train: QuestionFiles | None = None,
+        train_batch_size: int = 32,
+        train_share: float = 1.0,
+        target: Target = "drawn",
+        seed: int = 0,
+        **options: Any,
+    ) -> None:
         super().__init__(**options)
-        self.questions = questions
-        self.images = images
-        self.annotations = annotations
+        if not 0 < train_share <= 1:
+            raise MisconfigurationException(f"data.train_share is {train_share}: give more than 0 and at most 1")
+        self.test_files = QuestionFiles(questions, images, annotations, split)
+        self.val_files = val or self.test_files
+        self.train_files = train
+        self.train_batch_size = train_batch_size
+        self.train_share = train_share
+        self.target: Target = target
+        self.seed = seed
+        self.evaluated = self.test_files
+        self.training: list[AskedQuestion] = []
+        self._num_trained_batches = 0
+
+    def setup(self, stage: str) -> None:
+        """Reads the questions of a stage, once, and looks for every picture before the first is used.
+
+        Raises:
+            FileNotFoundError: A file or picture is missing.
+            MisconfigurationException: A file is of another format, there is nothing to train on, or it has no answers.
+        """
+        evaluated = self.val_files if stage in ("fit", "validate") else self.test_files
+        if evaluated != self.evaluated:
+            self.evaluated, self.samples = evaluated, []
+        super().setup(stage)
+        if stage == "fit" and not self.training:
+            self.training = self._read_training()
 
     def read_samples(self) -> list[AskedImage]:
         """The pictures that a question is asked of, in the order of their first questions.
@@ -115,27 +328,106 @@ class VQAv2DataModule(PictureDataModule):
             FileNotFoundError: A file or a picture is missing.
             MisconfigurationException: A file is of another format, or the two are not of the same questions.
         """
-        finder = PictureFinder(self.images)
+        finder = PictureFinder(self.evaluated.images)
         asked: dict[int, list[Question]] = {}
-        for question in read_questions(self.questions, self.annotations):
+        for question in self.evaluated.read():
             asked.setdefault(question.image_id, []).append(question)
         samples = [
             AskedImage(image_id, finder.by_number(image_id), questions)
             for image_id, questions in list(asked.items())[: self.num_samples]
         ]
-        check_present([sample.file for sample in samples], self.questions)
+        check_present([sample.file for sample in samples], _names(self.evaluated.questions))
         return samples
+
+    def train_dataloader(self) -> DataLoader[QuestionBatch]:
+        """The questions, shuffled in each epoch; a resumed run goes on where it was."""
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+        return DataLoader[Any](
+            QuestionDataset(self.training, self.transform, self.target, self.seed),
+            batch_size=self.train_batch_size,
+            sampler=EpochOrder(
+                len(self.training),
+                self.train_batch_size,
+                lambda: self._num_trained_batches,
+                self.seed,
+                rank,
+                world_size,
+            ),
+            drop_last=True,
+            num_workers=self.num_workers,
+            collate_fn=collate_questions,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_one_thread,
+            generator=torch.Generator(),  # or else a resumed run would have other random numbers
+        )
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Counts a training batch when it is used, not when it was read ahead.
+
+        Raises:
+            MisconfigurationException: A picture cannot be read.
+        """
+        if "image_index" in batch:
+            self._num_trained_batches += 1
+        evaluated: PictureBatch = batch
+        return super().on_before_batch_transfer(evaluated, dataloader_idx)
+
+    def state_dict(self) -> dict[str, Any]:
+        """How many batches each rank has been trained on."""
+        return {"num_trained_batches": self._num_trained_batches}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on behind these batches."""
+        self._num_trained_batches = state_dict["num_trained_batches"]
+
+    def _read_training(self) -> list[AskedQuestion]:
+        if self.train_files is None or self.train_files.annotations is None:
+            missing = "train" if self.train_files is None else "train.annotations"
+            raise MisconfigurationException(f"there is nothing to train on: give data.{missing}")
+        finder = PictureFinder(self.train_files.images)
+        questions = uniform_subset(self.train_files.read(), self.train_share, self.seed)
+        files = {image_id: finder.by_number(image_id) for image_id in {each.image_id for each in questions}}
+        check_present(list(files.values()), _names(self.train_files.questions))
+        return [AskedQuestion(question, files[question.image_id]) for question in questions]
+
+
+def _read_asked(path: str | Path) -> list[Question]:
+    with _content(path, "questions") as content:
+        read = [
+            Question(int(each["question_id"]), int(each["image_id"]), each["question"]) for each in content["questions"]
+        ]
+    _ids(path, [question.question_id for question in read])
+    return read
+
+
+def _read_answered(path: str | Path) -> list[tuple[int, tuple[tuple[str, ...], str, str]]]:
+    """For each question its number, its answers, and their and its type."""
+    with _content(path, "annotations", hook=_answer_text) as content:
+        type_names = content.get("question_types", {})  # OK-VQA's, whose annotations have codes
+        return [
+            (
+                int(each["question_id"]),
+                (
+                    tuple(each["answers"]),
+                    sys.intern(each["answer_type"]),
+                    sys.intern(type_names.get(each["question_type"], each["question_type"])),
+                ),
+            )
+            for each in content["annotations"]
+        ]
 
 
 @contextmanager
-def _content(path: str | Path, key: str) -> Iterator[dict[str, Any]]:
-    """What the file holds, with each of ten answers as its text alone; explains what goes wrong while it is used."""
+def _content(
+    path: str | Path, key: str, of_format: str = "VQA v2's format", hook: Callable[[dict[str, Any]], Any] | None = None
+) -> Iterator[Any]:
+    """What the file holds; explains what goes wrong while it is used."""
     if not Path(path).is_file():
-        raise FileNotFoundError(f"there is no file at {path}: give one with the {key} in VQA v2's format")
+        raise FileNotFoundError(f"there is no file at {path}: give one with the {key} in {of_format}")
     try:
-        yield json.loads(Path(path).read_text(encoding="utf-8"), object_hook=_answer_text)
+        yield json.loads(Path(path).read_text(encoding="utf-8"), object_hook=hook)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise MisconfigurationException(f"{path} is not a file of {key} in VQA v2's format: {error!r}") from error
+        raise MisconfigurationException(f"{path} is not a file of {key} in {of_format}: {error!r}") from error
 
 
 def _answer_text(item: dict[str, Any]) -> Any:
@@ -143,12 +435,30 @@ def _answer_text(item: dict[str, Any]) -> Any:
     return sys.intern(item["answer"]) if "answer" in item else item
 
 
-def _ids(path: str | Path, numbers: Sequence[int]) -> set[int]:
-    """The numbers of the questions in a file; there are some, each once."""
+def _ids(paths: Paths, numbers: Sequence[int]) -> set[int]:
+    """The numbers of the questions in files; there are some, each once."""
     if not numbers:
-        raise MisconfigurationException(f"{path} holds no question: give another file")
+        raise MisconfigurationException(f"{_names(paths)} holds no question: give another file")
     counts = Counter(numbers)
     repeated = [number for number, count in counts.items() if count > 1]
     if repeated:
-        raise MisconfigurationException(f"{path} holds questions more than once: remove the others of {repeated[:3]}")
+        raise MisconfigurationException(
+            f"{_names(paths)} holds questions more than once: remove the others of {repeated[:3]}"
+        )
     return set(counts)
+
+
+def _each(paths: Paths) -> Sequence[str | Path]:
+    return [paths] if isinstance(paths, str | Path) else paths
+
+
+def _names(paths: Paths) -> str:
+    return " and ".join(map(str, _each(paths)))
+
+
+def _hash(seed: int, number: int) -> bytes:
+    return hashlib.blake2b(f"{seed}/{number}".encode(), digest_size=8).digest()
+
+
+def _one_thread(worker: int) -> None:
+    torch.set_num_threads(1)

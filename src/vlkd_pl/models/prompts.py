@@ -23,6 +23,10 @@ class Prompt(NamedTuple):
         """The prompt as BART's encoder reads it."""
         return f"{self.before} {mask_token * self.num_masks}{self.after}"
 
+    def filled(self, text: str) -> str:
+        """The prompt with words in place of the masks, as the decoder is to write it out."""
+        return f"{self.before} {text}{self.after}"
+
     def read(self, reconstruction: str, is_continuation: bool) -> tuple[str, bool]:
         """Finds what stands in place of the masks.
 

@@ -16,7 +16,7 @@ class Report(NamedTuple):
     Attributes:
         scores: By the names that they are logged under.
         table: The lines for a person to read.
-        files: The content of each JSON file by its name.
+        files: The content of each file by its name: a string as it is, anything else as JSON.
         shown: Pictures for the panel.
     """
 
@@ -37,4 +37,5 @@ class Report(NamedTuple):
         if panel is not None:
             record["caption_panel"] = str(panel)
         for name, content in {"scores.json": record, **(self.files or {})}.items():
-            (folder / name).write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+            text = content if isinstance(content, str) else json.dumps(content, indent=1, ensure_ascii=False)
+            (folder / name).write_text(text, encoding="utf-8")

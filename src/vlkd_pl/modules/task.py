@@ -18,22 +18,23 @@ from vlkd_pl.checkpoint import keep_random_states, random_state_of, set_random_s
 from vlkd_pl.distributed import gather_objects
 from vlkd_pl.modules.panel import caption_panel, log_panel
 from vlkd_pl.modules.report import Report
-from vlkd_pl.optim import linear_warmup_and_decay, parameter_groups
+from vlkd_pl.optim import OptimizerName, linear_warmup_and_decay, make_optimizer, parameter_groups
 
 
 class TaskModule(pl.LightningModule, ABC):
     """An experiment: a subclass says what its losses are, how a batch is evaluated, and what is concluded from all.
 
     Args:
-        learning_rate: Peak learning rate of AdamW.
+        learning_rate: Peak learning rate.
         projection_learning_rate: Peak learning rate of W_e, W_i and W'_e; that of the rest by default.
-        betas: AdamW's β.
-        eps: AdamW's ε.
+        betas: The optimizer's β.
+        eps: The optimizer's ε.
         weight_decay: Weight decay of all weights but biases, norms and τ.
         warmup_steps: Optimizer steps of linear warm-up.
         warmup_epochs: Epochs of linear warm-up, in place of ``warmup_steps``.
         total_steps: Optimizer steps after which the rate has fallen to 0; the trainer's own number by default.
         panel_size: Pictures in the caption panel.
+        optimizer: ``adamw``, or ``lamb``; see ``make_optimizer``.
 
     Attributes:
         loss_weights: The weight of each loss that ``compute_losses`` returns; 1 for those that it does not name.
@@ -50,6 +51,7 @@ class TaskModule(pl.LightningModule, ABC):
         warmup_epochs: float | None = None,
         total_steps: int | None = None,
         panel_size: int = 16,
+        optimizer: OptimizerName = "adamw",
     ) -> None:
         super().__init__()
         self.learning_rate = learning_rate
@@ -61,6 +63,7 @@ class TaskModule(pl.LightningModule, ABC):
         self.warmup_epochs = warmup_epochs
         self.total_steps = total_steps
         self.panel_size = panel_size
+        self.optimizer: OptimizerName = optimizer
         self.loss_weights: dict[str, float] = {}
         self.evaluated: list[dict[str, Any]] = []
         self._resumed_random_state: dict[str, Tensor | None] | None = None
@@ -108,9 +111,9 @@ class TaskModule(pl.LightningModule, ABC):
         return total
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW with linear warm-up and linear decay to 0 (Tables 10 and 11)."""
+        """The optimizer, with linear warm-up and linear decay to 0 (Tables 10 and 11, Appendix A)."""
         groups = parameter_groups(self, self.weight_decay, self.learning_rate, self.projection_learning_rate)
-        optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=self.betas, eps=self.eps)
+        optimizer = make_optimizer(self.optimizer, groups, self.learning_rate, self.betas, self.eps)
         num_steps = int(self.trainer.estimated_stepping_batches)
         warmup_steps = self.warmup_steps
         if self.warmup_epochs is not None:

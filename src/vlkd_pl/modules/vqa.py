@@ -1,13 +1,14 @@
-"""Open-ended visual question answering: the paper's Tables 3 and 4."""
+"""Open-ended visual question answering, zero-shot and fine-tuned: the paper's Tables 3 and 4."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from vlkd_pl.batch import PictureBatch
+from vlkd_pl.batch import InfillingBatch, PictureBatch, QuestionBatch
 from vlkd_pl.metrics.vqa import VQAScores, vqa_scores
 from vlkd_pl.models.decoding import (
     ANSWER_DECODING,
@@ -17,7 +18,7 @@ from vlkd_pl.models.decoding import (
     answer,
     caption,
 )
-from vlkd_pl.models.prompts import caption_passage
+from vlkd_pl.models.prompts import caption_passage, question_prompt
 from vlkd_pl.modules.panel import Shown
 from vlkd_pl.modules.report import Report
 from vlkd_pl.modules.vlkd import VLKDModule
@@ -25,10 +26,13 @@ from vlkd_pl.table import format_table
 
 
 class VQAModule(VLKDModule):
-    """Answers questions about pictures, and scores the answers as VQA's evaluator does; zero-shot in ``test``.
+    """Answers questions about pictures, and scores the answers as VQA's evaluator does.
+
+    Straight to ``test`` it does so zero-shot (Section 4.3.2); ``fit`` trains it on the same prompt (Section 4.4), with
+    the loss ``icti`` alone.
 
     Args:
-        num_masks: m of the prompt "{question} Answer: <mask>×m." (Section 4.3.2).
+        num_masks: m of the prompt "{question} Answer: <mask>×m." (Section 4.3.2); 2 in training (Table 11).
         decoding: How answers are decoded.
         caption_first: *Caption, then answer*: the model's own caption stands before the question. Not in the paper.
         caption_masks: m of the prompt of that caption.
@@ -64,6 +68,20 @@ class VQAModule(VLKDModule):
         self.candidates = read_candidates(candidates) if candidates is not None else None
         self.lower_case = lower_case
         self.shuffled_control = shuffled_control
+        self.logit_scale.requires_grad_(False)  # no part of the loss: DistributedDataParallel would wait for it
+
+    def compute_losses(self, batch: QuestionBatch) -> dict[str, Tensor]:  # type: ignore[override]
+        """The negative log-likelihood of "{question} Answer: {answer}.", given the picture and the prompt (Eq. 2).
+
+        Returns:
+            ``icti``, since it is Image-Conditioned Text Infilling with the masks in place of the answer.
+        """
+        prompts = [question_prompt(question, self.num_masks) for question in batch["questions"]]
+        told = [prompt.filled(answer) for prompt, answer in zip(prompts, batch["labels"], strict=True)]
+        infilling = self._infilling([prompt.text(self.model.tokenizer.mask_token) for prompt in prompts], told)
+        features = self.model.encode_text(infilling["corrupted_ids"], infilling["corrupted_mask"])
+        image_tokens = self.model.clip.encode_image(batch["image"])[batch["image_index"]]
+        return {"icti": self._infilling_loss(features, infilling, image_tokens)}
 
     def evaluate(self, batch: PictureBatch) -> list[dict[str, Any]]:
         """Answers all questions on the pictures; the samples are ``AskedImage``."""
@@ -86,7 +104,7 @@ class VQAModule(VLKDModule):
         ]
 
     def conclude(self, items: list[dict[str, Any]]) -> Report:
-        """Accuracy in percent: overall, and for each type of answer and of question.
+        """Accuracy in percent: overall, in each domain of a split, and for each type of answer and of question.
 
         ``predictions.json`` is what the evaluation server takes; without annotations it is all there is.
         """
@@ -97,12 +115,20 @@ class VQAModule(VLKDModule):
         known = [item["question"] for item in items if item["question"].answers]
         if known:
             columns = {}
+            by_domain = {
+                domain: [question for question in known if question.domain == domain]
+                for domain in sorted({question.domain for question in known} - {""})
+            }
             for head, key in (("accuracy", "answer"), ("another picture", "answer_to_another")):
                 given = {item["id"]: item[key] for item in items if item["question"].answers}
                 if None in given.values():
                     continue
                 found = vqa_scores(known, given)
-                columns[head] = _rows(found)
+                domains = {
+                    domain: vqa_scores(part, {question.question_id: given[question.question_id] for question in part})
+                    for domain, part in by_domain.items()
+                }
+                columns[head] = _rows(found, domains)
                 prefix = "accuracy" if key == "answer" else "accuracy_of_another_picture"
                 scores |= {f"{prefix}/{name}": value for name, value in columns[head].items()}
                 if key == "answer":
@@ -136,6 +162,18 @@ class VQAModule(VLKDModule):
             for question, given in zip(questions, answers, strict=True)
         ]
 
+    def _infilling(self, corrupted: Sequence[str], clean: Sequence[str]) -> InfillingBatch:
+        """Prompts with the texts to be told from them, as token ids."""
+        read, told = (
+            self.model.tokenizer(list(texts), padding=True, return_tensors="pt").to(self.device)
+            for texts in (corrupted, clean)
+        )
+        return {
+            "corrupted_ids": read["input_ids"],
+            "corrupted_mask": read["attention_mask"],
+            "labels": told["input_ids"].masked_fill(told["attention_mask"] == 0, -100),
+        }
+
     def _answers(self, image_tokens: Tensor, batch: PictureBatch) -> list[Reconstruction]:
         """The best answer to each question, in the order of the pictures and of each one's questions."""
         index = [row for row, sample in enumerate(batch["samples"]) for _ in sample.questions]
@@ -157,11 +195,12 @@ class VQAModule(VLKDModule):
         return [each._replace(text=each.text.lower()) for each in best] if self.lower_case else best
 
 
-def _rows(scores: VQAScores) -> dict[str, float]:
+def _rows(scores: VQAScores, domains: Mapping[str, VQAScores]) -> dict[str, float]:
     """The rows of the table; a type of question that is called as a type of answer is told apart."""
+    of_domains = {domain: part.overall for domain, part in domains.items()}
     of_answers = {f"answer: {name}": value for name, value in sorted(scores.per_answer_type.items())}
     of_questions = {f"question: {name}": value for name, value in sorted(scores.per_question_type.items())}
-    return {"overall": scores.overall, **of_answers, **of_questions}
+    return {"overall": scores.overall, **of_domains, **of_answers, **of_questions}
 
 
 def read_candidates(path: str | Path) -> list[str]:

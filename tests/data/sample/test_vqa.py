@@ -8,7 +8,8 @@ import pytest
 
 from vlkd_pl.data.sample.language import FACTS, questions
 from vlkd_pl.data.sample.scenes import OBJECTS, distinct_scenes
-from vlkd_pl.data.sample.vqa import FACT_TYPES, write_questions
+from vlkd_pl.data.sample.vqa import FACT_TYPES, RARE_ANSWERS, write_questions
+from vlkd_pl.data.vqav2 import read_questions
 
 FIRST_ID = 7
 SCENES = distinct_scenes(random.Random(0), "test", 150)
@@ -138,3 +139,24 @@ def test_fact_types_say_what_the_questions_ask(files):
     starts = {"who likes it": "who likes", "what it is made of": "what is", "where it is kept": "where is"}
     for annotation in files["okvqa_annotations_test"]["annotations"]:
         assert asked[annotation["question_id"]].startswith(starts[FACT_TYPES[annotation["question_type"]]])
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_the_split_by_rare_answers(tmp_path, split):
+    write_questions(tmp_path, split, SCENES, FIRST_ID, random.Random(0))
+    paths = [tmp_path / f"vqa_{name}_{split}.json" for name in ("questions", "annotations", "karpathy")]
+    every, divided = read_questions(*paths[:2]), read_questions(*paths)
+    rare = {each.question_id for each in every if Counter(each.answers).most_common(1)[0][0] in RARE_ANSWERS}
+    assert 0.03 * len(every) < len(rare) < 0.3 * len(every)
+    out_of_domain = {each.question_id for each in divided if each.domain == "out-of-domain"}
+    assert out_of_domain == (set() if split == "train" else rare)
+    in_domain = {each.question_id for each in divided if each.domain == "in-domain"}
+    assert in_domain == {each.question_id for each in every} - rare
+
+
+def test_the_split_has_the_scores_of_common_answers(files):
+    annotations = {each["question_id"]: each for each in files["vqa_annotations_test"]["annotations"]}
+    for entry in files["vqa_karpathy_test"]:
+        counts = Counter(answer["answer"] for answer in annotations[entry["question_id"]]["answers"])
+        expected = {answer: min(1, 0.3 * count) for answer, count in counts.items() if answer not in RARE_ANSWERS}
+        assert entry["label"] == pytest.approx(expected)

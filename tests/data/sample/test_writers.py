@@ -85,6 +85,18 @@ def test_the_scenes_follow_from_the_split_and_the_seed_alone(world, split):
     assert told == [caption for scene in scenes for caption in captions(scene)]
 
 
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_documents_tell_the_scenes_of_their_split(world, split):
+    documents, summaries = (
+        (world / "xsum" / f"{split}.{end}").read_text().splitlines() for end in ("source", "target")
+    )
+    told = json.loads((world / f"captions_{split}.json").read_text())["annotations"]
+    assert summaries == [annotation["caption"] for annotation in told[::5]]
+    for text, summary in zip(documents, summaries, strict=True):
+        scene = scene_of(summary)
+        assert all(name in text for name in (WHERE[scene.place], *(item.object for item in scene.items)))
+
+
 @pytest.mark.parametrize("split", ["val", "test", "unseen"])
 @pytest.mark.parametrize("name", ["vqa", "okvqa"])
 def test_questions_are_asked_of_the_pictures_of_their_split(world, split, name):
@@ -130,11 +142,11 @@ def test_nocaps_domains_tell_which_combinations_training_shows(tmp_path):
     assert set(layouts["near-domain"]) == {"pair", "row"}
 
 
-def test_karpathy_file_tells_the_pictures_and_captions_of_val_and_test(world):
+def test_karpathy_file_tells_the_pictures_and_captions_of_its_splits(world):
     content = json.loads((world / "dataset_coco.json").read_text())
     assert content.keys() == {"images", "dataset"}
     assert content["dataset"] == "coco"
-    told = {"val": [], "test": []}
+    told = {"train": [], "val": [], "test": []}
     for index, image in enumerate(content["images"]):
         fields = {"filepath", "sentids", "filename", "imgid", "split", "sentences", "cocoid"}
         assert image.keys() == fields

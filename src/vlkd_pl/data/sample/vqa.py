@@ -1,9 +1,10 @@
-"""Writes the questions of the sample world in the formats of VQA v2 and OK-VQA."""
+"""Writes the questions of the sample world in the formats of VQA v2, OK-VQA and VL-T5's split."""
 
 from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,11 @@ DATE = "2022-01-01 00:00:00"
 
 FACT_TYPES = {"one": "who likes it", "two": "what it is made of", "three": "where it is kept"}
 """OK-VQA's codes of question types, here one for each column of ``FACTS``."""
+
+RARE_ANSWERS = frozenset({"pink", "brown", "hat", "hats", "bell", "bells"})
+"""The answers of the out-of-domain questions, which the split's training questions never have."""
+
+_LABEL_SCORES = {1: 0.3, 2: 0.6, 3: 0.9}  # VL-T5's, of an answer that so many people gave; 1 for more
 
 _FACT_COLUMNS = tuple(zip(*FACTS.values(), strict=True))
 _ALTERNATIVES: tuple[tuple[str, ...], ...] = (
@@ -49,8 +55,12 @@ def write_questions(folder: Path, split: str, scenes: list[Scene], first_id: int
     least eight annotators give the right answer, which so has an accuracy of 100%; to about a quarter of the questions
     one or two give a wrong answer of the same kind.
 
+    ``vqa_karpathy_{split}.json`` divides the former, in VL-T5's format (Cho et al., 2021), into those whose answer is
+    common and those whose answer is in ``RARE_ANSWERS``. Of the split ``train`` it holds the common ones alone, where
+    VL-T5's holds a few of the others: what is right out-of-domain was then not learnt there.
+
     Args:
-        folder: Gets the four files.
+        folder: Gets the five files.
         split: The split's name.
         scenes: The scenes of the split's pictures.
         first_id: Id of the first picture; the others follow.
@@ -70,6 +80,9 @@ def write_questions(folder: Path, split: str, scenes: list[Scene], first_id: int
     }
     seen_annotations = [_vqa_annotation(question_id, question, rng) for question_id, question in seen.items()]
     known_annotations = [_okvqa_annotation(question_id, question, rng) for question_id, question in known.items()]
+    parts = [_split_entry(annotation, seen[annotation["question_id"]].text) for annotation in seen_annotations]
+    kept = [entry for entry in parts if split != "train" or entry["is_topk_optimal"]]
+    (folder / f"vqa_karpathy_{split}.json").write_text(json.dumps(kept, indent=1), encoding="utf-8")
     for name, content in (
         (f"vqa_questions_{split}", {"task_type": "Open-Ended", "questions": _asked(seen.items())}),
         (f"vqa_annotations_{split}", {"annotations": seen_annotations}),
@@ -118,6 +131,21 @@ def _okvqa_annotation(question_id: int, question: Question, rng: random.Random) 
         "answer_type": "other",
         "answers": [answer | {"raw_answer": answer["answer"]} for answer in _answers(question.answer, rng)],
         "confidence": rng.randint(1, 5),
+    }
+
+
+def _split_entry(annotation: dict[str, Any], text: str) -> dict[str, Any]:
+    counts = Counter(answer["answer"] for answer in annotation["answers"])
+    return {
+        "question_id": annotation["question_id"],
+        "img_id": f"{annotation['image_id']:012d}",
+        "sent": text,
+        "question_type": annotation["question_type"],
+        "answer_type": annotation["answer_type"],
+        "label": {
+            answer: _LABEL_SCORES.get(count, 1) for answer, count in counts.items() if answer not in RARE_ANSWERS
+        },
+        "is_topk_optimal": annotation["multiple_choice_answer"] not in RARE_ANSWERS,
     }
 
 

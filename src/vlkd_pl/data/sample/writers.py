@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from vlkd_pl.data.sample.glue import write_glue
 from vlkd_pl.data.sample.language import captions, random_caption, random_line
 from vlkd_pl.data.sample.renderer import IMAGE_SIZE, render
 from vlkd_pl.data.sample.scenes import (
@@ -29,6 +30,7 @@ from vlkd_pl.data.sample.scenes import (
     random_scene,
 )
 from vlkd_pl.data.sample.vqa import DATE, file_info, write_questions
+from vlkd_pl.data.sample.xsum import write_documents
 
 MODELS = Path(__file__).parent / "models"
 """The small CLIP and the small BART that ship with the package."""
@@ -36,11 +38,19 @@ MODELS = Path(__file__).parent / "models"
 Domain = Literal["in-domain", "near-domain", "out-domain"]
 """NoCaps' domains: of a scene's combinations of color and object, training shows all, some or none."""
 
-_EVALUATION_SPLITS: tuple[Split, ...] = ("val", "test", "unseen")
+_SPLITS: tuple[Split, ...] = ("val", "test", "unseen", "train")
 _UNSEEN_SHARE: dict[Domain, float] = {"in-domain": 0.0, "near-domain": 0.5, "out-domain": 1.0}
 
 
-def write_world(folder: Path, num_pairs: int, num_shards: int, num_texts: int, num_evaluation: int, seed: int) -> None:
+def write_world(
+    folder: Path,
+    num_pairs: int,
+    num_shards: int,
+    num_texts: int,
+    num_evaluation: int,
+    seed: int,
+    num_finetuning: int = 2000,
+) -> None:
     """Writes the whole sample world.
 
     Args:
@@ -49,36 +59,45 @@ def write_world(folder: Path, num_pairs: int, num_shards: int, num_texts: int, n
             - ``shards/00000.tar`` … in img2dataset's layout and ``corpus.txt``, one passage a line;
             - ``clip/`` and ``bart/``, the small models;
 
-            and for evaluation, with the pictures under ``images/`` and {split} one of ``val``, ``test``, ``unseen``,
+            and for fine-tuning and evaluation, with the pictures under ``images/`` and {split} one of ``train``,
+            ``val``, ``test`` and ``unseen``,
 
             - ``captions_{split}.json``: COCO's caption format;
-            - ``dataset_coco.json``: ``val`` and ``test`` in the format of Karpathy's splits;
+            - ``dataset_coco.json``: ``train``, ``val`` and ``test`` in the format of Karpathy's splits;
             - ``vqa_questions_{split}.json`` and ``vqa_annotations_{split}.json``: VQA v2's format;
+            - ``vqa_karpathy_{split}.json``: VL-T5's split of them by rare answers;
             - ``okvqa_questions_{split}.json`` and ``okvqa_annotations_{split}.json``: OK-VQA's format, questions that
               need a fact from the corpus;
             - ``nocaps_val_captions.json`` and ``nocaps_test_image_info.json``: NoCaps' format, pictures of their own;
-            - ``classes/test/{object}/`` and ``class_names.txt``: a folder of pictures for each class.
+            - ``classes/test/{object}/`` and ``class_names.txt``: a folder of pictures for each class;
+            - ``glue/``: the eight tasks of GLUE in its official format, on the same language;
+            - ``xsum/{split}.source`` and ``.target`` for ``train``, ``val`` and ``test``: documents and summaries in
+              the format of fairseq's XSum, a line each, on the same language.
         num_pairs: Pictures with captions over all shards.
         num_shards: Shards.
         num_texts: Lines of the text corpus.
         num_evaluation: Pictures of each evaluation split; no two have the same description. NoCaps' files get three
             tenths of it for each domain, the class folders together about as many.
         seed: Decides every scene, picture and line.
+        num_finetuning: Pictures of the split ``train``, and lines of each training set of GLUE.
     """
     write_shards(folder / "shards", num_pairs, num_shards, random.Random(f"pairs {seed}"))
     write_corpus(folder / "corpus.txt", num_texts, random.Random(f"texts {seed}"))
     scenes: dict[str, dict[int, Scene]] = {}
     first_id = 1
-    for split in _EVALUATION_SPLITS:
+    for split in _SPLITS:
         rng = random.Random(f"{split} {seed}")
-        drawn = distinct_scenes(rng, split, num_evaluation)
+        drawn = distinct_scenes(rng, split, num_finetuning if split == "train" else num_evaluation)
         write_coco_captions(folder, split, drawn, first_id, rng)
         write_questions(folder, split, drawn, first_id, random.Random(f"vqa {split} {seed}"))
         scenes[split] = dict(enumerate(drawn, start=first_id))
-        first_id += num_evaluation
-    write_karpathy(folder, {split: scenes[split] for split in ("val", "test")})
+        first_id += len(drawn)
+    write_karpathy(folder, {split: scenes[split] for split in ("train", "val", "test")})
     write_nocaps(folder, math.ceil(3 * num_evaluation / 10), random.Random(f"nocaps {seed}"))
     write_classes(folder, math.ceil(num_evaluation / len(OBJECTS)), random.Random(f"classes {seed}"))
+    for split in ("train", "val", "test"):
+        write_documents(folder / "xsum", split, list(scenes[split].values()), random.Random(f"xsum {split} {seed}"))
+    write_glue(folder / "glue", num_finetuning, num_evaluation, random.Random(f"glue {seed}"))
     for name in ("clip", "bart"):
         shutil.copytree(MODELS / name, folder / name, dirs_exist_ok=True)
 

@@ -1,0 +1,147 @@
+"""GLUE: the paper's Table 5."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers.models.bart.modeling_bart import BartClassificationHead, shift_tokens_right
+
+from vlkd_pl.batch import GLUE_LABELS, GLUEBatch, GLUETask
+from vlkd_pl.metrics.glue import glue_scores
+from vlkd_pl.models.text import TextModel, TextRoute
+from vlkd_pl.modules.report import Report
+from vlkd_pl.modules.task import TaskModule
+from vlkd_pl.table import format_table
+
+_SUBMISSIONS: dict[tuple[str, str], str] = {
+    ("cola", ""): "CoLA.tsv",
+    ("sst2", ""): "SST-2.tsv",
+    ("rte", ""): "RTE.tsv",
+    ("mrpc", ""): "MRPC.tsv",
+    ("qqp", ""): "QQP.tsv",
+    ("mnli", "matched"): "MNLI-m.tsv",
+    ("mnli", "mismatched"): "MNLI-mm.tsv",
+    ("qnli", ""): "QNLI.tsv",
+    ("stsb", ""): "STS-B.tsv",
+}
+"""The file that GLUE's server takes of each task and part."""
+
+
+class GLUEModule(TaskModule):
+    """Fine-tunes a BART, plain or distilled, on a task of GLUE (Section 4.5).
+
+    As in BART (Lewis et al., 2020) the text goes into the encoder and into the decoder, a pair as
+    ``<s> a </s></s> b </s>``, and the decoder's last state is classified; of STS-B it is regressed on.
+
+    Args:
+        model: Model folder of ``vlkd-pl fit``; or a plain BART: a Hugging Face name, or a folder.
+        task: Which one.
+        route: Whether the encoder's output goes ``around`` W'_e W_e or ``through`` it; see ``TextModel``.
+        max_tokens: Longest text or pair; a longer one is cut, a pair where it is longest.
+        **options: See ``TaskModule``.
+
+    Raises:
+        FileNotFoundError: There is no BART at ``model``.
+    """
+
+    def __init__(
+        self, model: str, task: GLUETask, route: TextRoute = "around", max_tokens: int = 512, **options: Any
+    ) -> None:
+        super().__init__(**options)
+        self.model = TextModel.load(model, route)
+        self.task: GLUETask = task
+        self.max_tokens = min(max_tokens, self.model.bart.config.max_position_embeddings)
+        config = self.model.bart.config
+        num_outputs = len(GLUE_LABELS[task]) or 1
+        self.head = BartClassificationHead(config.d_model, config.d_model, num_outputs, config.classifier_dropout)
+        self.head.apply(self.model.bart._init_weights)
+
+    def logits(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """What the head makes of the decoder's state at the final end token.
+
+        Args:
+            ids: BART's token ids (B, L), padded on the right.
+            mask: (B, L), 1 at real tokens.
+
+        Returns:
+            (B, classes), or (B, 1) for STS-B.
+        """
+        bart = self.model.bart
+        hidden = bart.model.decoder(
+            input_ids=shift_tokens_right(ids, bart.config.pad_token_id, bart.config.decoder_start_token_id),
+            encoder_hidden_states=self.model.encode(ids, mask),
+            encoder_attention_mask=mask,
+            use_cache=False,
+        ).last_hidden_state
+        logits: Tensor = self.head(hidden[torch.arange(len(ids), device=ids.device), mask.sum(1) - 1])
+        return logits
+
+    def compute_losses(self, batch: GLUEBatch) -> dict[str, Tensor]:
+        """Cross-entropy, or for STS-B the mean squared error."""
+        logits, labels = self._logits_of(batch), batch["labels"]
+        if self.task == "stsb":
+            return {"regression": functional.mse_loss(logits.squeeze(1), labels.float())}
+        return {"classification": functional.cross_entropy(logits, labels.long())}
+
+    def evaluate(self, batch: GLUEBatch) -> list[dict[str, Any]]:
+        """The prediction for each sample; the samples are ``GLUEText``."""
+        return [
+            {
+                "id": (sample.part, sample.number),
+                "part": sample.part,
+                "index": sample.number,
+                "prediction": value,
+                "label": sample.label,
+            }
+            for sample, value in zip(batch["samples"], self._predictions(batch), strict=True)
+        ]
+
+    def conclude(self, items: list[dict[str, Any]]) -> Report:
+        """GLUE's scores, each of MNLI's two sets by itself, and ``score``, their mean as Table 5 averages.
+
+        The files are what GLUE's server takes.
+        """
+        scores: dict[str, float] = {}
+        files: dict[str, Any] = {}
+        for part in sorted({item["part"] for item in items}):
+            own = [item for item in items if item["part"] == part]
+            rows = [f"{item['index']}\t{self._submitted(item['prediction'])}\n" for item in own]
+            files[_SUBMISSIONS[self.task, part]] = "".join(["index\tprediction\n", *rows])
+            if any(item["label"] is None for item in own):
+                continue
+            found = glue_scores(self.task, [item["prediction"] for item in own], [item["label"] for item in own])
+            scores |= {f"{name}_{part}" if part else name: value for name, value in found.items()}
+        if not scores:
+            return Report({}, f"{len(items)} predictions; the labels are not known", files)
+        scores["score"] = sum(scores.values()) / len(scores)
+        return Report(scores, format_table([self.task], [scores]), files)
+
+    def predict(self, batch: GLUEBatch) -> list[dict[str, Any]]:  # type: ignore[override]
+        """The label of each sample as the server names it."""
+        return [
+            {"index": sample.number, "prediction": self._submitted(value)}
+            | ({"part": sample.part} if sample.part else {})
+            for sample, value in zip(batch["samples"], self._predictions(batch), strict=True)
+        ]
+
+    def _logits_of(self, batch: GLUEBatch) -> Tensor:
+        columns = [list(column) for column in zip(*(sample.texts for sample in batch["samples"]), strict=True)]
+        encoded = self.model.tokenizer(
+            *columns, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
+        ).to(self.device)
+        return self.logits(encoded["input_ids"], encoded["attention_mask"]).float()
+
+    def _predictions(self, batch: GLUEBatch) -> list[float]:
+        """Class numbers, or similarities."""
+        logits = self._logits_of(batch)
+        values: list[float] = (logits.squeeze(1) if self.task == "stsb" else logits.argmax(1)).tolist()
+        return values
+
+    def _submitted(self, value: float) -> str:
+        """A prediction as the server takes it: a label's name, or a similarity from 0 to 5."""
+        if self.task == "stsb":
+            return f"{min(max(value, 0.0), 5.0):.3f}"
+        return GLUE_LABELS[self.task][int(value)]
