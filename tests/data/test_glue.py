@@ -215,13 +215,18 @@ def test_batches(tmp_path):
 def test_training_is_shuffled_and_evaluation_is_not(tmp_path):
     for name in ("train.tsv", "dev.tsv"):
         written(tmp_path, "sst2", name, "sentence\tlabel\n" + "".join(f"{i}\t1\n" for i in range(50)))
-    data = GLUEDataModule("sst2", str(tmp_path), num_workers=0)
+    data = GLUEDataModule("sst2", str(tmp_path), batch_size=5, num_workers=0)
     data.setup("fit")
     state = torch.get_rng_state()
     dev = [sample.number for batch in data.val_dataloader() for sample in batch["samples"]]
     assert dev == list(range(50))
     assert torch.equal(state, torch.get_rng_state())
-    torch.manual_seed(0)
-    epochs = [[sample.number for batch in data.train_dataloader() for sample in batch["samples"]] for _ in range(2)]
-    assert sorted(epochs[0]) == list(range(50))
-    assert len({tuple(epochs[0]), tuple(epochs[1]), tuple(dev)}) == 3
+
+    def epoch(num_trained_batches):
+        data.load_state_dict({"num_trained_batches": num_trained_batches})
+        return [sample.number for batch in data.train_dataloader() for sample in batch["samples"]]
+
+    assert sorted(epoch(0)) == sorted(epoch(10)) == list(range(50))
+    assert len({tuple(epoch(0)), tuple(epoch(10)), tuple(dev)}) == 3
+    assert epoch(13) == epoch(10)[15:]  # as a resumed run goes on
+    assert torch.equal(state, torch.get_rng_state())

@@ -189,3 +189,8 @@ def _shape(folder: Path, *names: str) -> list[int]:
         present = set(weights.keys())
         shape: list[int] = weights.get_slice(next(name for name in names if name in present)).get_shape()
     return shape
+
+
+def one_thread(worker: int) -> None:
+    """For a worker of a ``DataLoader``: more threads would take the cores from the other workers."""
+    torch.set_num_threads(1)

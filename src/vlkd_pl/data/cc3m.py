@@ -12,7 +12,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader
 
 from vlkd_pl.batch import EvaluationBatch, ImageTextBatch, StreamPosition
-from vlkd_pl.data.base import Collator, clip_image_size, load_bart_tokenizer, load_clip_tokenizer
+from vlkd_pl.data.base import Collator, clip_image_size, load_bart_tokenizer, load_clip_tokenizer, one_thread
 from vlkd_pl.data.coco import COCOCaptions
 from vlkd_pl.data.infilling import TextInfilling
 from vlkd_pl.data.shards import SampleDecoder, UniformSubset, find_shards, read_captions
@@ -166,7 +166,7 @@ class CC3MDataModule(pl.LightningDataModule):
             batch_size=None,
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_one_thread,
+            worker_init_fn=one_thread,
         )
 
     def val_dataloader(self) -> DataLoader[EvaluationBatch] | list[Any]:
@@ -250,7 +250,7 @@ class CC3MDataModule(pl.LightningDataModule):
             num_workers=self.num_workers,
             collate_fn=self.collator.evaluation,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_one_thread,
+            worker_init_fn=one_thread,
             generator=torch.Generator(),  # or else validation would shift the random numbers of training
         )
 
@@ -269,7 +269,3 @@ class CC3MDataModule(pl.LightningDataModule):
 
 def _every(key: str) -> bool:
     return True
-
-
-def _one_thread(worker: int) -> None:
-    torch.set_num_threads(1)

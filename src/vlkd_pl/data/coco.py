@@ -9,19 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import torch
 from PIL import Image
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from vlkd_pl.batch import CaptioningBatch
 from vlkd_pl.data.base import ImageTexts
-from vlkd_pl.data.order import EpochOrder
+from vlkd_pl.data.order import OrderedDataset
 from vlkd_pl.data.pictures import (
     PictureDataModule,
     PictureDataset,
     PictureFinder,
+    TrainedPictureDataModule,
     as_rgb,
     check_present,
     collate_pictures,
@@ -171,25 +171,13 @@ class COCOCaptions(Dataset[ImageTexts]):
             }
 
 
-class TrainingPictures(PictureDataset):
-    """Reads pictures in the order of ``EpochOrder``."""
-
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor | None, Any, str]:  # type: ignore[override]
-        """The picture, its captions, and why it cannot be read where it is None.
-
-        Args:
-            key: The epoch and the sample's number.
-        """
-        return super().__getitem__(key[1])
-
-
 def collate_captions(items: Sequence[tuple[Tensor | None, CaptionedImage, str]]) -> CaptioningBatch:
     """A batch of the pictures that could be read, with their captions."""
     batch = collate_pictures(items)
     return {**batch, "labels": [sample.references for sample in batch["samples"]]}
 
 
-class COCODataModule(PictureDataModule):
+class COCODataModule(TrainedPictureDataModule):
     """COCO captions: Karpathy's split or the official files.
 
     Args:
@@ -201,8 +189,7 @@ class COCODataModule(PictureDataModule):
         train_by: A training sample is a picture with one ``caption``, so that it comes as often as it has captions; or
             a ``picture`` with all of them.
         train_batch_size: Samples in a training batch of one process.
-        seed: Decides the order of training.
-        **options: See ``PictureDataModule``; ``num_samples`` is of the pictures to evaluate.
+        **options: See ``TrainedPictureDataModule``.
     """
 
     def __init__(
@@ -214,34 +201,10 @@ class COCODataModule(PictureDataModule):
         train: CaptionFiles | None = None,
         train_by: Literal["caption", "picture"] = "caption",
         train_batch_size: int = 40,
-        seed: int = 0,
         **options: Any,
     ) -> None:
-        super().__init__(**options)
-        self.test_files = CaptionFiles(annotations, images, split)
-        self.val_files = val or self.test_files
-        self.train_files = train
+        super().__init__(CaptionFiles(annotations, images, split), val, train, train_batch_size, **options)
         self.train_by = train_by
-        self.train_batch_size = train_batch_size
-        self.seed = seed
-        self.evaluated = self.test_files
-        self.training: list[CaptionedImage] = []
-        self._num_trained_batches = 0
-
-    def setup(self, stage: str) -> None:
-        """Reads the captions of a stage, once, and looks for every picture before the first is used.
-
-        Raises:
-            FileNotFoundError: A file or picture is missing.
-            MisconfigurationException: A file is of another format or has no such split, or there is no caption to train
-                on.
-        """
-        evaluated = self.val_files if stage in ("fit", "validate") else self.test_files
-        if evaluated != self.evaluated:
-            self.evaluated, self.samples = evaluated, []
-        super().setup(stage)
-        if stage == "fit" and not self.training:
-            self.training = self._read_training()
 
     def read_samples(self) -> list[CaptionedImage]:
         """The pictures to evaluate, with captions or without.
@@ -252,56 +215,30 @@ class COCODataModule(PictureDataModule):
         """
         return self.evaluated.read(self.num_samples)
 
-    def train_dataloader(self) -> DataLoader[CaptioningBatch]:
-        """The samples, shuffled in each epoch; a resumed run goes on where it was."""
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
-        samples = self.training
-        if self.train_by == "caption":
-            samples = [each._replace(references=[caption]) for each in samples for caption in each.references]
-        order = EpochOrder(
-            len(samples), self.train_batch_size, lambda: self._num_trained_batches, self.seed, rank, world_size
-        )
-        return DataLoader[Any](
-            TrainingPictures(samples, self.transform),
-            batch_size=self.train_batch_size,
-            sampler=order,
-            drop_last=True,
-            num_workers=self.num_workers,
-            collate_fn=collate_captions,
-            pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_one_thread,
-            generator=torch.Generator(),  # or else a resumed run would have other random numbers
-        )
-
-    def training_references(self) -> dict[int | str, list[str]]:
-        """All captions of each training picture."""
-        return {sample.image_id: sample.references for sample in self.training}
-
-    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Counts a training batch when it is used, not when it was read ahead.
+    def read_training(self) -> list[CaptionedImage]:
+        """The pictures with a caption, with ``train_by`` ``caption`` once for each.
 
         Raises:
-            MisconfigurationException: A picture cannot be read.
+            FileNotFoundError: The file or a picture is missing.
+            MisconfigurationException: The file is of another format, or there is no caption to train on.
         """
-        if "labels" in batch:
-            self._num_trained_batches += 1
-        return super().on_before_batch_transfer(batch, dataloader_idx)
-
-    def state_dict(self) -> dict[str, Any]:
-        """How many batches each rank has been trained on."""
-        return {"num_trained_batches": self._num_trained_batches}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on behind these batches."""
-        self._num_trained_batches = state_dict["num_trained_batches"]
-
-    def _read_training(self) -> list[CaptionedImage]:
-        if self.train_files is None:
-            raise MisconfigurationException("there is nothing to train on: give data.train")
         samples = [sample for sample in self.train_files.read() if sample.references]
         if not samples:
             raise MisconfigurationException(f"{self.train_files.annotations} holds no caption to train on")
-        return samples
+        if self.train_by == "picture":
+            return samples
+        return [each._replace(references=[caption]) for each in samples for caption in each.references]
+
+    def training_dataset(self) -> tuple[OrderedDataset, Callable[[Any], CaptioningBatch]]:
+        """The pictures with their captions."""
+        return OrderedDataset(PictureDataset(self.training, self.transform)), collate_captions
+
+    def training_references(self) -> dict[int | str, list[str]]:
+        """All captions of each training picture."""
+        references: dict[int | str, list[str]] = {}
+        for sample in self.training:
+            references.setdefault(sample.image_id, []).extend(sample.references)
+        return references
 
 
 class NoCapsDataModule(COCODataModule):
@@ -376,7 +313,3 @@ def _found(samples: Sequence[CaptionedImage], images: str | Path, annotations: s
     found = [sample._replace(file=finder.by_name(str(sample.file))) for sample in samples]
     check_present([sample.file for sample in found], annotations)
     return found
-
-
-def _one_thread(worker: int) -> None:
-    torch.set_num_threads(1)

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_info
 from torch.utils.data import DataLoader
 
 from vlkd_pl.batch import GLUE_LABELS, GLUEBatch, GLUETask
+from vlkd_pl.data.order import EpochOrder, OrderedDataModule, OrderedDataset
 
 Split = Literal["train", "dev", "test"]
 
@@ -165,7 +165,7 @@ def collate(samples: Sequence[GLUEText]) -> GLUEBatch:
     }
 
 
-class GLUEDataModule(pl.LightningDataModule):
+class GLUEDataModule(OrderedDataModule):
     """A task of GLUE.
 
     Args:
@@ -176,6 +176,7 @@ class GLUEDataModule(pl.LightningDataModule):
         evaluated: What test and prediction take: ``dev``, as in Table 5, or ``test``, whose labels the server keeps.
         batch_size: Samples in a batch of one process.
         num_workers: Worker processes of one process.
+        seed: Decides the order of training.
     """
 
     def __init__(
@@ -186,8 +187,9 @@ class GLUEDataModule(pl.LightningDataModule):
         evaluated: Literal["dev", "test"] = "dev",
         batch_size: int = 32,
         num_workers: int = 2,
+        seed: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(seed)
         self.task: GLUETask = task
         self.source = source
         self.reader = reader
@@ -235,26 +237,31 @@ class GLUEDataModule(pl.LightningDataModule):
         return samples
 
     def train_dataloader(self) -> DataLoader[GLUEText]:
-        """The training set, each epoch in another order."""
-        return self._dataloader("train", shuffle=True)
+        """The training set, shuffled in each epoch; a resumed run goes on where it was."""
+        order = self.training_order(len(self.samples["train"]), self.batch_size)
+        return self._dataloader("train", order)
 
     def val_dataloader(self) -> DataLoader[GLUEText]:
         """The dev set, in order."""
-        return self._dataloader("dev", generator=torch.Generator())
+        return self._dataloader("dev")
 
     def test_dataloader(self) -> DataLoader[GLUEText]:
         """What is evaluated, in order."""
-        return self._dataloader(self.evaluated, generator=torch.Generator())
+        return self._dataloader(self.evaluated)
 
     def predict_dataloader(self) -> DataLoader[GLUEText]:
         """What is evaluated, in order."""
-        return self._dataloader(self.evaluated, generator=torch.Generator())
+        return self._dataloader(self.evaluated)
 
-    def _dataloader(self, split: Split, **options: Any) -> DataLoader[GLUEText]:
-        # evaluation has a generator of its own, or else it would shift the random numbers of training
+    def _dataloader(self, split: Split, order: EpochOrder | None = None) -> DataLoader[GLUEText]:
         samples: Any = self.samples[split]
         return DataLoader(
-            samples, batch_size=self.batch_size, num_workers=self.num_workers, collate_fn=collate, **options
+            samples if order is None else OrderedDataset(samples),
+            batch_size=self.batch_size,
+            sampler=order,
+            num_workers=self.num_workers,
+            collate_fn=collate,
+            generator=torch.Generator(),  # or else evaluation would shift the random numbers of training
         )
 
 

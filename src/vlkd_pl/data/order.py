@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+import pytorch_lightning as pl
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
-from torch.utils.data import DistributedSampler
+from torch.utils.data import Dataset, DistributedSampler
 
 
 class EpochOrder(DistributedSampler[Any]):
@@ -59,3 +60,67 @@ class EpochOrder(DistributedSampler[Any]):
         own = order[self.rank :: self.num_replicas][: len(self)]
         for index in own[num_done * self.batch_size :].tolist():
             yield epoch, index
+
+
+class Sized(Protocol):
+    """What can be asked for a sample by its number: a list, or a ``Dataset``."""
+
+    def __len__(self) -> int:
+        """The number of samples."""
+
+    def __getitem__(self, index: int, /) -> Any:
+        """A sample."""
+
+
+class OrderedDataset(Dataset[Any]):
+    """Gives samples by the keys of ``EpochOrder``, in every epoch the same.
+
+    Args:
+        samples: The samples by their numbers.
+    """
+
+    def __init__(self, samples: Sized) -> None:
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, key: tuple[int, int]) -> Any:
+        """The sample.
+
+        Args:
+            key: The epoch and the sample's number.
+        """
+        return self.samples[key[1]]
+
+
+class OrderedDataModule(pl.LightningDataModule):
+    """Trains on samples in files in the order of ``EpochOrder``, and keeps in checkpoints how far it has come.
+
+    Args:
+        seed: Decides the order of training.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        self.seed = seed
+        self.num_trained_batches = 0
+
+    def training_order(self, num_samples: int, batch_size: int) -> EpochOrder:
+        """The order of this rank; see ``EpochOrder``."""
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+        return EpochOrder(num_samples, batch_size, lambda: self.num_trained_batches, self.seed, rank, world_size)
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Counts a training batch when it is used, not when it was read ahead."""
+        if self.trainer is not None and self.trainer.training:
+            self.num_trained_batches += 1
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """How many batches each rank has been trained on."""
+        return {"num_trained_batches": self.num_trained_batches}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on behind these batches."""
+        self.num_trained_batches = state_dict["num_trained_batches"]

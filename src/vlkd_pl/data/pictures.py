@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-import pytorch_lightning as pl
 import torch
 from PIL import Image, ImageOps
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
@@ -18,7 +17,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vlkd_pl.batch import PictureBatch
-from vlkd_pl.data.base import CLIPTokenizer, clip_image_size, load_clip_tokenizer
+from vlkd_pl.data.base import CLIPTokenizer, clip_image_size, load_clip_tokenizer, one_thread
+from vlkd_pl.data.order import OrderedDataModule
 from vlkd_pl.data.transforms import clip_transform
 
 PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm"})
@@ -188,7 +188,7 @@ def collate_pictures(items: Sequence[tuple[Tensor | None, Any, str]]) -> Picture
     }
 
 
-class PictureDataModule(pl.LightningDataModule, ABC):
+class PictureDataModule(OrderedDataModule, ABC):
     """Pictures for validation, test and prediction; a subclass says which, in ``read_samples``.
 
     Prediction goes on without the pictures that cannot be read, and names them; training and scores need every picture.
@@ -199,6 +199,7 @@ class PictureDataModule(pl.LightningDataModule, ABC):
         batch_size: Pictures in a batch of one process.
         num_workers: Worker processes of one process.
         num_samples: Pictures to take, the first of all; all by default.
+        seed: Decides the order of training, where there is one.
 
     Raises:
         MisconfigurationException: CLIP's picture size is unknown, or ``num_samples`` is below 1.
@@ -211,8 +212,9 @@ class PictureDataModule(pl.LightningDataModule, ABC):
         batch_size: int = 32,
         num_workers: int = 4,
         num_samples: int | None = None,
+        seed: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(seed)
         if num_samples is not None and num_samples < 1:
             raise MisconfigurationException(f"data.num_samples is {num_samples}: give at least 1, or null for all")
         self.clip = clip
@@ -257,7 +259,7 @@ class PictureDataModule(pl.LightningDataModule, ABC):
         return self._dataloader()
 
     def on_before_batch_transfer(self, batch: PictureBatch, dataloader_idx: int) -> PictureBatch:
-        """Stops training and test at a picture that cannot be read; here, since workers' errors are many lines long.
+        """Also stops training and test at a picture that cannot be read; workers' errors are many lines long.
 
         Raises:
             MisconfigurationException: A picture cannot be read.
@@ -266,7 +268,8 @@ class PictureDataModule(pl.LightningDataModule, ABC):
             raise MisconfigurationException(
                 f"the picture {batch['unreadable'][0]}: it cannot be read, but every picture is needed: replace it"
             )
-        return batch
+        counted: PictureBatch = super().on_before_batch_transfer(batch, dataloader_idx)
+        return counted
 
     def _dataloader(self) -> DataLoader[PictureBatch]:
         return DataLoader[Any](
@@ -275,8 +278,70 @@ class PictureDataModule(pl.LightningDataModule, ABC):
             num_workers=self.num_workers,
             collate_fn=collate_pictures,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_one_thread,
+            worker_init_fn=one_thread,
             generator=torch.Generator(),  # or else evaluation would shift the random numbers of training
+        )
+
+
+class TrainedPictureDataModule(PictureDataModule):
+    """Pictures to train on and to evaluate.
+
+    Args:
+        test_files: What test and prediction take, of a kind that the subclass reads.
+        val_files: The same of the validation of a training; ``test_files`` by default.
+        train_files: The same of training.
+        train_batch_size: Samples in a training batch of one process.
+        **options: See ``PictureDataModule``; ``num_samples`` is of the pictures to evaluate.
+    """
+
+    def __init__(
+        self, test_files: Any, val_files: Any, train_files: Any, train_batch_size: int, **options: Any
+    ) -> None:
+        super().__init__(**options)
+        self.test_files = test_files
+        self.val_files = val_files or test_files
+        self.train_files = train_files
+        self.train_batch_size = train_batch_size
+        self.evaluated = test_files
+        self.training: Sequence[Any] = []
+
+    @abstractmethod
+    def read_training(self) -> Sequence[Sample]:
+        """What there is to train on, one sample for each place in an epoch."""
+
+    @abstractmethod
+    def training_dataset(self) -> tuple[Dataset[Any], Callable[[Any], Any]]:
+        """What reads ``training`` by the keys of ``EpochOrder``, and what makes a batch of it."""
+
+    def setup(self, stage: str) -> None:
+        """Reads the files of a stage, once, and looks for every picture before the first is used.
+
+        Raises:
+            FileNotFoundError: A file or picture is missing.
+            MisconfigurationException: A file is of another format, or there is nothing to evaluate or to train on.
+        """
+        evaluated = self.val_files if stage in ("fit", "validate") else self.test_files
+        if evaluated != self.evaluated:
+            self.evaluated, self.samples = evaluated, []
+        super().setup(stage)
+        if stage == "fit" and not self.training:
+            if self.train_files is None:
+                raise MisconfigurationException("there is nothing to train on: give data.train")
+            self.training = self.read_training()
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """The samples, shuffled in each epoch; a resumed run goes on where it was."""
+        dataset, collate = self.training_dataset()
+        return DataLoader[Any](
+            dataset,
+            batch_size=self.train_batch_size,
+            sampler=self.training_order(len(self.training), self.train_batch_size),
+            drop_last=True,
+            num_workers=self.num_workers,
+            collate_fn=collate,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=one_thread,
+            generator=torch.Generator(),  # or else a resumed run would have other random numbers
         )
 
 
@@ -307,7 +372,3 @@ class FolderDataModule(PictureDataModule):
 
 def _warn_of_folder(error: OSError) -> None:
     warnings.warn(f"the folder {error.filename} is left out, since it cannot be read: {error.strerror}", stacklevel=2)
-
-
-def _one_thread(worker: int) -> None:
-    torch.set_num_threads(1)

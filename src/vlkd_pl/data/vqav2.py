@@ -17,11 +17,10 @@ import torch
 from PIL import Image
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from vlkd_pl.batch import PictureBatch, QuestionBatch
-from vlkd_pl.data.order import EpochOrder
-from vlkd_pl.data.pictures import PictureDataModule, PictureDataset, PictureFinder, check_present
+from vlkd_pl.batch import QuestionBatch
+from vlkd_pl.data.pictures import PictureDataset, PictureFinder, TrainedPictureDataModule, check_present
 
 Paths = str | Path | Sequence[str | Path]
 """A file, or several that together are one set."""
@@ -254,7 +253,7 @@ def collate_questions(items: Sequence[tuple[Tensor | None, Question, str, str]])
     }
 
 
-class VQAv2DataModule(PictureDataModule):
+class VQAv2DataModule(TrainedPictureDataModule):
     """VQA v2's questions on COCO's pictures.
 
     Evaluation batches are of pictures, each with all its questions; training batches are of questions.
@@ -272,8 +271,7 @@ class VQAv2DataModule(PictureDataModule):
         train_share: Share of the training questions that is used; 0.01 is the paper's 1%-shot. See ``uniform_subset``.
         target: Which of people's answers is trained on, ``drawn`` by their share, anew in each epoch, or the
             ``most_common``.
-        seed: Decides the order of training, the subset and the drawn answers.
-        **options: See ``PictureDataModule``.
+        **options: See ``TrainedPictureDataModule``; ``seed`` also decides the subset and the drawn answers.
 
     Raises:
         MisconfigurationException: ``train_share`` is not above 0 and at most 1, or see ``PictureDataModule``.
@@ -290,36 +288,13 @@ class VQAv2DataModule(PictureDataModule):
         train_batch_size: int = 32,
         train_share: float = 1.0,
         target: Target = "drawn",
-        seed: int = 0,
         **options: Any,
     ) -> None:
-        super().__init__(**options)
+        super().__init__(QuestionFiles(questions, images, annotations, split), val, train, train_batch_size, **options)
         if not 0 < train_share <= 1:
             raise MisconfigurationException(f"data.train_share is {train_share}: give more than 0 and at most 1")
-        self.test_files = QuestionFiles(questions, images, annotations, split)
-        self.val_files = val or self.test_files
-        self.train_files = train
-        self.train_batch_size = train_batch_size
         self.train_share = train_share
         self.target: Target = target
-        self.seed = seed
-        self.evaluated = self.test_files
-        self.training: list[AskedQuestion] = []
-        self._num_trained_batches = 0
-
-    def setup(self, stage: str) -> None:
-        """Reads the questions of a stage, once, and looks for every picture before the first is used.
-
-        Raises:
-            FileNotFoundError: A file or picture is missing.
-            MisconfigurationException: A file is of another format, there is nothing to train on, or it has no answers.
-        """
-        evaluated = self.val_files if stage in ("fit", "validate") else self.test_files
-        if evaluated != self.evaluated:
-            self.evaluated, self.samples = evaluated, []
-        super().setup(stage)
-        if stage == "fit" and not self.training:
-            self.training = self._read_training()
 
     def read_samples(self) -> list[AskedImage]:
         """The pictures that a question is asked of, in the order of their first questions.
@@ -339,56 +314,24 @@ class VQAv2DataModule(PictureDataModule):
         check_present([sample.file for sample in samples], _names(self.evaluated.questions))
         return samples
 
-    def train_dataloader(self) -> DataLoader[QuestionBatch]:
-        """The questions, shuffled in each epoch; a resumed run goes on where it was."""
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
-        return DataLoader[Any](
-            QuestionDataset(self.training, self.transform, self.target, self.seed),
-            batch_size=self.train_batch_size,
-            sampler=EpochOrder(
-                len(self.training),
-                self.train_batch_size,
-                lambda: self._num_trained_batches,
-                self.seed,
-                rank,
-                world_size,
-            ),
-            drop_last=True,
-            num_workers=self.num_workers,
-            collate_fn=collate_questions,
-            pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_one_thread,
-            generator=torch.Generator(),  # or else a resumed run would have other random numbers
-        )
-
-    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Counts a training batch when it is used, not when it was read ahead.
+    def read_training(self) -> list[AskedQuestion]:
+        """The questions of the share, with their answers.
 
         Raises:
-            MisconfigurationException: A picture cannot be read.
+            FileNotFoundError: A file or a picture is missing.
+            MisconfigurationException: A file is of another format, or there are no answers.
         """
-        if "image_index" in batch:
-            self._num_trained_batches += 1
-        evaluated: PictureBatch = batch
-        return super().on_before_batch_transfer(evaluated, dataloader_idx)
-
-    def state_dict(self) -> dict[str, Any]:
-        """How many batches each rank has been trained on."""
-        return {"num_trained_batches": self._num_trained_batches}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on behind these batches."""
-        self._num_trained_batches = state_dict["num_trained_batches"]
-
-    def _read_training(self) -> list[AskedQuestion]:
-        if self.train_files is None or self.train_files.annotations is None:
-            missing = "train" if self.train_files is None else "train.annotations"
-            raise MisconfigurationException(f"there is nothing to train on: give data.{missing}")
+        if self.train_files.annotations is None:
+            raise MisconfigurationException("there is nothing to train on: give data.train.annotations")
         finder = PictureFinder(self.train_files.images)
         questions = uniform_subset(self.train_files.read(), self.train_share, self.seed)
         files = {image_id: finder.by_number(image_id) for image_id in {each.image_id for each in questions}}
         check_present(list(files.values()), _names(self.train_files.questions))
         return [AskedQuestion(question, files[question.image_id]) for question in questions]
+
+    def training_dataset(self) -> tuple[QuestionDataset, Callable[[Any], QuestionBatch]]:
+        """The questions with their pictures and with the answers of the epoch."""
+        return QuestionDataset(self.training, self.transform, self.target, self.seed), collate_questions
 
 
 def _read_asked(path: str | Path) -> list[Question]:
@@ -458,7 +401,3 @@ def _names(paths: Paths) -> str:
 
 def _hash(seed: int, number: int) -> bytes:
     return hashlib.blake2b(f"{seed}/{number}".encode(), digest_size=8).digest()
-
-
-def _one_thread(worker: int) -> None:
-    torch.set_num_threads(1)

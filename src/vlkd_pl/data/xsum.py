@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_info
@@ -20,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from vlkd_pl.batch import SummaryBatch
 from vlkd_pl.data.base import load_bart_tokenizer
 from vlkd_pl.data.infilling import Ids, padded
-from vlkd_pl.data.order import EpochOrder
+from vlkd_pl.data.order import EpochOrder, OrderedDataModule, OrderedDataset
 
 _HUB_NAMES = {"val": "validation"}
 _CHUNK_SIZE = 1000
@@ -132,13 +131,8 @@ class DocumentBatches(Dataset[SummaryBatch]):
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __getitem__(self, key: int | tuple[int, int]) -> SummaryBatch:
-        """A batch, padded to its longest document and summary.
-
-        Args:
-            key: Its number, in training with the epoch before it.
-        """
-        index = key[1] if isinstance(key, tuple) else key
+    def __getitem__(self, index: int) -> SummaryBatch:
+        """A batch, padded to its longest document and summary."""
         documents = [self.documents[number] for number in self.batches[index]]
         document_ids, document_mask = padded([each.ids for each in documents], self.pad_id)
         labels, _ = padded([each.summary_ids for each in documents], -100)
@@ -151,7 +145,7 @@ class DocumentBatches(Dataset[SummaryBatch]):
         }
 
 
-class XSUMDataModule(pl.LightningDataModule):
+class XSUMDataModule(OrderedDataModule):
     """XSum: documents of the BBC, each with a sentence that says what it is about.
 
     Documents without text or without summary are left out, and longer ones cut; both are counted, and reported when a
@@ -185,7 +179,7 @@ class XSUMDataModule(pl.LightningDataModule):
         num_workers: int = 2,
         seed: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(seed)
         if max_tokens < max_length:
             raise MisconfigurationException(
                 f"data.max_tokens is {max_tokens}, less than the {max_length} tokens of one document: raise it, or "
@@ -199,9 +193,7 @@ class XSUMDataModule(pl.LightningDataModule):
         self.eval_batch_size = eval_batch_size
         self.num_eval_samples = num_eval_samples
         self.num_workers = num_workers
-        self.seed = seed
         self.documents: dict[str, list[EncodedDocument]] = {}
-        self._num_trained_batches = 0
 
     def setup(self, stage: str) -> None:
         """Reads the splits of a stage: ``test`` for prediction too, where no summary is needed.
@@ -219,9 +211,7 @@ class XSUMDataModule(pl.LightningDataModule):
         documents = self.documents["train"]
         lengths = [max(len(each.ids), len(each.summary_ids)) for each in documents]
         batches = token_batches(lengths, self.max_tokens, self.seed)
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
-        order = EpochOrder(len(batches), 1, lambda: self._num_trained_batches, self.seed, rank, world_size)
-        return self._loader(documents, batches, sampler=order)
+        return self._loader(documents, batches, sampler=self.training_order(len(batches), 1))
 
     def val_dataloader(self) -> DataLoader[SummaryBatch]:
         """All documents of ``val``, the longest first."""
@@ -234,20 +224,6 @@ class XSUMDataModule(pl.LightningDataModule):
     def predict_dataloader(self) -> DataLoader[SummaryBatch]:
         """All documents of ``test``, the longest first."""
         return self._evaluation_loader("test")
-
-    def on_before_batch_transfer(self, batch: SummaryBatch, dataloader_idx: int) -> SummaryBatch:
-        """Counts a training batch when it is used, not when it was read ahead."""
-        if self.trainer is not None and self.trainer.training:
-            self._num_trained_batches += 1
-        return batch
-
-    def state_dict(self) -> dict[str, Any]:
-        """How many batches each rank has been trained on."""
-        return {"num_trained_batches": self._num_trained_batches}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on behind these batches."""
-        self._num_trained_batches = state_dict["num_trained_batches"]
 
     def _read(self, split: str, summaries: bool) -> list[EncodedDocument]:
         counts: Counter[str] = Counter()
@@ -271,8 +247,9 @@ class XSUMDataModule(pl.LightningDataModule):
     def _loader(
         self, documents: list[EncodedDocument], batches: list[list[int]], sampler: EpochOrder | None = None
     ) -> DataLoader[SummaryBatch]:
+        prepared = DocumentBatches(documents, batches, self.tokenizer.pad_token_id)
         return DataLoader[Any](
-            DocumentBatches(documents, batches, self.tokenizer.pad_token_id),
+            prepared if sampler is None else OrderedDataset(prepared),
             batch_size=None,
             sampler=sampler,
             num_workers=self.num_workers,
