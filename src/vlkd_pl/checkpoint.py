@@ -98,7 +98,9 @@ def load_model(
     if clip is None and bart is None and source is not None:
         return source
     if clip is None or bart is None:
-        raise MisconfigurationException("give both clip and bart to the model, or a model folder as init_from")
+        raise MisconfigurationException(
+            "give both clip and bart to the model, also with a checkpoint as init_from; or a model folder as init_from"
+        )
     features = image_features or (source.image_features if source is not None else "pooled")
     model = VLKDModel.load(clip, bart, features, clip_sha256)
     if source is not None:

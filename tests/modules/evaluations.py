@@ -59,8 +59,6 @@ def captioning_arguments(name, world, model_folder, folder, command="fit", **opt
     ]
     settings = {
         "model.init_args.init_from": str(model_folder),
-        "model.init_args.clip": world.clip,
-        "model.init_args.bart": world.bart,
         "model.init_args.decoding.num_beams": 2,
         "model.init_args.decoding.max_new_tokens": 6,
         **{f"data.init_args.{key}": value for key, value in files.items()},

@@ -223,7 +223,12 @@ def test_the_folder_and_the_checkpoint_score_the_same(trained, world, model_fold
     metrics = {"model__init_args__metrics": "[CIDEr,BLEU]"}
     tests = {
         "folder": {"model__init_args__init_from": folder / "model"},
-        "init_from": {"model__init_args__init_from": best},
+        "init_from": {
+            "model__init_args__init_from": best,
+            "model__init_args__clip": world.clip,  # a checkpoint holds neither
+            "model__init_args__bart": world.bart,
+            "model__init_args__image_features": "all",
+        },
         "ckpt": {"ckpt_path": best},
     }
     for name, options in tests.items():

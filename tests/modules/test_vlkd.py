@@ -203,7 +203,7 @@ def test_starting_from_a_checkpoint_or_a_folder_is_the_same(trained, world):
     assert module.model.image_features == "all"
     torch.testing.assert_close(weights(module.model), weights(command_line.model.model), rtol=0, atol=0)
     for options in ({}, {"clip": world.clip}, {"init_from": str(folder / "checkpoints" / "last.ckpt")}):
-        with pytest.raises(MisconfigurationException, match="give both clip and bart to the model, or a model folder"):
+        with pytest.raises(MisconfigurationException, match="give both clip and bart to the model, also with"):
             VLKDModule(**options)
     with pytest.raises(FileNotFoundError, match="no model folder or checkpoint at"):
         VLKDModule(world.clip, world.bart, init_from="nowhere")

@@ -165,8 +165,6 @@ def fit_arguments(name, world, model_folder, folder, command="fit", **options):
     }
     settings = {
         "model.init_args.init_from": str(model_folder),
-        "model.init_args.clip": world.clip,
-        "model.init_args.bart": world.bart,
         "model.init_args.decoding.max_new_tokens": 5,
         **{f"data.init_args.{key}": value for key, value in split["test"].items()},
         "data.init_args.val": json.dumps(split["val"]),
