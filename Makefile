@@ -1,6 +1,7 @@
 # make distill   sets everything up and distils the sample world's CLIP into its BART
 # make test      sets everything up and passes the tests
 # make zeroshot  after make distill: every zero-shot benchmark on the sample world
+# make finetune  after make distill: every fine-tuning on the sample world, about half an hour
 # make demo      after make distill: a page to try the model on
 # make check     formatter, linter and type checker
 
@@ -13,7 +14,7 @@ export TOKENIZERS_PARALLELISM := false
 # with one the figures do not depend on the number of cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help distill zeroshot demo test test-slow check format sample-models clean
+.PHONY: help distill zeroshot finetune demo test test-slow check format sample-models clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -36,6 +37,23 @@ zeroshot: $(addprefix zeroshot-,zeroshot_coco zeroshot_nocaps zeroshot_vqav2 zer
 
 zeroshot-%: $(BIN)/.installed
 	$(BIN)/vlkd-pl test --config configs/$*.yaml --config configs/sample/$*.yaml
+
+# Pictures: the model folder that the fit writes is tested. Text: the best checkpoint is.
+FINETUNE_PICTURES := $(addprefix finetune-,captioning_coco scst_coco vqa_vqav2 vqa_vqav2_1percent vqa_karpathy)
+FINETUNE_TEXT := $(addprefix finetune-,glue summarization_xsum)
+
+finetune: $(FINETUNE_PICTURES) $(FINETUNE_TEXT)
+
+finetune-scst_coco: finetune-captioning_coco
+
+$(FINETUNE_PICTURES) $(FINETUNE_TEXT): finetune-%: $(BIN)/.installed
+	rm -rf $(RUN)/$*
+	$(BIN)/vlkd-pl fit --config configs/$*.yaml --config configs/sample/$*.yaml
+	$(BIN)/vlkd-pl test --config configs/$*.yaml --config configs/sample/$*.yaml \
+		--trainer.logger.init_args.version test $(TESTED)
+
+$(FINETUNE_PICTURES): TESTED = --model.init_args.init_from $(RUN)/$(@:finetune-%=%)/model
+$(FINETUNE_TEXT): TESTED = --ckpt_path $(RUN)/$(@:finetune-%=%)/checkpoints/best.ckpt
 
 demo: $(BIN)/.installed
 	$(BIN)/vlkd-pl demo --model $(RUN)/distill/model --num-masks 3
