@@ -248,15 +248,15 @@ class PictureDataModule(OrderedDataModule, ABC):
 
     def val_dataloader(self) -> DataLoader[PictureBatch]:
         """The pictures, in order."""
-        return self._dataloader()
+        return self._evaluation_loader()
 
     def test_dataloader(self) -> DataLoader[PictureBatch]:
         """The pictures, in order."""
-        return self._dataloader()
+        return self._evaluation_loader()
 
     def predict_dataloader(self) -> DataLoader[PictureBatch]:
         """The pictures, in order."""
-        return self._dataloader()
+        return self._evaluation_loader()
 
     def on_before_batch_transfer(self, batch: PictureBatch, dataloader_idx: int) -> PictureBatch:
         """Also stops training and test at a picture that cannot be read; workers' errors are many lines long.
@@ -271,15 +271,22 @@ class PictureDataModule(OrderedDataModule, ABC):
         counted: PictureBatch = super().on_before_batch_transfer(batch, dataloader_idx)
         return counted
 
-    def _dataloader(self) -> DataLoader[PictureBatch]:
+    def _evaluation_loader(self) -> DataLoader[PictureBatch]:
+        return self.loader(PictureDataset(self.samples, self.transform), self.batch_size, collate_pictures)
+
+    def loader(
+        self, dataset: Dataset[Any], batch_size: int, collate: Callable[[Any], Any], **options: Any
+    ) -> DataLoader[Any]:
+        """A loader with the options that are the same for all."""
         return DataLoader[Any](
-            PictureDataset(self.samples, self.transform),
-            batch_size=self.batch_size,
+            dataset,
+            batch_size=batch_size,
             num_workers=self.num_workers,
-            collate_fn=collate_pictures,
+            collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=one_thread,
-            generator=torch.Generator(),  # or else evaluation would shift the random numbers of training
+            generator=torch.Generator(),  # or else evaluation and resuming would shift the random numbers of training
+            **options,
         )
 
 
@@ -332,17 +339,8 @@ class TrainedPictureDataModule(PictureDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """The samples, shuffled in each epoch; a resumed run goes on where it was."""
         dataset, collate = self.training_dataset()
-        return DataLoader[Any](
-            dataset,
-            batch_size=self.train_batch_size,
-            sampler=self.training_order(len(self.training), self.train_batch_size),
-            drop_last=True,
-            num_workers=self.num_workers,
-            collate_fn=collate,
-            pin_memory=torch.cuda.is_available(),
-            worker_init_fn=one_thread,
-            generator=torch.Generator(),  # or else a resumed run would have other random numbers
-        )
+        order = self.training_order(len(self.training), self.train_batch_size)
+        return self.loader(dataset, self.train_batch_size, collate, sampler=order, drop_last=True)
 
 
 class FolderDataModule(PictureDataModule):
