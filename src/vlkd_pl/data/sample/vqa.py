@@ -27,7 +27,6 @@ RARE_ANSWERS = frozenset({"pink", "brown", "hat", "hats", "bell", "bells"})
 _LABEL_SCORES = {1: 0.3, 2: 0.6, 3: 0.9}  # VL-T5's, of an answer that so many people gave; 1 for more
 
 _FACT_COLUMNS = tuple(zip(*FACTS.values(), strict=True))
-_MATERIALS = frozenset(_FACT_COLUMNS[1])
 _ALTERNATIVES: tuple[tuple[str, ...], ...] = (
     COLORS,
     OBJECTS,
@@ -60,9 +59,6 @@ def write_questions(folder: Path, split: str, scenes: list[Scene], first_id: int
     common and those whose answer is in ``RARE_ANSWERS``. Of the split ``train`` it holds the common ones alone, where
     VL-T5's holds a few of the others: what is right out-of-domain was then not learnt there.
 
-    In the split ``train`` those for VQA v2 also ask what things are made of, as VQA v2 itself does. Who likes them and
-    where they are kept is asked by OK-VQA alone.
-
     Args:
         folder: Gets the five files.
         split: The split's name.
@@ -74,8 +70,7 @@ def write_questions(folder: Path, split: str, scenes: list[Scene], first_id: int
     known: dict[int, Question] = {}
     for image_id, scene in enumerate(scenes, start=first_id):
         drawn = [question for question in questions(scene, rng) if question.text not in _TOLD_BY_THE_QUESTION]
-        asked = [question for question in drawn if question.kind != "fact" or _is_trained_fact(question, split)]
-        seen |= enumerate(asked, start=1000 * image_id)
+        seen |= enumerate((question for question in drawn if question.kind != "fact"), start=1000 * image_id)
         known |= enumerate((question for question in drawn if question.kind == "fact"), start=1000 * image_id)
     head: dict[str, Any] = {
         "info": file_info(f"sample world, split {split}"),
@@ -95,10 +90,6 @@ def write_questions(folder: Path, split: str, scenes: list[Scene], first_id: int
         (f"okvqa_annotations_{split}", {"question_types": FACT_TYPES, "annotations": known_annotations}),
     ):
         (folder / f"{name}.json").write_text(json.dumps(head | content, indent=1), encoding="utf-8")
-
-
-def _is_trained_fact(question: Question, split: str) -> bool:
-    return split == "train" and question.answer in _MATERIALS
 
 
 def file_info(description: str) -> dict[str, Any]:
