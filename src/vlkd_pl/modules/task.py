@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -152,10 +153,18 @@ class TaskModule(pl.LightningModule, ABC):
         if hasattr(self.data, "report"):
             rank_zero_info(self.data.report())
 
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Logs the norm of the gradient, unscaled and before clipping."""
-        norms = [parameter.grad.norm() for parameter in self.parameters() if parameter.grad is not None]
-        self.log("train/grad_norm", torch.stack(norms).norm())
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips the gradient, and logs its norm, unscaled and before clipping: it is computed once for both."""
+        by_value = gradient_clip_algorithm == "value"
+        most = math.inf if by_value or gradient_clip_val is None else gradient_clip_val
+        self.log("train/grad_norm", torch.nn.utils.clip_grad_norm_(self.parameters(), most))
+        if by_value:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     # Validation, test and prediction
 
