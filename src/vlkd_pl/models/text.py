@@ -41,8 +41,11 @@ class TextModel(nn.Module):
 
         Args:
             model: A folder that ``VLKDModel.save_pretrained`` wrote; or a plain BART: a Hugging Face name, or a folder.
-            route: Whether the encoder's output goes through W'_e W_e, as in distillation, or around it. A plain BART
-                has no projections, so that both are the same.
+            route: Whether the encoder's output goes ``through`` W'_e W_e, as in distillation, or ``around`` it. The
+                paper does not say. ``around`` is the better on GLUE, where the projections take away what the order of
+                words tells, and hardly the worse on XSum: in the sample world, three seeds, CoLA 70 against 20, RTE 92
+                against 79, ROUGE-L 95.3 against 97.0. At the paper's sizes W'_e W_e also loses rank (512 of 1,024 with
+                ViT-B/16); in the sample world it does not. A plain BART has no projections, so that both are the same.
 
         Raises:
             FileNotFoundError: There is no BART at ``model``.
