@@ -48,8 +48,8 @@ def make_optimizer(
 ) -> Optimizer:
     """AdamW, or LAMB (You et al., 2020).
 
-    AdamW is PyTorch's fused one, which goes through memory once. It is told not to unscale the gradients itself, as it can
-    under fp16: the trainer does, since it clips and logs them.
+    On GPUs AdamW is PyTorch's fused one, which goes through memory once. It is told not to unscale the gradients
+    itself, as it can under fp16: the trainer does, since it clips and logs them.
 
     LAMB is timm's: an update is Adam's, with bias correction, plus weight decay, and is scaled by ‖weight‖ / ‖update‖.
     Parameters without weight decay, that is biases and norms, are not scaled, as in the authors' own training of BERT.
@@ -62,7 +62,8 @@ def make_optimizer(
         eps: ε.
     """
     if name == "adamw":
-        adamw = torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=eps, fused=True)
+        fused = all(parameter.is_cuda for group in groups for parameter in group["params"])
+        adamw = torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=eps, fused=fused)
         adamw._step_supports_amp_scaling = False  # what GradScaler and Lightning ask
         return adamw
     from timm.optim import Lamb  # brings all of timm, which takes seconds
