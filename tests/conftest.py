@@ -10,6 +10,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import safetensors.torch
 import torch
+from damaged_shards import write_damaged
 from tiny_models import tiny_bart, tiny_clip
 
 from vlkd_pl.data.sample.scenes import distinct_scenes
@@ -75,3 +76,9 @@ def model_folder(tmp_path_factory, clip_folder, bart_folder):
     folder = tmp_path_factory.mktemp("model")
     VLKDModel.load(str(clip_folder), str(bart_folder), "all").save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def damaged(tmp_path_factory):
+    """Damaged shards, and what is to come of them."""
+    return write_damaged(tmp_path_factory.mktemp("damaged"))

@@ -12,7 +12,7 @@ from vlkd_pl.cli import main
 def test_help_names_every_command(capsys):
     assert main(["--help"]) == 0
     printed = capsys.readouterr().out
-    for command in ("fit", "validate", "test", "sample", "caption", "scores"):
+    for command in ("fit", "validate", "test", "sample", "prepare", "caption", "scores"):
         assert f"\n  {command} " in printed
 
 
@@ -27,7 +27,8 @@ def test_unknown_command(capsys):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], *([name, "--help"] for name in ("sample", "scores", "caption", "grid"))]
+    "arguments",
+    [["--help"], *([name, "--help"] for name in ("sample", "prepare", "scores", "caption", "grid", "cache"))],
 )
 def test_help_imports_nothing_heavy(arguments):
     code = (

@@ -11,6 +11,7 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 COMPLETE = sorted(path for path in CONFIGS.rglob("*.yaml") if "class_path: vlkd_pl" in path.read_text())
 OVERLAYS = {
     "overlays/wandb.yaml": "distill.yaml",
+    "overlays/ddp.yaml": "distill.yaml",
     "sample/before.yaml": "sample/distill.yaml",
     "sample/after.yaml": "sample/distill.yaml",
     "sample/paper.yaml": "sample/distill.yaml",

@@ -23,9 +23,22 @@ ALLOWED = {
     "modules": {"modules", "models", "losses", "metrics", "optim", "checkpoint", "batch", "distributed", "table"},
     "table": set(),
     "predictions": {"distributed"},
+    "resume": set(),
     "pipeline": {"models", "data"},
     "demo": {"pipeline", "models", "data"},
-    "commands": {"commands", "demo", "modules", "data", "models", "metrics", "pipeline", "predictions", "table"},
+    "commands": {
+        "commands",
+        "batch",
+        "demo",
+        "modules",
+        "data",
+        "models",
+        "metrics",
+        "pipeline",
+        "predictions",
+        "resume",
+        "table",
+    },
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, TypedDict
 
 from torch import Tensor
@@ -30,12 +31,14 @@ class StreamPosition(NamedTuple):
         num_workers: Workers of the rank.
         epoch: Passes over the shards that the worker has ended.
         num_samples: Raw samples of the present pass that it has used, good or bad.
+        counts: What its decoder had counted, of all passes; see ``vlkd_pl.data.shards.COUNTED``.
     """
 
     worker: int
     num_workers: int
     epoch: int
     num_samples: int
+    counts: Sequence[int] = ()
 
 
 class InfillingBatch(TypedDict):
@@ -53,23 +56,64 @@ class InfillingBatch(TypedDict):
 
 
 class ImageTextBatch(InfillingBatch):
-    """Pictures with one text each.
+    """Pictures with one text each, or in their place what CLIP made of both.
 
     Attributes:
         image: (B, 3, H, W) float32, normalised as CLIP takes it.
         clip_text_ids: CLIP's token ids (B, L) int64, 0 at padding.
+        image_tokens: Cached features (B, 1 + N, D) of ``FrozenCLIP.encode_image``, or the first position alone, in
+            float16, or in int8 with scales.
+        image_scales: (B, 1 + N) float16, what each token in int8 is to be multiplied by.
+        clip_text_embedding: Cached t_eos (B, D) float16.
         bart_text_ids: BART's token ids (B, M) int64 of the clean texts.
         bart_text_mask: (B, M) int64, 1 at real tokens.
+        keys: Names of the B samples.
         text_infilling: Further texts, without pictures.
         stream_position: Where the stream stood after this batch.
     """
 
-    image: Tensor
-    clip_text_ids: Tensor
+    image: NotRequired[Tensor]
+    clip_text_ids: NotRequired[Tensor]
+    image_tokens: NotRequired[Tensor]
+    image_scales: NotRequired[Tensor]
+    clip_text_embedding: NotRequired[Tensor]
     bart_text_ids: Tensor
     bart_text_mask: Tensor
+    keys: NotRequired[list[str]]
     text_infilling: NotRequired[InfillingBatch]
     stream_position: NotRequired[StreamPosition]
+
+
+class ShardEnd(NamedTuple):
+    """What is known of a shard when all of it has been read.
+
+    Attributes:
+        key_hashes: Of the keys of all its samples with a text, in order, also of those that were skipped.
+        skipped: How many samples were skipped for each reason.
+    """
+
+    key_hashes: list[int]
+    skipped: dict[str, int]
+
+
+class ShardBatch(TypedDict):
+    """Pictures with one text each, of one shard and in its order, for CLIP to encode.
+
+    Attributes:
+        image: (B, 3, H, W) float32, normalised as CLIP takes it; B is 0 in a shard without a usable sample.
+        clip_text_ids: CLIP's token ids (B, L) int64, 0 at padding.
+        texts: B texts.
+        keys: B keys.
+        shard: The shard's name in the cache.
+        end: In the shard's last batch.
+    """
+
+    image: Tensor
+    clip_text_ids: Tensor
+    texts: list[str]
+    keys: list[str]
+    shard: str
+    end: ShardEnd | None
 
 
 class EvaluationBatch(ImageTextBatch):

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import copy
+import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
-from torch import Tensor
+from torch import Tensor, nn
 
-from vlkd_pl.distributed import gather_objects
+from vlkd_pl.distributed import average_over_ranks, gather_objects
 from vlkd_pl.models.vlkd import ImageFeatures, VLKDModel
 
 CLIP_PREFIX = "model.clip."
@@ -21,6 +23,9 @@ CLIP_PREFIX = "model.clip."
 
 _FINGERPRINT = "clip_fingerprint"
 _RANDOM_STATES = "random_states"
+_PENDING_GRADIENTS = "pending_gradients"
+
+RandomState = dict[str, Any]
 
 
 def drop_clip(checkpoint: dict[str, Any], model: VLKDModel) -> None:
@@ -45,24 +50,61 @@ def restore_clip(checkpoint: dict[str, Any], model: VLKDModel) -> None:
     checkpoint["state_dict"].update({f"{CLIP_PREFIX}{name}": value for name, value in model.clip.state_dict().items()})
 
 
+def random_state() -> RandomState:
+    """The state of all that this process draws random numbers from."""
+    numpy_state: Any = np.random.get_state()
+    name, words, *rest = numpy_state
+    return {
+        "python": random.getstate(),
+        "numpy": (name, words.tolist(), *rest),  # a list, since an array would have to be unpickled
+        "cpu": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+    }
+
+
+def set_random_state(state: RandomState) -> None:
+    """Continues the sequences of random numbers from ``state``."""
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(state["cpu"].cpu())
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"].cpu())
+
+
 def keep_random_states(checkpoint: dict[str, Any]) -> None:
     """Puts each rank's random state into a checkpoint; to be called on all ranks."""
-    state = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None}
-    checkpoint[_RANDOM_STATES] = gather_objects([state])
+    checkpoint[_RANDOM_STATES] = gather_objects([random_state()])
 
 
-def random_state_of(checkpoint: dict[str, Any], rank: int) -> dict[str, Tensor | None] | None:
+def random_state_of(checkpoint: dict[str, Any], rank: int) -> RandomState | None:
     """The random state that ``rank`` had when the checkpoint was written; None where there were fewer ranks."""
     states = checkpoint.get(_RANDOM_STATES, [])
     return states[rank] if rank < len(states) else None
 
 
-def set_random_state(state: dict[str, Tensor | None]) -> None:
-    """Continues the sequence of random numbers from ``state``."""
-    if state["cpu"] is not None:
-        torch.set_rng_state(state["cpu"].cpu())
-    if state["cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"].cpu())
+def keep_pending_gradients(checkpoint: dict[str, Any], module: nn.Module) -> None:
+    """Puts gradients that wait for the rest of an accumulated step into a checkpoint; to be called on all ranks.
+
+    They are the mean over the ranks, which is what becomes of them in the end.
+    """
+    gradients = {
+        name: parameter.grad.clone() for name, parameter in module.named_parameters() if parameter.grad is not None
+    }
+    for gradient in gradients.values():
+        average_over_ranks(gradient)
+    checkpoint[_PENDING_GRADIENTS] = gradients
+
+
+def pending_gradients_of(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
+    """The gradients that waited when the checkpoint was written, by the names of their parameters; none as a rule."""
+    return checkpoint.get(_PENDING_GRADIENTS, {})
+
+
+def set_pending_gradients(module: nn.Module, gradients: dict[str, Tensor]) -> None:
+    """Lets an accumulated step go on from these gradients."""
+    for name, gradient in gradients.items():
+        parameter = module.get_parameter(name)
+        parameter.grad = gradient.to(parameter.device)
 
 
 def load_model(

@@ -47,3 +47,10 @@ def gather_objects(items: list[Item]) -> list[Item]:
     gathered: list[list[Item]] = [[] for _ in range(torch.distributed.get_world_size())]
     torch.distributed.all_gather_object(gathered, items)
     return [item for part in gathered for item in part]
+
+
+def average_over_ranks(tensor: Tensor) -> None:
+    """Replaces a tensor by its mean over all ranks; leaves it without ranks."""
+    if is_distributed():
+        torch.distributed.all_reduce(tensor)
+        tensor /= torch.distributed.get_world_size()

@@ -95,6 +95,7 @@ def test_batch_contract(collator):
     batch = collator(samples("a", "b"))
     assert batch["image"].shape == (2, 3, 2, 2)
     assert (batch["labels"] == batch["bart_text_ids"]).all()
+    assert batch.pop("keys") == [sample["key"] for sample in samples("a", "b")]
     assert {value.dtype for name, value in batch.items() if name != "image"} == {torch.int64}
 
 

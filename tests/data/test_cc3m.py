@@ -13,7 +13,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from vlkd_pl.batch import StreamPosition
 from vlkd_pl.data.cc3m import CC3MDataModule
-from vlkd_pl.data.shards import UniformSubset, find_shards
+from vlkd_pl.data.shards import SKIP_REASONS, UniformSubset
 
 NUM_PAIRS = 48
 
@@ -115,7 +115,8 @@ def test_batch_contract(build, tmp_path):
     assert batch["image"].dtype == torch.float32
     assert batch["clip_text_ids"].shape[1] < 24
     assert batch["text_infilling"]["labels"].shape[0] == 3
-    assert batch["stream_position"] == StreamPosition(0, 1, 0, 4)
+    assert batch["stream_position"] == StreamPosition(0, 1, 0, 4, [0] * len(SKIP_REASONS) + [0, 4])
+    assert batch["keys"] == [f"0/{number:05d}" for number in numbers(module, batch)]
     image = Image.open(io.BytesIO(jpeg(numbers(module, batch)[0])))
     torch.testing.assert_close(batch["image"][0], module.transform(image))
 
@@ -140,18 +141,18 @@ def test_a_resumed_stream_goes_on_exactly(build, shards, tmp_path, num_workers, 
         "text_corpus": str(tmp_path / "corpus.txt"),
         "max_bad_share": 0.5,
     }
-    uncut = take(build(**settings), 22)
+    uncut_module = build(**settings)
+    uncut = take(uncut_module, 22)
     cut_module = build(**settings)
     take(cut_module, cut)
     resumed = build(**settings)
     resumed.load_state_dict(cut_module.state_dict())
     rest = take(resumed, 22 - cut)
-    # with workers, the resumed loader asks the first worker first: the same batches, from each worker in its own order
-    if num_workers == 0 or cut % num_workers == 0:
-        assert all(same(first, second) for first, second in zip(uncut[cut:], rest, strict=True))
-        pairs = zip(uncut[cut:], rest, strict=True)
-        assert all(same(first["text_infilling"], second["text_infilling"]) for first, second in pairs)
-    assert len({tuple(numbers(resumed, batch)) for batch in rest}) == len(rest)
+    for first, second in zip(uncut[cut:], rest, strict=True):
+        assert same(first, second)
+        assert same(first["text_infilling"], second["text_infilling"])
+    assert resumed.state_dict() == uncut_module.state_dict()
+    assert sum(sum(position.counts[: len(SKIP_REASONS)]) for position in resumed._positions.values()) > 0 or cut < 12
 
 
 def test_another_number_of_workers_starts_the_next_pass(build):
@@ -180,14 +181,14 @@ DAMAGED = {
 def test_bad_samples_are_skipped_and_counted(build, shards, tmp_path):
     write_shard(tmp_path / "bad.tar", [sample for samples in DAMAGED.values() for sample in samples])
     with tarfile.open(shards / "00000.tar") as archive:
-        end = archive.getmembers()[10].offset_data + 100  # within the sixth picture; the pair before it goes with it
+        end = archive.getmembers()[10].offset_data + 100  # within the sixth picture
     (tmp_path / "cut.tar").write_bytes((shards / "00000.tar").read_bytes()[:end])
     (tmp_path / "zeros.tar").write_bytes(b"no tar file at all" * 100)
     module = build(
         [str(shards / "*.tar"), str(tmp_path / "*.tar")], batch_size=1, max_image_pixels=20_000, max_bad_share=0.7
     )
-    seen = [number for batch in take(module, NUM_PAIRS + 4) for number in numbers(module, batch)]
-    assert sorted(seen) == sorted([*range(NUM_PAIRS), 0, 1, 2, 3])
+    seen = [number for batch in take(module, NUM_PAIRS + 5) for number in numbers(module, batch)]
+    assert sorted(seen) == sorted([*range(NUM_PAIRS), 0, 1, 2, 3, 4])
     expected = {
         "unreadable_image": 1,
         "not_rgb": 2,
@@ -242,12 +243,6 @@ def test_missing_shards(build, shards):
         build(str(shards / "{00000..00005}.tar"))
     with pytest.raises(FileNotFoundError, match="no shard fits"):
         build(str(shards / "*.nothing"))
-
-
-@pytest.mark.parametrize("pattern", ["pipe:cat a.tar", "https://example.org/{0..3}.tar", "s3://bucket/a.tar"])
-def test_commands_and_addresses_are_refused(pattern):
-    with pytest.raises(MisconfigurationException, match="is not a path"):
-        find_shards(pattern)
 
 
 def test_too_few_shards(build):
@@ -326,3 +321,19 @@ def test_random_bytes_never_crash(build, shards, tmp_path):
         (tmp_path / f"{number}.tar").write_bytes(damaged)
     module = build([str(shards / "00000.tar"), str(tmp_path / "*.tar")], max_bad_share=1.0)
     assert len(take(module, 30)) == 30
+
+
+def test_damaged_shards_cost_what_is_damaged(build, damaged):
+    module = build(str(damaged.folder / "*.tar"))
+    stream = module.train_dataloader().dataset
+    samples = [module.decoder(raw, 0) for raw in stream._shuffled(epoch=0, part=0, num_parts=1, worker=0)]
+    num_good = len(samples) - samples.count(None)
+    assert {"good": num_good, **module.skipped} == dict(damaged.trained)
+
+
+def test_damaged_shards_never_end_a_run(build, damaged, tmp_path):
+    module = build(str(damaged.folder / "*.tar"), num_workers=2, batch_size=5, max_bad_share=9.0)
+    for _ in range(3):  # passes
+        assert len(take(module, damaged.trained["good"] // 5)) == damaged.trained["good"] // 5
+    assert not Path(tmp_path.parent, "escaped.jpg").exists()
+    assert not Path("/tmp/absolute.jpg").exists()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from distilling import arguments
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch.nn.functional import cross_entropy
 
@@ -15,47 +16,6 @@ from vlkd_pl.cli import main
 from vlkd_pl.commands.train import run
 from vlkd_pl.models.vlkd import VLKDModel
 from vlkd_pl.modules.vlkd import VLKDModule
-
-CONFIG = Path(__file__).parents[2] / "configs" / "sample" / "distill.yaml"
-
-
-def arguments(world, folder, command="fit", **options):
-    """The sample run in miniature, with every part of the real one."""
-    settings = {
-        "model.init_args.clip": world.clip,
-        "model.init_args.bart": world.bart,
-        "model.init_args.num_start_texts": 20,
-        "model.init_args.warmup_steps": 2,
-        "model.init_args.total_steps": 8,
-        "model.init_args.decoding.max_new_tokens": 5,
-        "model.init_args.decoding.num_beams": 2,
-        "data.init_args.shards": world.shards,
-        "data.init_args.text_corpus": str(world.folder / "corpus.txt"),
-        "data.init_args.batch_size": 6,
-        "data.init_args.text_batch_size": 3,
-        "data.init_args.val_images": str(world.folder / "images"),
-        "data.init_args.val_captions": str(world.folder / "captions_val.json"),
-        "data.init_args.test_images": str(world.folder / "images"),
-        "data.init_args.test_captions": str(world.folder / "captions_test.json"),
-        "trainer.max_steps": 4,
-        "trainer.val_check_interval": 3,
-        "trainer.log_every_n_steps": 1,
-        "trainer.enable_progress_bar": "false",
-        "trainer.enable_model_summary": "false",
-        "trainer.logger": json.dumps(
-            [
-                {"class_path": name, "init_args": {"save_dir": str(folder), "name": None, "version": ""}}
-                for name in ("TensorBoardLogger", "CSVLogger")
-            ]
-        ),
-        "trainer.callbacks": json.dumps(
-            [
-                {"class_path": "ModelCheckpoint", "init_args": {"save_last": True, "every_n_train_steps": 1}},
-                {"class_path": "vlkd_pl.ExportModel"},
-            ]
-        ),
-    } | {name.replace("__", "."): value for name, value in options.items()}
-    return [command, "--config", str(CONFIG), *(f"--{name}={value}" for name, value in settings.items())]
 
 
 def rows(folder):
@@ -289,8 +249,10 @@ def test_mixed_precision_gives_nearly_the_same_losses(trained, world, tmp_path):
 
 
 def test_two_processes_train_as_one(world, tmp_path):
-    """DDP over gloo: both ranks end with the same weights, which are finite and have moved."""
+    """DDP over gloo, with two batches to a step, and validation on a number of pictures that two ranks do not share."""
     options = {
+        "data__init_args__num_eval_samples": 5,
+        "trainer__accumulate_grad_batches": 2,
         "trainer__devices": 2,
         "trainer__strategy": "ddp_spawn",
         "trainer__max_steps": 2,

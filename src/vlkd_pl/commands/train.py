@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,10 +11,19 @@ from typing import Any
 import pytorch_lightning as pl
 import transformers
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from vlkd_pl.models.clip import CLIPFileError
 from vlkd_pl.predictions import PredictionWriter
+from vlkd_pl.resume import (
+    CheckpointFiles,
+    SaveOnSignal,
+    checkpoint_folders,
+    go_on_in_last_version,
+    keep_logged,
+    last_checkpoint,
+    remove_requeued_before,
+)
 
 
 class _Part:
@@ -53,12 +63,40 @@ class VLKDCLI(LightningCLI):
         for part in ("model", "task"):
             parser.link_arguments(f"model.init_args.{part}", f"data.init_args.{part}")
 
+    def _parse_ckpt_path(self) -> None:
+        """Leaves the checkpoint unread: Lightning looks for hyper-parameters in it, and modules here keep none."""
+
+    @property
+    def _goes_on(self) -> bool:
+        return self.subcommand == "fit" and self.config.fit.ckpt_path == "last"
+
+    def before_instantiate_classes(self) -> None:
+        """With ``fit --ckpt_path last``, goes on in the folder of the last run."""
+        logger = self.config.fit.trainer.logger if self._goes_on else None
+        go_on_in_last_version(logger[0] if isinstance(logger, list) and logger else logger)
+
     def instantiate_trainer(self, **options: Any) -> pl.Trainer:
-        """The trainer; for ``predict`` with a writer of predictions, where the configuration names none."""
+        """The trainer, with what every run has.
+
+        For ``fit`` it saves on signals; for ``predict`` it has a writer of predictions, where the configuration names
+        none.
+        """
         trainer: Any = super().instantiate_trainer(**options)
+        trainer.strategy.checkpoint_io = CheckpointFiles()
+        if self.subcommand == "fit":
+            trainer.callbacks.append(SaveOnSignal())
         if self.subcommand == "predict" and not _writers(trainer):
             trainer.callbacks.append(PredictionWriter())
         return trainer
+
+    def before_fit(self) -> None:
+        """With ``--ckpt_path last``, takes the newest good checkpoint; starts anew where there is none."""
+        if self._goes_on:
+            last = last_checkpoint(checkpoint_folders(self.trainer))
+            self.config_init.fit.ckpt_path = last and str(last)
+            keep_logged(self.trainer)
+            if last is not None and self.trainer.is_global_zero:
+                remove_requeued_before(last)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -66,16 +104,18 @@ def main(arguments: Sequence[str]) -> int:
 
     Returns:
         0, or 1 where a file, model or setting is wrong: one line then says which. 1 too where predictions are written
-        but some files were no pictures.
+        but some files were no pictures; 143 where SIGTERM ended the run.
     """
     transformers.utils.logging.disable_progress_bar()
     try:
         trainer = run(arguments).trainer
+    except SIGTERMException:
+        return 128 + signal.SIGTERM
     except Exception as error:
-        explained = _explained(error)
-        if explained is None:
+        reason = explained(error)
+        if reason is None:
             raise
-        print(f"vlkd-pl {arguments[0]}: {explained}", file=sys.stderr)
+        print(f"vlkd-pl {arguments[0]}: {reason}", file=sys.stderr)
         return 1
     return int(any(writer.num_skipped for writer in _writers(trainer)))
 
@@ -84,7 +124,7 @@ def _writers(trainer: Any) -> list[PredictionWriter]:
     return [callback for callback in trainer.callbacks if isinstance(callback, PredictionWriter)]
 
 
-def _explained(error: BaseException | None) -> BaseException | None:
+def explained(error: BaseException | None) -> BaseException | None:
     """The error that tells a user what to do, under those made of it on its way; None where it is a defect."""
     while error is not None and not isinstance(error, FileNotFoundError | MisconfigurationException | CLIPFileError):
         error = error.__cause__

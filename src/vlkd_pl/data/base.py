@@ -157,17 +157,28 @@ class Collator:
     def __call__(self, samples: Sequence[ImageText]) -> ImageTextBatch:
         """A batch of one text for each picture."""
         texts = [sample["text"] for sample in samples]
-        rngs = [np.random.default_rng((self.seed, crc32(sample["key"].encode()))) for sample in samples]
+        batch = self.texts(texts, [sample["key"] for sample in samples])
+        batch["image"] = torch.stack([sample["image"] for sample in samples])
+        batch["clip_text_ids"] = self.clip_tokenizer(texts)
+        return batch
+
+    def texts(self, texts: Sequence[str], keys: Sequence[str]) -> ImageTextBatch:
+        """A batch of what BART needs alone.
+
+        Args:
+            texts: B texts.
+            keys: B keys of the samples, that decide the corruption.
+        """
+        rngs = [np.random.default_rng((self.seed, crc32(key.encode(errors="surrogateescape")))) for key in keys]
         infilling = self.infilling(texts, rngs)
-        bart_text_ids, bart_text_mask = padded(self.infilling.token_ids(texts), self.infilling.tokenizer.pad_token_id)
+        labels = infilling["labels"]  # the clean texts' ids, which need not be made again
         return {
-            "image": torch.stack([sample["image"] for sample in samples]),
-            "clip_text_ids": self.clip_tokenizer(texts),
-            "bart_text_ids": bart_text_ids,
-            "bart_text_mask": bart_text_mask,
+            "bart_text_ids": labels.masked_fill(labels == -100, self.infilling.tokenizer.pad_token_id),
+            "bart_text_mask": (labels != -100).long(),
             "corrupted_ids": infilling["corrupted_ids"],
             "corrupted_mask": infilling["corrupted_mask"],
-            "labels": infilling["labels"],
+            "labels": labels,
+            "keys": list(keys),
         }
 
     def evaluation(self, samples: Sequence[ImageTexts]) -> EvaluationBatch:

@@ -1,4 +1,4 @@
-"""CC3M, or any image-text pairs, streamed from webdataset shards."""
+"""CC3M, or any image-text pairs, streamed from webdataset shards or read from cached features."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader
 
 from vlkd_pl.batch import EvaluationBatch, ImageTextBatch, StreamPosition
 from vlkd_pl.data.base import Collator, clip_image_size, load_bart_tokenizer, load_clip_tokenizer, one_thread
+from vlkd_pl.data.cached import CachedPairs, ready
 from vlkd_pl.data.coco import COCOCaptions
+from vlkd_pl.data.features import FeatureCache
 from vlkd_pl.data.infilling import TextInfilling
-from vlkd_pl.data.shards import SampleDecoder, UniformSubset, find_shards, read_captions
+from vlkd_pl.data.order import OrderedDataModule
+from vlkd_pl.data.shards import SampleDecoder, UniformSubset, find_shards, read_captions, told_by_reason
 from vlkd_pl.data.stream import ShardStream, TextCorpus
 from vlkd_pl.data.transforms import clip_transform
 from vlkd_pl.distributed import gather_objects
@@ -23,11 +25,15 @@ from vlkd_pl.distributed import gather_objects
 _MIN_SEEN = 1000
 
 
-class CC3MDataModule(pl.LightningDataModule):
+class CC3MDataModule(OrderedDataModule):
     """Streams image-text pairs for distillation (Section 3.3) and reads COCO-format captions for evaluation.
 
+    From a cache of ``vlkd-pl cache`` the pairs come in an order over the whole data set, each epoch another; a pass
+    over the shards is drawn from a buffer.
+
     Args:
-        shards: Tar files of ``key.jpg`` and ``key.txt`` as img2dataset writes them; braces and wildcards are expanded.
+        shards: Tar files of ``key.jpg`` and ``key.txt`` as img2dataset writes them, on local disks or at addresses of
+            S3, GCS or HTTP; braces and wildcards are expanded, see ``find_shards``.
         clip: CLIP's name, file or folder, for its tokenizer and picture size.
         bart: BART's name or folder, for its tokenizer.
         batch_size: Pairs in a batch of one process.
@@ -52,6 +58,8 @@ class CC3MDataModule(pl.LightningDataModule):
         test_captions: Their captions.
         eval_batch_size: Pictures in an evaluation batch of one process.
         num_eval_samples: Pictures to evaluate on, the first of the file; all by default.
+        features: Folder of CLIP's features, made with ``vlkd-pl cache``, to train on in place of the pictures; the
+            shards are then not read, and need not be there.
 
     Raises:
         FileNotFoundError: BART's tokenizer cannot be found.
@@ -85,13 +93,13 @@ class CC3MDataModule(pl.LightningDataModule):
         test_captions: str | None = None,
         eval_batch_size: int = 50,
         num_eval_samples: int | None = None,
+        features: str | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(seed)
         self.shard_patterns = shards
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.shuffle_buffer = shuffle_buffer
-        self.seed = seed
         self.subset_size = subset_size
         self.max_bad_share = max_bad_share
         self.text_corpus = text_corpus
@@ -99,7 +107,9 @@ class CC3MDataModule(pl.LightningDataModule):
         self.eval_files = {"validate": (val_captions, val_images), "test": (test_captions, test_images)}
         self.eval_batch_size = eval_batch_size
         self.num_eval_samples = num_eval_samples
-        self.transform = clip_transform(image_size or clip_image_size(clip))
+        self.features = features
+        self.image_size = image_size or clip_image_size(clip)
+        self.transform = clip_transform(self.image_size)
         self.clip_tokenizer = load_clip_tokenizer(clip)
         tokenizer = load_bart_tokenizer(bart)
         self.collator = Collator(
@@ -118,27 +128,24 @@ class CC3MDataModule(pl.LightningDataModule):
         self.shards: list[str] = []
         self.keep: Callable[[str], bool] = _every
         self.corpus: TextCorpus | None = None
+        self.cache: FeatureCache | None = None
         self.evaluation: dict[str, COCOCaptions] = {}
         self._positions: dict[int, StreamPosition] = {}
+        self._next_worker = 0
 
     def setup(self, stage: str) -> None:
         """Looks at every file before anything is trained.
 
         Raises:
             FileNotFoundError: A shard, caption file, picture or text file is missing.
-            MisconfigurationException: There are fewer shards than workers of all ranks, or a file is of another format.
+            MisconfigurationException: There are fewer shards than workers of all ranks, a file is of another format, or
+                cached features are damaged or were made in another way.
         """
         if stage == "fit":
-            self.shards = find_shards(self.shard_patterns)
-            num_parts = self._world_size * max(1, self.num_workers)
-            if len(self.shards) < num_parts:
-                raise MisconfigurationException(
-                    f"data.shards: {len(self.shards)} shards are too few for {self._world_size} processes × "
-                    f"{max(1, self.num_workers)} workers, which take one each at least: lower data.num_workers to "
-                    f"{len(self.shards) // self._world_size}, or write more and smaller shards"
-                )
-            if self.subset_size is not None:
-                self.keep = UniformSubset(self.shards, self.subset_size)
+            if self.features is not None:
+                self._open_cache(self.features)
+            else:
+                self._find_shards()
             if self.text_corpus is not None:
                 self.corpus = TextCorpus(self.text_corpus, self.text_infilling, self.text_batch_size)
         for name, (captions, images) in self.eval_files.items():
@@ -146,7 +153,9 @@ class CC3MDataModule(pl.LightningDataModule):
                 self.evaluation[name] = COCOCaptions(captions, images or "", self.transform, self.num_eval_samples)
 
     def train_dataloader(self) -> DataLoader[ImageTextBatch]:
-        """A stream without end; a resumed run goes on where it was."""
+        """A stream without end, or the epochs of cached features; a resumed run goes on where it was."""
+        if self.cache is not None:
+            return self._cached_dataloader(self.cache)
         rank = self.trainer.global_rank if self.trainer is not None else 0
         stream = ShardStream(
             self.shards,
@@ -160,6 +169,7 @@ class CC3MDataModule(pl.LightningDataModule):
             rank,
             self._world_size,
             dict(self._positions),
+            self._next_worker,
         )
         return DataLoader(
             stream,
@@ -186,6 +196,8 @@ class CC3MDataModule(pl.LightningDataModule):
 
     def training_captions(self, num: int) -> list[str]:
         """The first captions of the shards, the same on every rank."""
+        if self.cache is not None:
+            return self.cache.captions(self.cache.subset(self.subset_size)[:num])
         return read_captions(self.shards, num, self.keep)
 
     @property
@@ -202,16 +214,22 @@ class CC3MDataModule(pl.LightningDataModule):
         if "stream_position" in batch:
             position = StreamPosition(*batch.pop("stream_position"))
             self._positions[position.worker] = position
+            self._next_worker = (position.worker + 1) % position.num_workers
             self._check_bad_share()
-        return batch
+        return super().on_before_batch_transfer(batch, dataloader_idx)
 
     def state_dict(self) -> dict[str, Any]:
         """The stream's position on every rank; to be called on all ranks."""
         positions = {worker: tuple(position) for worker, position in self._positions.items()}
-        return {"positions": gather_objects([positions])}
+        return {
+            **super().state_dict(),
+            "positions": gather_objects([positions]),
+            "next_worker": self._next_worker,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on from the position of a checkpoint; with another number of ranks or workers, at the next pass."""
+        super().load_state_dict(state_dict)
         of_ranks = [
             {worker: StreamPosition(*position) for worker, position in positions.items()}
             for positions in state_dict["positions"]
@@ -221,6 +239,10 @@ class CC3MDataModule(pl.LightningDataModule):
         if len(of_ranks) == self._world_size and all(position.num_workers == num_workers for position in known):
             rank = self.trainer.global_rank if self.trainer is not None else 0
             self._positions = of_ranks[rank]
+            self._next_worker = state_dict.get("next_worker", 0)
+            for worker, position in self._positions.items():
+                if position.counts:
+                    self.decoder.counts[worker] = torch.tensor(position.counts)
         elif known:
             epoch = max(position.epoch for position in known) + 1
             warnings.warn(
@@ -231,15 +253,54 @@ class CC3MDataModule(pl.LightningDataModule):
 
     def report(self) -> str:
         """One line on what all ranks have read and skipped; to be called on all ranks."""
+        if self.cache is not None:
+            return f"data: {len(self.cache)} samples in {self.features}; {self.cache.losses}"
         num_seen = sum(gather_objects([self.decoder.num_seen]))
         of_ranks = gather_objects([self.skipped])
         totals = {reason: sum(skipped[reason] for skipped in of_ranks) for reason in self.skipped}
-        reasons = ", ".join(f"{total} {reason}" for reason, total in totals.items() if total)
-        return f"data: {num_seen} samples read, skipped: {reasons or 'none'}"
+        num_retries = sum(gather_objects([self.decoder.num_retries]))
+        retried = f"; {num_retries} reads tried again" if num_retries else ""
+        return f"data: {num_seen} samples read, skipped: {told_by_reason(totals)}{retried}"
 
     @property
     def _world_size(self) -> int:
         return self.trainer.world_size if self.trainer is not None else 1
+
+    def _find_shards(self) -> None:
+        self.shards = find_shards(self.shard_patterns)
+        num_parts = self._world_size * max(1, self.num_workers)
+        if len(self.shards) < num_parts:
+            raise MisconfigurationException(
+                f"data.shards: {len(self.shards)} shards are too few for {self._world_size} processes × "
+                f"{max(1, self.num_workers)} workers, which take one each at least: lower data.num_workers to "
+                f"{len(self.shards) // self._world_size}, or write more and smaller shards"
+            )
+        if self.subset_size is not None:
+            self.keep = UniformSubset(self.shards, self.subset_size)
+
+    def _open_cache(self, folder: str) -> None:
+        self.cache = FeatureCache(folder)
+        self.cache.check_data(
+            self.max_bad_share,
+            image_size=self.image_size,
+            max_image_pixels=self.decoder.max_image_pixels,
+            skip_non_rgb=self.decoder.skip_non_rgb,
+        )
+        self.cache.subset(self.subset_size)
+
+    def _cached_dataloader(self, cache: FeatureCache) -> DataLoader[ImageTextBatch]:
+        pairs = CachedPairs(cache, cache.subset(self.subset_size), self.collator, self.corpus, self.seed)
+        return DataLoader(
+            pairs,
+            batch_size=self.batch_size,
+            sampler=self.training_order(len(pairs), self.batch_size),
+            drop_last=True,
+            num_workers=self.num_workers,
+            collate_fn=ready,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=one_thread,
+            generator=torch.Generator(),  # or else an epoch's start would shift the random numbers of training
+        )
 
     def _eval_dataloader(self, name: str) -> DataLoader[EvaluationBatch] | list[Any]:
         if name not in self.evaluation:

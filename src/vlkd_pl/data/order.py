@@ -123,4 +123,4 @@ class OrderedDataModule(pl.LightningDataModule):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on behind these batches."""
-        self.num_trained_batches = state_dict["num_trained_batches"]
+        self.num_trained_batches = state_dict.get("num_trained_batches", 0)

@@ -2,54 +2,60 @@
 
 from __future__ import annotations
 
-import glob
 import io
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import blake2b
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from braceexpand import braceexpand
+from numpy.typing import NDArray
 from PIL import Image
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor
-from webdataset.tariterators import group_by_keys, tar_file_iterator
+from webdataset.tariterators import base_plus_ext
 
 from vlkd_pl.data.base import ImageText
+from vlkd_pl.data.remote import check_address, expand_wildcards, missing_files, open_file
+from vlkd_pl.data.tars import opened_tar, tar_headers, tar_members
 
 RawSample = dict[str, Any]
 
 SKIP_REASONS = ("broken_tar", "missing_part", "unreadable_image", "not_rgb", "too_large", "empty_text")
 """Why a sample is skipped; ``broken_tar`` counts shards, of which the rest is lost."""
 
+COUNTED = (*SKIP_REASONS, "retries", "seen")
+"""What is counted; ``retries`` are reads tried again, ``seen`` are raw samples looked at."""
+
 _IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+# What a member is named says little of what it is: of Pillow's formats, some of which run other programs, just these.
+_IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+# CLIP's transform enlarges the shorter side: a line of pixels would take gigabytes
+_MAX_ASPECT_RATIO = 100
 
 
 def find_shards(patterns: str | Sequence[str]) -> list[str]:
     """The shards that patterns name.
 
     Args:
-        patterns: Paths with braces (``{00000..00331}.tar``) or wildcards (``*.tar``).
+        patterns: Paths, or addresses that fsspec reads (``s3://``, ``gs://``, ``https://``, …), with braces
+            (``{00000..00331}.tar``) or wildcards (``*.tar``), the latter where the files can be listed.
 
     Raises:
         FileNotFoundError: A named shard does not exist, or a wildcard finds none.
-        MisconfigurationException: A pattern is a command or an address, not a path.
+        MisconfigurationException: A pattern is a command, or an address of an unknown scheme.
     """
     shards: list[str] = []
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        if pattern.startswith("pipe:") or "://" in pattern:
-            raise MisconfigurationException(
-                f"data.shards: {pattern} is not a path: commands and addresses are not read"
-            )
+        check_address(pattern)
         for path in braceexpand(pattern):
-            found = sorted(glob.glob(path)) if glob.has_magic(path) else [path]
+            found = expand_wildcards(path)
             if not found:
                 raise FileNotFoundError(f"data.shards: no shard fits {path}: give the paths of .tar files")
             shards += found
-    missing = [path for path in shards if not Path(path).is_file()]
+    missing = missing_files(shards)
     if missing:
         raise FileNotFoundError(
             f"data.shards: {len(missing)} of {len(shards)} shards do not exist; first: {', '.join(missing[:3])}"
@@ -57,20 +63,54 @@ def find_shards(patterns: str | Sequence[str]) -> list[str]:
     return shards
 
 
-def read_shard(path: str, select: Callable[[str], bool] | None = None) -> Iterator[RawSample]:
+def read_shard(
+    path: str, select: Callable[[str], bool] | None = None, on_retry: Callable[[], None] | None = None
+) -> Iterator[RawSample]:
     """The raw samples of a shard: the bytes of each part by its extension, and ``__key__``.
 
+    Members that follow one another and have the same key are a sample; where a part comes again, so does the sample.
+
     Args:
-        path: A tar file.
+        path: A tar file that is not compressed, on a local disk or at an address.
         select: Which members to read; all by default.
+        on_retry: Called each time that a connection broke and the read is tried again.
 
     Raises:
-        tarfile.TarError: The file is broken at this place.
+        tarfile.TarError: The file is broken at this place, or ends without the mark of its end; all before it has been
+            yielded.
+        ValueError: The same, where a header holds nonsense.
         OSError: It cannot be read.
     """
-    with open(path, "rb") as file:
-        members = ({**member, "__url__": path} for member in tar_file_iterator(file, select_files=select))
-        yield from group_by_keys(members)
+    sample: RawSample = {}
+    try:
+        with open_file(path, on_retry) as file:
+            for name, content in tar_members(file, select):
+                key, extension = base_plus_ext(name)
+                if key is None:
+                    continue
+                extension = extension.lower()
+                if sample and (key != sample["__key__"] or extension in sample):
+                    yield sample
+                    sample = {}
+                sample |= {extension: content, "__key__": key}
+    except (tarfile.TarError, ValueError):
+        if sample:
+            yield sample
+        raise
+    if sample:
+        yield sample
+
+
+def count_samples(path: str) -> int:
+    """The keys in a shard; none of its contents is read.
+
+    Raises:
+        tarfile.TarError: The file is broken.
+        ValueError: The same, where a header holds nonsense.
+        OSError: It cannot be read.
+    """
+    with open_file(path) as file, opened_tar(file, "r:") as archive:
+        return len({base_plus_ext(member.name)[0] for member in tar_headers(archive)} - {None})
 
 
 def read_captions(shards: Sequence[str], num: int, keep: Callable[[str], bool]) -> list[str]:
@@ -103,14 +143,32 @@ class UniformSubset:
     """
 
     def __init__(self, shards: Sequence[str], size: int) -> None:
-        hashes = np.fromiter({_hash(key) for path in shards for key in _keys(path)}, dtype=np.uint64)
-        if len(hashes) < size:
-            raise MisconfigurationException(f"data.subset_size is {size}, but the shards hold {len(hashes)} samples")
-        self.threshold = int(np.partition(hashes, size - 1)[size - 1])
+        hashes = np.fromiter({key_hash(key) for path in shards for key in text_keys(path)}, dtype=np.uint64)
+        self.threshold = subset_threshold(hashes, size)
 
     def __call__(self, key: str) -> bool:
         """Whether the subset holds the sample of this key."""
-        return _hash(key) <= self.threshold
+        return key_hash(key) <= self.threshold
+
+
+def key_hash(key: str) -> int:
+    """A hash of a sample's key, below 2⁶⁴, the same on every machine."""
+    return int.from_bytes(blake2b(key.encode(errors="surrogateescape"), digest_size=8).digest(), "big")
+
+
+def subset_threshold(hashes: NDArray[np.uint64], size: int) -> int:
+    """The largest hash in the uniform subset of a size.
+
+    Args:
+        hashes: Those of all keys, each once.
+        size: Samples in the subset.
+
+    Raises:
+        MisconfigurationException: There are fewer.
+    """
+    if len(hashes) < size:
+        raise MisconfigurationException(f"data.subset_size is {size}, but the shards hold {len(hashes)} samples")
+    return int(np.partition(hashes, size - 1)[size - 1])
 
 
 class SampleDecoder:
@@ -134,46 +192,52 @@ class SampleDecoder:
         self.max_image_pixels = max_image_pixels
         self.skip_non_rgb = skip_non_rgb
         # one row for each worker, which alone writes it; shared with the main process
-        self.counts = torch.zeros(max(1, num_workers), len(SKIP_REASONS) + 1, dtype=torch.int64).share_memory_()
+        self.counts = torch.zeros(max(1, num_workers), len(COUNTED), dtype=torch.int64).share_memory_()
 
     def __call__(self, raw: RawSample, worker: int) -> ImageText | None:
         """The sample, or None where it is skipped."""
-        self.counts[worker, -1] += 1
-        sample = self._decoded(raw)
+        self.count("seen", worker)
+        sample = self.decoded(raw)
         if isinstance(sample, str):
             self.count(sample, worker)
             return None
         return sample
 
-    def _decoded(self, raw: RawSample) -> ImageText | str:
-        """The sample, or the reason why it is skipped."""
-        content = next((raw[extension] for extension in _IMAGE_EXTENSIONS if extension in raw), None)
-        if content is None or "txt" not in raw:
+    def decoded(self, raw: RawSample) -> ImageText | str:
+        """The sample, or the reason why it is no good; it is not counted."""
+        extension = image_extension(raw)
+        if extension is None or "txt" not in raw:
             return "missing_part"
         text = raw["txt"].decode("utf-8", "replace").strip()
         if not text:
             return "empty_text"
         try:
-            with Image.open(io.BytesIO(content)) as image:
-                if image.width * image.height > self.max_image_pixels:
+            with Image.open(io.BytesIO(raw[extension]), formats=_IMAGE_FORMATS) as image:
+                shorter, longer = sorted(image.size)
+                if shorter * longer > self.max_image_pixels or longer > _MAX_ASPECT_RATIO * shorter:
                     return "too_large"
                 if image.mode != "RGB" and self.skip_non_rgb:
                     return "not_rgb"
-                pixels = self.transform(image.convert("RGB"))
+                pixels = image.convert("RGB")
         except Image.DecompressionBombError:
             return "too_large"
-        except (OSError, ValueError, SyntaxError):  # all that Pillow raises on damaged files
+        except Exception:  # what Pillow's decoders raise on a damaged file differs between its versions
             return "unreadable_image"
-        return {"image": pixels, "text": text, "key": raw["__key__"]}
+        return {"image": self.transform(pixels), "text": text, "key": raw["__key__"]}
 
-    def count(self, reason: str, worker: int) -> None:
-        """Counts one thing skipped."""
-        self.counts[worker, SKIP_REASONS.index(reason)] += 1
+    def count(self, what: str, worker: int) -> None:
+        """Counts one thing of ``COUNTED``."""
+        self.counts[worker, COUNTED.index(what)] += 1
 
     @property
     def num_seen(self) -> int:
         """Raw samples looked at by all workers."""
-        return int(self.counts[:, -1].sum())
+        return int(self.counts[:, COUNTED.index("seen")].sum())
+
+    @property
+    def num_retries(self) -> int:
+        """Reads that were tried again, by all workers."""
+        return int(self.counts[:, COUNTED.index("retries")].sum())
 
     @property
     def skipped(self) -> dict[str, int]:
@@ -181,15 +245,22 @@ class SampleDecoder:
         return dict(zip(SKIP_REASONS, self.counts.sum(0).tolist(), strict=False))
 
 
-def _keys(path: str) -> Iterator[str]:
+def told_by_reason(skipped: Mapping[str, int]) -> str:
+    """What was skipped, in words."""
+    return ", ".join(f"{num} {reason}" for reason, num in skipped.items() if num) or "none"
+
+
+def image_extension(raw: RawSample) -> str | None:
+    """The extension of the part that is the picture; None where there is none."""
+    return next((extension for extension in _IMAGE_EXTENSIONS if extension in raw), None)
+
+
+def text_keys(path: str) -> Iterator[str]:
+    """The keys of the samples with a text, of a broken shard those before it breaks; no contents are read."""
     try:
-        with tarfile.open(path, "r:") as archive:
-            for member in archive:
-                if member.isreg() and member.name.endswith(".txt"):
+        with open_file(path) as file, opened_tar(file, "r:") as archive:
+            for member in tar_headers(archive):
+                if member.name.endswith(".txt"):
                     yield member.name.removesuffix(".txt")
-    except (tarfile.TarError, OSError):
+    except (tarfile.TarError, OSError, ValueError):
         return  # what a broken shard still gives is counted when it is read
-
-
-def _hash(key: str) -> int:
-    return int.from_bytes(blake2b(key.encode(), digest_size=8).digest(), "big")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch.utils.data import IterableDataset, get_worker_info
 
@@ -48,7 +49,8 @@ class ShardStream(IterableDataset[ImageTextBatch]):
     """Batches without end: pass after pass over the shards, shuffled anew each time.
 
     What a worker yields is a function of the seed, its number and the number of workers of all ranks; from any
-    ``StreamPosition`` it goes on exactly as it would have.
+    ``StreamPosition`` it goes on exactly as it would have. A ``DataLoader`` takes a batch from each worker in turn,
+    from the first on: the workers are renumbered for a resumed run to go on with the one whose turn it is.
 
     Args:
         shards: All shards.
@@ -62,6 +64,7 @@ class ShardStream(IterableDataset[ImageTextBatch]):
         rank: Number of this process.
         world_size: Processes.
         start: Where each worker begins.
+        first_worker: Which worker's turn it is.
     """
 
     def __init__(
@@ -77,6 +80,7 @@ class ShardStream(IterableDataset[ImageTextBatch]):
         rank: int,
         world_size: int,
         start: dict[int, StreamPosition],
+        first_worker: int = 0,
     ) -> None:
         self.shards = shards
         self.decoder = decoder
@@ -89,10 +93,12 @@ class ShardStream(IterableDataset[ImageTextBatch]):
         self.rank = rank
         self.world_size = world_size
         self.start = start
+        self.first_worker = first_worker
 
     def __iter__(self) -> Iterator[ImageTextBatch]:
         info = get_worker_info()
-        worker, num_workers = (info.id, info.num_workers) if info is not None else (0, 1)
+        number, num_workers = (info.id, info.num_workers) if info is not None else (0, 1)
+        worker = (number + self.first_worker) % num_workers
         part, num_parts = self.rank * num_workers + worker, self.world_size * num_workers
         start = self.start.get(worker, StreamPosition(worker, num_workers, 0, 0))
         epoch, num_skip = start.epoch, start.num_samples
@@ -101,6 +107,8 @@ class ShardStream(IterableDataset[ImageTextBatch]):
             num_good = 0
             for index, raw in enumerate(self._shuffled(epoch, part, num_parts, worker)):
                 if index < num_skip:
+                    if index + 1 == num_skip and start.counts:  # reading up to here has counted anew
+                        self.decoder.counts[worker] = torch.tensor(start.counts)
                     continue
                 sample = self.decoder(raw, worker)
                 if sample is None:
@@ -109,7 +117,8 @@ class ShardStream(IterableDataset[ImageTextBatch]):
                 samples.append({**sample, "key": f"{epoch}/{sample['key']}"})
                 if len(samples) == self.batch_size:
                     batch = self.collator(samples)
-                    batch["stream_position"] = StreamPosition(worker, num_workers, epoch, index + 1)
+                    counts = tuple(self.decoder.counts[worker].tolist())
+                    batch["stream_position"] = StreamPosition(worker, num_workers, epoch, index + 1, counts)
                     if self.corpus is not None:
                         rng = np.random.default_rng((self.seed, epoch, part, index))
                         batch["text_infilling"] = self.corpus.draw(rng)
@@ -140,7 +149,7 @@ class ShardStream(IterableDataset[ImageTextBatch]):
 
     def _kept(self, path: str, worker: int) -> Iterator[RawSample]:
         try:
-            for raw in read_shard(path):
+            for raw in read_shard(path, on_retry=lambda: self.decoder.count("retries", worker)):
                 if self.keep(raw["__key__"]):
                     yield raw
         except (tarfile.TarError, OSError, ValueError):  # webdataset's own errors on odd members are ValueErrors

@@ -96,6 +96,19 @@ class VLKDModel(nn.Module, ModelHubMixin):
             ) from error
         return cls(frozen_clip, model, tokenizer, image_features)
 
+    # Ways to train
+
+    def checkpoint_activations(self) -> None:
+        """Keeps of BART's layers only what goes in; in training they are computed again for the backward pass."""
+        # transformers 5 renamed it
+        enable = getattr(self.bart, "activation_checkpointing_enable", None) or self.bart.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+
+    def compile_training(self) -> None:
+        """Compiles the encoder and the decoder with teacher forcing, for texts of any length; not generation."""
+        for name in ("encode_text", "decode"):
+            setattr(self, name, torch.compile(getattr(self, name), dynamic=True))
+
     # Text and images into the joint space
 
     def encode_text(self, ids: Tensor, mask: Tensor) -> Tensor:

@@ -15,10 +15,20 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from vlkd_pl.batch import PictureBatch
-from vlkd_pl.checkpoint import keep_random_states, random_state_of, set_random_state
+from vlkd_pl.checkpoint import (
+    RandomState,
+    keep_pending_gradients,
+    keep_random_states,
+    pending_gradients_of,
+    random_state,
+    random_state_of,
+    set_pending_gradients,
+    set_random_state,
+)
 from vlkd_pl.distributed import gather_objects
 from vlkd_pl.modules.panel import caption_panel, log_panel
 from vlkd_pl.modules.report import Report
+from vlkd_pl.modules.skipping import SkippedSteps
 from vlkd_pl.optim import OptimizerName, linear_warmup_and_decay, make_optimizer, parameter_groups
 
 
@@ -36,6 +46,8 @@ class TaskModule(pl.LightningModule, ABC):
         total_steps: Optimizer steps after which the rate has fallen to 0; the trainer's own number by default.
         panel_size: Pictures in the caption panel.
         optimizer: ``adamw``, or ``lamb``; see ``make_optimizer``.
+        max_skipped_steps: The most optimizer steps that are left out in a run because a loss is NaN or infinite; with
+            one more training stops.
 
     Attributes:
         loss_weights: The weight of each loss that ``compute_losses`` returns; 1 for those that it does not name.
@@ -53,6 +65,7 @@ class TaskModule(pl.LightningModule, ABC):
         total_steps: int | None = None,
         panel_size: int = 16,
         optimizer: OptimizerName = "adamw",
+        max_skipped_steps: int = 100,
     ) -> None:
         super().__init__()
         self.learning_rate = learning_rate
@@ -67,7 +80,9 @@ class TaskModule(pl.LightningModule, ABC):
         self.optimizer: OptimizerName = optimizer
         self.loss_weights: dict[str, float] = {}
         self.evaluated: list[dict[str, Any]] = []
-        self._resumed_random_state: dict[str, Tensor | None] | None = None
+        self.skipped_steps = SkippedSteps(max_skipped_steps)
+        self._resumed: tuple[RandomState | None, dict[str, Tensor]] | None = None
+        self._random_state: RandomState | None = None
         self._batch_ended: float | None = None
 
     @property
@@ -109,7 +124,18 @@ class TaskModule(pl.LightningModule, ABC):
         total = torch.stack([self.loss_weights.get(name, 1.0) * loss for name, loss in losses.items()]).sum()
         self.log("train/loss", total, prog_bar=True)
         self.log_dict({f"train/{name}_loss": loss for name, loss in losses.items()})
+        self.skipped_steps.see(total, batch)
         return total
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        """Leaves the weights and the optimizer as they are where the loss is NaN or infinite.
+
+        Raises:
+            MisconfigurationException: That was so more than ``max_skipped_steps`` times.
+        """
+        loss = optimizer_closure()  # the batch's forward and backward pass
+        if not self.skipped_steps.must_skip(self.trainer):
+            super().optimizer_step(epoch, batch_idx, optimizer, lambda: loss)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer, with linear warm-up and linear decay to 0 (Tables 10 and 11, Appendix A)."""
@@ -127,14 +153,18 @@ class TaskModule(pl.LightningModule, ABC):
         self.train()
 
     def on_train_batch_start(self, batch: Any, batch_index: int) -> None:
-        """Continues a resumed run's random numbers where they were, after everything that draws some at start-up."""
-        if self._resumed_random_state is not None:
-            set_random_state(self._resumed_random_state)
-            self._resumed_random_state = None
+        """Continues a resumed run where it was, after everything that draws random numbers at start-up."""
+        if self._resumed is not None:
+            state, gradients = self._resumed
+            if state is not None:
+                set_random_state(state)
+            set_pending_gradients(self, gradients)
+            self._resumed = None
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_index: int) -> None:
         """Logs the learning rate, the speed, and what the data skipped."""
         self.log("train/learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
+        self.log("train/skipped_steps", float(self.skipped_steps.count))
         if hasattr(self.data, "skipped"):
             num_skipped = float(sum(self.data.skipped.values()))
             self.log("data/skipped_samples", num_skipped, reduce_fx="sum", sync_dist=True)
@@ -162,7 +192,8 @@ class TaskModule(pl.LightningModule, ABC):
         """Clips the gradient, and logs its norm, unscaled and before clipping: it is computed once for both."""
         by_value = gradient_clip_algorithm == "value"
         most = math.inf if by_value or gradient_clip_val is None else gradient_clip_val
-        self.log("train/grad_norm", torch.nn.utils.clip_grad_norm_(self.parameters(), most))
+        trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        self.log("train/grad_norm", torch.nn.utils.clip_grad_norm_(trained, most))
         if by_value:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
@@ -188,9 +219,15 @@ class TaskModule(pl.LightningModule, ABC):
         """Leaves the printing to ``on_test_epoch_end``, which has more to say than the trainer's own table."""
         self.trainer.test_loop.verbose = False
 
+    def on_validation_start(self) -> None:
+        """Notes the random state, for training to go on as if there had been no validation."""
+        self._random_state = random_state()
+
     def on_validation_epoch_end(self) -> None:
         """Logs the scores, and draws the panel."""
         self._conclude("val")
+        if self._random_state is not None:  # before a checkpoint is written
+            set_random_state(self._random_state)
 
     def on_test_epoch_end(self) -> None:
         """As in validation; also prints the scores and writes them, with the predictions, to the run's log folder."""
@@ -218,9 +255,14 @@ class TaskModule(pl.LightningModule, ABC):
     # Checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keeps the random states."""
+        """Keeps the random states, and what an accumulated step has gathered."""
         keep_random_states(checkpoint)
+        checkpoint["skipped_steps"] = self.skipped_steps.state()
+        if self.skipped_steps.is_accumulating:
+            keep_pending_gradients(checkpoint, self)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Notes this rank's random state, for when training goes on."""
-        self._resumed_random_state = random_state_of(checkpoint, self.global_rank)
+        """Notes these of this rank, for when training goes on."""
+        self._resumed = random_state_of(checkpoint, self.global_rank), pending_gradients_of(checkpoint)
+        if "skipped_steps" in checkpoint:
+            self.skipped_steps.load_state(checkpoint["skipped_steps"], self.global_rank)

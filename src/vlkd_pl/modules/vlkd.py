@@ -62,6 +62,9 @@ class VLKDModule(TaskModule):
         num_masks: m of the captioning prompt "A picture of <mask>×m.".
         decoding: How captions are decoded in validation, test and prediction.
         init_from: Model folder or checkpoint of an earlier stage to start from.
+        activation_checkpointing: Whether BART's layers are computed again in the backward pass, which takes a third
+            more time and a fraction of the memory.
+        compile: Whether BART's encoder and decoder are compiled for training, which takes minutes at the start.
         **options: See ``TaskModule``; its defaults are the paper's (Table 10).
 
     Raises:
@@ -86,10 +89,16 @@ class VLKDModule(TaskModule):
         num_masks: int = 6,
         decoding: Decoding = CAPTION_DECODING,
         init_from: str | None = None,
+        activation_checkpointing: bool = False,
+        compile: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(**options)
         self.model = load_model(clip, bart, image_features, clip_sha256, init_from)
+        if activation_checkpointing:
+            self.model.checkpoint_activations()
+        if compile:
+            self.model.compile_training()
         self.logit_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
         self.loss_weights = {
             "ttdm": ttdm_weight,
@@ -103,6 +112,16 @@ class VLKDModule(TaskModule):
         self.num_start_texts = num_start_texts
         self.num_masks = num_masks
         self.decoding = decoding
+
+    def setup(self, stage: str) -> None:
+        """Looks at cached features before anything is trained.
+
+        Raises:
+            MisconfigurationException: They are another CLIP's, or lack what is needed.
+        """
+        cache = getattr(self.data, "cache", None)
+        if stage == "fit" and cache is not None:
+            cache.check_clip(self.model.clip.fingerprint, self.model.image_features)
 
     # Losses
 
@@ -118,12 +137,22 @@ class VLKDModule(TaskModule):
 
     def _encode(self, batch: ImageTextBatch) -> Encoded:
         clean_features, corrupted_features = self._encode_together(batch)
+        image_tokens, clip_text_embedding = self._encode_by_clip(batch)
         return Encoded(
-            image_tokens=self.model.clip.encode_image(batch["image"]),
-            clip_text_embedding=self.model.clip.encode_text(batch["clip_text_ids"]),
+            image_tokens=image_tokens,
+            clip_text_embedding=clip_text_embedding,
             bart_text_embedding=self.model.embed_text(clean_features, batch["bart_text_mask"]),
             corrupted_features=corrupted_features,
         )
+
+    def _encode_by_clip(self, batch: ImageTextBatch) -> tuple[Tensor, Tensor]:
+        """CLIP's image tokens and text embedding in float32, cached or made now."""
+        if "image_tokens" in batch:
+            image_tokens = batch["image_tokens"].float()
+            if "image_scales" in batch:
+                image_tokens = image_tokens * batch["image_scales"].float().unsqueeze(-1)
+            return image_tokens, batch["clip_text_embedding"].float()
+        return self.model.clip.encode_image(batch["image"]), self.model.clip.encode_text(batch["clip_text_ids"])
 
     def _encode_together(self, batch: ImageTextBatch) -> tuple[Tensor, Tensor]:
         """BART's encoder over the clean and the corrupted texts in one pass: features (B, L, d_2) of each."""

@@ -1,0 +1,52 @@
+"""``vlkd-pl cache``: CLIP's features of every sample of the shards, once and for all runs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Makes a cache, or goes on with one.
+
+    Returns:
+        0, or 1 where a file, model or setting is wrong, or too much of the data is bad: one line then says which.
+    """
+    parser = argparse.ArgumentParser(
+        prog="vlkd-pl cache",
+        description="Encodes every picture and caption of the shards with the frozen CLIP, once, and keeps the "
+        "features in files that vlkd-pl fit reads in place of the pictures: --data.init_args.features DIR. Takes the "
+        "configuration of vlkd-pl fit, and further options as that does: --data.init_args.batch_size 256, "
+        "--trainer.devices 8. Each finished file stays: the same command goes on with a cache that was cut, and makes "
+        "damaged files anew.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", action="append", required=True, metavar="FILE", help="as for vlkd-pl fit")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of the cache")
+    parser.add_argument(
+        "--dtype",
+        choices=("float16", "int8"),
+        default="float16",
+        help="type of the image tokens; int8 takes half the room, and a batch's ITCL and ICTI differ by up to 0.3%% "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--verify", action="store_true", help="read all of the finished files, to find the damaged ones among them"
+    )
+    options, overrides = parser.parse_known_args(arguments[1:])
+
+    from vlkd_pl.commands.caching import make_cache
+    from vlkd_pl.commands.train import explained
+
+    given = [argument for path in options.config for argument in ("--config", path)]
+    try:
+        make_cache([*given, *overrides], options.output, options.dtype, options.verify)
+    except Exception as error:
+        reason = explained(error)
+        if reason is None:
+            raise
+        print(f"vlkd-pl cache: {reason}", file=sys.stderr)
+        return 1
+    return 0

@@ -1,0 +1,244 @@
+"""``vlkd-pl prepare``: brings the data sets into place, and checks that they are whole."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlkd_pl.commands.loading import positive
+
+if TYPE_CHECKING:
+    from vlkd_pl.data.preparation import Progress
+
+
+_BENCHMARKS = {
+    "coco": "COCO captions",
+    "nocaps": "NoCaps",
+    "vqav2": "VQA v2",
+    "okvqa": "OK-VQA",
+    "glue": "GLUE",
+    "xsum": "XSum",
+}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Prepares or checks a data set.
+
+    Returns:
+        0, or 1 where something is missing or wrong, which is then told.
+    """
+    options = _parser().parse_args(arguments[1:])
+    from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+    try:
+        status: int = options.run(options)
+    except (OSError, MisconfigurationException) as error:
+        told = str(error).splitlines()[-1]  # the error itself, where a worker's begins with its traceback
+        print(f"vlkd-pl prepare {options.what}: {told.removeprefix('data.shards: ')}", file=sys.stderr)
+        return 1
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="vlkd-pl prepare", description="Brings the data sets into place, and checks that they are whole."
+    )
+    kinds = parser.add_subparsers(
+        dest="what", required=True, metavar="WHAT", help="cc3m, check, coco, nocaps, vqav2, okvqa, glue or xsum"
+    )
+
+    def add(what: str, run: Callable[[argparse.Namespace], int], purpose: str) -> argparse.ArgumentParser:
+        added = kinds.add_parser(what, help=purpose, description=purpose)
+        added.set_defaults(run=run)
+        return added
+
+    def add_workers(added: argparse.ArgumentParser) -> None:
+        added.add_argument(
+            "--num-workers",
+            type=positive,
+            default=os.cpu_count() or 1,
+            help="shards worked on at once (default: %(default)s)",
+        )
+
+    cc3m = add(
+        "cc3m",
+        _cc3m,
+        "Downloads CC3M, or takes shards of pictures with captions; checks each sample, writes the good ones into "
+        "shards of equal size, and lists them in DIR/manifest.json with what was lost and why. Given again after a "
+        "cut, it goes on; when it has finished, it does nothing.",
+    )
+    cc3m.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="CC3M's .tsv of captions and addresses; or a folder, wildcard or braces of .tar files that img2dataset "
+        "wrote",
+    )
+    cc3m.add_argument("folder", type=Path, metavar="DIR", help="where to write; from a .tsv also the download")
+    cc3m.add_argument(
+        "--samples-per-shard", type=positive, default=10_000, help="samples of each new shard (default: %(default)s)"
+    )
+    cc3m.add_argument(
+        "--min-side",
+        type=positive,
+        default=64,
+        help="pixels of a picture's shorter side at least (default: %(default)s)",
+    )
+    cc3m.add_argument(
+        "--max-pixels", type=positive, default=50_000_000, help="pixels of a picture at most (default: %(default)s)"
+    )
+    cc3m.add_argument(
+        "--max-aspect-ratio",
+        type=float,
+        default=4.0,
+        help="longer side over shorter side at most (default: %(default)s)",
+    )
+    cc3m.add_argument(
+        "--min-words", type=positive, default=2, help="words of a caption at least (default: %(default)s)"
+    )
+    cc3m.add_argument(
+        "--max-words", type=positive, default=100, help="words of a caption at most (default: %(default)s)"
+    )
+    add_workers(cc3m)
+    cc3m.add_argument(
+        "--download-side",
+        type=positive,
+        default=512,
+        help="pixels of the shorter side to which larger pictures are made smaller (default: %(default)s)",
+    )
+    cc3m.add_argument(
+        "--download-threads", type=positive, default=64, help="connections of each worker (default: %(default)s)"
+    )
+    check = add(
+        "check",
+        _check,
+        "Verifies the shards of a folder: their size, sha256 and number of samples by its manifest.json; without one, "
+        "that every shard reads whole and every sample decodes.",
+    )
+    check.add_argument("folder", type=Path, metavar="DIR", help="folder of .tar files")
+    add_workers(check)
+    for benchmark, name in _BENCHMARKS.items():
+        official = add(
+            benchmark,
+            _official,
+            f"Checks that the official files of {name} that the configurations name are in place and whole, and says "
+            "where to get those that are not.",
+        )
+        official.add_argument("folder", type=Path, metavar="DIR", help=f"folder of the files: data/{benchmark}")
+        if benchmark in ("vqav2", "okvqa"):
+            official.add_argument(
+                "--images", type=Path, help="folder of COCO's train2014 and val2014 (default: coco beside DIR)"
+            )
+        else:
+            official.set_defaults(images=None)
+    return parser
+
+
+def _cc3m(options: argparse.Namespace) -> int:
+    from vlkd_pl.data.download import download, link_counts
+    from vlkd_pl.data.preparation import SampleLimits, begin, prepare_shards, shard_request
+    from vlkd_pl.data.shards import find_shards
+
+    folder: Path = options.folder
+    source = Path(options.source)
+    limits = SampleLimits(
+        options.min_side, options.max_pixels, options.max_aspect_ratio, options.min_words, options.max_words
+    )
+    is_list = source.is_file() and source.suffix != ".tar"
+    if is_list:
+        sources, links = [], None
+        request = shard_request([str(source)], limits, options.samples_per_shard)
+        request["download_side"] = options.download_side
+    else:
+        sources = (
+            sorted(str(path) for path in source.glob("*.tar") if path.is_file())
+            if source.is_dir()
+            else find_shards(options.source)
+        )
+        if not sources:
+            raise FileNotFoundError(f"there are no shards in {source}: give a folder of .tar files")
+        links = link_counts(sources)
+        request = shard_request(sources, limits, options.samples_per_shard)
+    manifest = begin(folder, request)
+    if manifest is not None:
+        print(f"finished before: {_summary(manifest, folder)}")
+        return 0
+    if is_list:
+        sources, links = download(source, folder, options.download_side, options.num_workers, options.download_threads)
+    with _progress() as progress:
+        manifest = prepare_shards(
+            sources, folder, limits, options.samples_per_shard, request, links, options.num_workers, progress
+        )
+    if links is not None:
+        dead = links["failed_to_download"]
+        print(f"{links['count']:,} links, {dead:,} of them dead ({dead / max(1, links['count']):.1%})")
+        print(f"{links['failed_to_resize']:,} of the rest led to no picture")
+        if links.get("broken_lines"):
+            print(f"{links['broken_lines']:,} lines of {source} hold no link")
+    lost = ", ".join(f"{count:,} {reason}" for reason, count in manifest["lost"].items() if count)
+    print(f"{manifest['read']:,} samples read, lost: {lost or 'none'}")
+    print(_summary(manifest, folder))
+    return 0
+
+
+def _summary(manifest: dict[str, Any], folder: Path) -> str:
+    num_shards, size = len(manifest["shards"]), manifest["bytes"] / 1e9
+    return f"{manifest['samples']:,} samples in {num_shards} shards, {size:.2f} GB, in {folder}; see manifest.json"
+
+
+def _check(options: argparse.Namespace) -> int:
+    from vlkd_pl.data.preparation import ShardVerification
+
+    verification = ShardVerification(options.folder)
+    num_samples = num_wrong = 0
+    with _progress() as progress:
+        for report in verification.reports(options.num_workers, progress):
+            num_samples += report.num_samples
+            if report.problem:
+                num_wrong += 1
+                print(f"{report.name} {report.problem}", flush=True)
+    by = "manifest.json" if verification.has_manifest else "decoding every sample"
+    print(f"{len(verification)} shards, {num_samples:,} samples, by {by}: {num_wrong or 'no'} shards with problems")
+    return 1 if num_wrong else 0
+
+
+def _official(options: argparse.Namespace) -> int:
+    from vlkd_pl.data.official import check_files
+
+    folder: Path = options.folder
+    images = options.images or (folder if options.what == "coco" else folder.parent / "coco")
+    status = 0
+    for report in check_files(options.what, folder, images):
+        if not report.problem:
+            print(f"whole    {report.names}: {report.counts}", flush=True)
+        elif report.is_there:
+            status = 1
+            held = f"{report.counts}, but " if report.counts else ""
+            print(f"WRONG    {report.names}: {held}{report.problem}; download: {report.source}", flush=True)
+        else:
+            status = 1 if report.needed else status
+            word = "MISSING " if report.needed else "optional"
+            print(f"{word} {report.problem}; download: {report.source}", flush=True)
+    return status
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    """A bar on stderr where that is a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
+        tasks: dict[str, Any] = {}
+
+        def tell(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(f"{what} shards", total=total)
+            bar.update(tasks[what], completed=done)
+
+        yield tell

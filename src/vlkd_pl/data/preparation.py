@@ -1,0 +1,515 @@
+"""Shards of picture-text pairs put in order: checked, written anew in equal parts, and listed in a manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import tarfile
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from vlkd_pl.data.base import one_thread
+from vlkd_pl.data.shards import SKIP_REASONS, SampleDecoder, count_samples, image_extension, read_shard
+
+MANIFEST = "manifest.json"
+
+LOSS_REASONS = (*SKIP_REASONS, "too_small", "too_long_or_flat", "caption_length", "repeated_key", "duplicate")
+"""Why a sample is left out; ``broken_tar`` counts shards, of which the rest is lost."""
+
+Progress = Callable[[str, int, int], None]
+"""Is told what is done, how much of it, and of how much."""
+
+_UNFINISHED = "unfinished"
+_EVERY = 1 << 62
+
+
+@dataclass(frozen=True)
+class SampleLimits:
+    """Which samples are taken.
+
+    Args:
+        min_side: Pixels of a picture's shorter side at least.
+        max_pixels: Pixels of a picture at most.
+        max_aspect_ratio: Longer side over shorter side at most.
+        min_words: Words of a caption at least.
+        max_words: Words of a caption at most.
+    """
+
+    min_side: int = 64
+    max_pixels: int = 50_000_000
+    max_aspect_ratio: float = 4.0
+    min_words: int = 2
+    max_words: int = 100
+
+    def reason(self, width: int, height: int, text: str) -> str | None:
+        """Why a sample is not taken; None where it is."""
+        if min(width, height) < self.min_side:
+            return "too_small"
+        if max(width, height) > self.max_aspect_ratio * min(width, height):
+            return "too_long_or_flat"
+        if not self.min_words <= len(text.split()) <= self.max_words:
+            return "caption_length"
+        return None
+
+
+class _Part(NamedTuple):
+    """A part of a new shard.
+
+    Attributes:
+        source: The shard that it is taken from.
+        places: Of its samples, in order, among all of that shard.
+    """
+
+    source: str
+    places: list[int]
+
+
+class ShardCheck(Dataset[int]):
+    """Checks shards, and notes for each the places of the good samples, their digests, and what was lost and why.
+
+    Args:
+        sources: Shards.
+        folder: Gets a note for each shard; what is noted there is not done again.
+        limits: Which samples are taken.
+    """
+
+    def __init__(self, sources: Sequence[str], folder: Path, limits: SampleLimits) -> None:
+        self.sources = sources
+        self.folder = folder
+        self.limits = limits
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    def __getitem__(self, index: int) -> int:
+        """Checks a shard.
+
+        Raises:
+            OSError: It cannot be read, or the note not be written.
+        """
+        if not self._path(index).is_file():
+            note = json.dumps(self._checked(self.sources[index]))
+            _write_whole(self._path(index), lambda file: file.write(note.encode()), self.folder)
+        return index
+
+    def note(self, index: int) -> dict[str, Any]:
+        """The note on a shard: ``samples`` read, ``lost`` by reason, ``places`` and, in hexadecimal, ``digests``."""
+        return json.loads(self._path(index).read_bytes())
+
+    def _path(self, index: int) -> Path:
+        return self.folder / f"checked-{index:05d}.json"
+
+    def _checked(self, source: str) -> dict[str, Any]:
+        decoder = SampleDecoder(_size, self.limits.max_pixels, skip_non_rgb=False, num_workers=0)
+        lost: Counter[str] = Counter()
+        keys: set[str] = set()
+        places: list[int] = []
+        digests: list[str] = []
+        try:
+            for place, raw in enumerate(read_shard(source)):
+                sample = decoder(raw, 0)
+                if sample is None:
+                    continue
+                width, height = sample["image"].tolist()
+                reason = self.limits.reason(width, height, sample["text"])
+                if reason is None and sample["key"] in keys:
+                    reason = "repeated_key"
+                if reason is not None:
+                    lost[reason] += 1
+                    continue
+                keys.add(sample["key"])
+                places.append(place)
+                digests.append(_digest(raw[image_extension(raw) or ""], sample["text"]))
+        except (tarfile.TarError, ValueError):
+            decoder.count("broken_tar", 0)
+        lost.update(decoder.skipped)
+        return {"samples": decoder.num_seen, "lost": lost, "places": places, "digests": "".join(digests)}
+
+
+class ShardWriter(Dataset[int]):
+    """Writes new shards, whose keys are running numbers, and notes for each what the manifest says of it.
+
+    Args:
+        parts: For each new shard what it is made of.
+        first_keys: For each the key of its first sample.
+        folder: Gets the shards; what is there with its note is not written again.
+        notes: Folder of the notes.
+    """
+
+    def __init__(self, parts: Sequence[Sequence[_Part]], first_keys: Sequence[int], folder: Path, notes: Path) -> None:
+        self.parts = parts
+        self.first_keys = first_keys
+        self.folder = folder
+        self.notes = notes
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __getitem__(self, index: int) -> int:
+        """Writes a shard.
+
+        Raises:
+            OSError: A shard cannot be read or written.
+        """
+        path = self.folder / f"{index:05d}.tar"
+        note = self._path(index)
+        if not (note.is_file() and path.is_file() and path.stat().st_size == self.note(index)["bytes"]):
+            _write_whole(path, lambda file: self._write(index, file), self.notes)
+            described = json.dumps(_described(path, sum(len(part.places) for part in self.parts[index])))
+            _write_whole(note, lambda file: file.write(described.encode()), self.notes)
+        return index
+
+    def note(self, index: int) -> dict[str, Any]:
+        """What the manifest says of a shard: ``name``, ``samples``, ``bytes`` and ``sha256``."""
+        return json.loads(self._path(index).read_bytes())
+
+    def _path(self, index: int) -> Path:
+        return self.notes / f"written-{index:05d}.json"
+
+    def _write(self, index: int, file: IO[bytes]) -> None:
+        key = self.first_keys[index]
+        with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+            for part in self.parts[index]:
+                for raw in _at(part):
+                    for extension in (image_extension(raw), "txt", "json"):
+                        if extension in raw:
+                            member = tarfile.TarInfo(f"{key:09d}.{extension}")
+                            member.size = len(raw[extension])
+                            archive.addfile(member, io.BytesIO(raw[extension]))
+                    key += 1
+
+
+def prepare_shards(
+    sources: Sequence[str],
+    folder: Path,
+    limits: SampleLimits,
+    samples_per_shard: int,
+    request: dict[str, Any],
+    links: dict[str, Any] | None,
+    num_workers: int,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Checks shards and writes their good samples into new ones of ``samples_per_shard``, ``{folder}/00000.tar`` ….
+
+    Each shard is read twice: first all are checked, each on its own; then each new shard is written on its own. Both
+    go on where they were cut, and what they write does not depend on cuts or on the number of workers.
+
+    Args:
+        sources: Shards as img2dataset writes them.
+        folder: Gets the new shards, ``manifest.json`` and, until all is done, the folder ``unfinished``.
+        limits: Which samples are taken.
+        samples_per_shard: Samples in each new shard but the last.
+        request: What was asked for; see ``begin``.
+        links: What came of the download, for the manifest.
+        num_workers: Processes; with 1 it is this one.
+        progress: Is told how far it is.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        MisconfigurationException: No sample is good.
+        OSError: A file cannot be read or written.
+    """
+    notes = folder / _UNFINISHED
+    check = ShardCheck(sources, notes, limits)
+    _each(check, "checking", num_workers, progress)
+    checked = [check.note(index) for index in range(len(sources))]
+    duplicate = _duplicates([note["digests"] for note in checked])
+    kept: list[_Part] = []
+    for source, note in zip(sources, checked, strict=True):
+        mask, duplicate = np.split(duplicate, [len(note["places"])])
+        kept.append(_Part(source, np.array(note["places"], dtype=np.int64)[~mask].tolist()))
+        note["lost"]["duplicate"] = int(mask.sum())
+    lost = {reason: sum(note["lost"].get(reason, 0) for note in checked) for reason in LOSS_REASONS}
+    if not any(part.places for part in kept):
+        told = ", ".join(f"{count} {reason}" for reason, count in lost.items() if count)
+        raise MisconfigurationException(f"of {len(sources)} shards no sample is good ({told or 'they are empty'})")
+    parts = list(_parts(kept, samples_per_shard))
+    writer = ShardWriter(parts, [index * samples_per_shard for index in range(len(parts))], folder, notes)
+    _each(writer, "writing", num_workers, progress)
+    shards = [writer.note(index) for index in range(len(parts))]
+    manifest = {
+        "request": request,
+        "samples": sum(shard["samples"] for shard in shards),
+        "bytes": sum(shard["bytes"] for shard in shards),
+        "read": sum(note["samples"] for note in checked),
+        "lost": lost,
+        "links": links,
+        "sources": [
+            {
+                "name": Path(source).name,
+                "read": note["samples"],
+                "lost": {reason: note["lost"][reason] for reason in LOSS_REASONS if note["lost"].get(reason)},
+            }
+            for source, note in zip(sources, checked, strict=True)
+        ],
+        "shards": shards,
+    }
+    text = json.dumps(manifest, indent=1) + "\n"
+    _write_whole(folder / MANIFEST, lambda file: file.write(text.encode()), notes)
+    shutil.rmtree(notes)
+    return manifest
+
+
+def begin(folder: Path, request: dict[str, Any]) -> dict[str, Any] | None:
+    """Makes a folder ready for what is asked for, which may have been begun or finished there before.
+
+    Args:
+        folder: Is made where there is none.
+        request: Whatever decides what is written; as JSON has it.
+
+    Returns:
+        The manifest where the same has been finished; else None.
+
+    Raises:
+        MisconfigurationException: Something else has been finished or begun there, or there are other shards.
+    """
+    notes = folder / _UNFINISHED
+    manifest = read_manifest(folder)
+    if manifest is not None:
+        _check_same(folder, manifest.get("request"), request)
+        if all(_has_size(folder / shard["name"], shard["bytes"]) for shard in manifest["shards"]):
+            shutil.rmtree(notes, ignore_errors=True)
+            return manifest
+    elif (notes / "request.json").is_file():
+        _check_same(folder, json.loads((notes / "request.json").read_bytes()), request)
+    elif any(folder.glob("*.tar")):
+        raise MisconfigurationException(f"{folder} holds shards that are not of this command: give another folder")
+    notes.mkdir(parents=True, exist_ok=True)
+    for left in notes.glob("*.part"):  # of a run that was cut
+        left.unlink(missing_ok=True)
+    text = json.dumps(request)
+    _write_whole(notes / "request.json", lambda file: file.write(text.encode()), notes)
+    return None
+
+
+def shard_request(sources: Sequence[str], limits: SampleLimits, samples_per_shard: int) -> dict[str, Any]:
+    """What decides the new shards, for ``begin``."""
+    return {
+        "sources": [[Path(source).name, Path(source).stat().st_size] for source in sources],
+        "samples_per_shard": samples_per_shard,
+        "limits": asdict(limits),
+    }
+
+
+class ShardReport(NamedTuple):
+    """What the check of a shard found.
+
+    Attributes:
+        name: Of its file.
+        num_samples: Samples in it.
+        problem: What is wrong with it; empty where nothing is.
+    """
+
+    name: str
+    num_samples: int
+    problem: str
+
+
+class ShardVerification(Dataset[ShardReport]):
+    """Verifies the shards of a folder: by its manifest or, where there is none, by decoding every sample.
+
+    Args:
+        folder: Of shards.
+
+    Raises:
+        FileNotFoundError: There is no such folder, or no shard in it.
+        MisconfigurationException: The manifest cannot be read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        if not folder.is_dir():
+            raise FileNotFoundError(f"there is no folder at {folder}: give one of .tar files")
+        self.folder = folder
+        manifest = read_manifest(folder)
+        self.has_manifest = manifest is not None
+        self.listed = {shard["name"]: shard for shard in manifest["shards"]} if manifest is not None else {}
+        self.names = sorted({path.name for path in folder.glob("*.tar")} | self.listed.keys())
+        if not self.names:
+            raise FileNotFoundError(f"there are no shards in {folder}: give a folder of .tar files")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> ShardReport:
+        """Verifies a shard."""
+        name = self.names[index]
+        try:
+            if self.has_manifest:
+                return ShardReport(name, *self._compared(self.folder / name, self.listed.get(name)))
+            return ShardReport(name, *_decoded(self.folder / name))
+        except (OSError, tarfile.TarError, ValueError) as error:
+            return ShardReport(name, 0, f"cannot be read: {error}")
+
+    def reports(self, num_workers: int, progress: Progress) -> Iterator[ShardReport]:
+        """Verifies all shards, in order, by so many processes."""
+        for number, report in enumerate(_loader(self, num_workers), start=1):
+            progress("verifying", number, len(self))
+            yield ShardReport(*report)
+
+    @staticmethod
+    def _compared(path: Path, listed: dict[str, Any] | None) -> tuple[int, str]:
+        if listed is None:
+            return 0, f"is not in {MANIFEST}"
+        if not path.is_file():
+            return 0, "is missing"
+        found = _described(path, count_samples(str(path)))
+        wrong = [
+            f"{what} {found[what]}, not {listed.get(what)}"
+            for what in ("bytes", "sha256", "samples")
+            if found[what] != listed.get(what)
+        ]
+        return found["samples"], "has " + " and ".join(wrong) if wrong else ""
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a folder of shards; None where there is none.
+
+    Raises:
+        MisconfigurationException: It is not of this format, or names a shard outside the folder.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        return None
+    try:
+        manifest = json.loads(path.read_bytes())
+        names = [shard["name"] for shard in manifest["shards"] if shard["bytes"] >= 0]
+    except (ValueError, KeyError, TypeError) as error:
+        raise MisconfigurationException(f"{path} is not a manifest of vlkd-pl prepare: {error!r}") from error
+    if outside := [name for name in names if Path(name).name != name]:
+        raise MisconfigurationException(f"{path} names {outside[0]!r}, which is not a file of its folder")
+    return manifest
+
+
+def _decoded(path: Path) -> tuple[int, str]:
+    """The samples of a shard, and what is wrong with them."""
+    decoder = SampleDecoder(_size, SampleLimits.max_pixels, skip_non_rgb=False, num_workers=0)
+    keys: Counter[str] = Counter()
+    problems = []
+    try:
+        for raw in read_shard(str(path)):
+            decoder(raw, 0)
+            keys[raw["__key__"]] += 1
+    except (tarfile.TarError, ValueError) as error:
+        problems.append(f"is broken after {decoder.num_seen} samples: {error}")
+    problems += [f"{count} {reason}" for reason, count in decoder.skipped.items() if count]
+    if repeated := keys.total() - len(keys):
+        problems.append(f"{repeated} repeated_key")
+    return decoder.num_seen, ", ".join(problems)
+
+
+def _parts(kept: Sequence[_Part], samples_per_shard: int) -> Iterator[list[_Part]]:
+    """Cuts what is kept into new shards."""
+    shard: list[_Part] = []
+    room = samples_per_shard
+    for source, places in kept:
+        while places:
+            shard.append(_Part(source, places[:room]))
+            places, room = places[room:], room - len(places[:room])
+            if room == 0:
+                yield shard
+                shard, room = [], samples_per_shard
+    if shard:
+        yield shard
+
+
+def _at(part: _Part) -> Iterator[dict[str, Any]]:
+    """The raw samples of a part; its shard is read no further."""
+    wanted = iter(part.places)
+    next_place = next(wanted, _EVERY)
+    for place, raw in enumerate(read_shard(part.source)):
+        if place == next_place:
+            yield raw
+            next_place = next(wanted, _EVERY)
+            if next_place == _EVERY:
+                return
+
+
+def _duplicates(digests: Sequence[str]) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """For each digest of all shards whether the same came before."""
+    pairs = np.frombuffer(bytes.fromhex("".join(digests)), dtype=np.uint64).reshape(-1, 2)
+    order = np.lexsort(pairs.T)  # stable: of equal ones the first comes first
+    repeats = np.zeros(len(pairs), dtype=np.bool_)
+    repeats[order[1:]] = (pairs[order[1:]] == pairs[order[:-1]]).all(axis=1)
+    return repeats
+
+
+def _digest(content: bytes, text: str) -> str:
+    return hashlib.blake2b(text.encode() + b"\0" + content, digest_size=16).hexdigest()
+
+
+def _described(path: Path, num_samples: int) -> dict[str, Any]:
+    """What the manifest says of a shard."""
+    sha256 = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            sha256.update(chunk)
+    return {
+        "name": path.name,
+        "samples": num_samples,
+        "bytes": path.stat().st_size,
+        "sha256": sha256.hexdigest(),
+    }
+
+
+def _write_whole(path: Path, write: Callable[[IO[bytes]], Any], folder: Path) -> None:
+    """Writes a file that is there whole or not at all; until it is whole it is another one in ``folder``.
+
+    Each call has another of its own, since the workers of a run that was killed may not have ended yet.
+    """
+    with tempfile.NamedTemporaryFile(dir=folder, suffix=".part", delete=False) as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.chmod(file.name, 0o644)
+    os.replace(file.name, path)
+
+
+def _each(dataset: Dataset[int], what: str, num_workers: int, progress: Progress) -> None:
+    total = len(dataset)  # type: ignore[arg-type]
+    progress(what, 0, total)
+    for number, _ in enumerate(_loader(dataset, num_workers), start=1):
+        progress(what, number, total)
+
+
+def _loader(dataset: Dataset[Any], num_workers: int) -> DataLoader[Any]:
+    """Does the work of a data set, in order; its workers end with this process, also where it is killed."""
+    return DataLoader(
+        dataset,
+        batch_size=None,
+        num_workers=num_workers if num_workers > 1 else 0,
+        worker_init_fn=one_thread,
+        generator=torch.Generator(),
+    )
+
+
+def _size(image: Image.Image) -> Tensor:
+    return torch.tensor(image.size)
+
+
+def _has_size(path: Path, num_bytes: int) -> bool:
+    return path.is_file() and path.stat().st_size == num_bytes
+
+
+def _check_same(folder: Path, before: Any, now: dict[str, Any]) -> None:
+    if before != now:
+        keys = before.keys() | now.keys() if isinstance(before, dict) else now.keys()
+        other = sorted(key for key in keys if not isinstance(before, dict) or before.get(key) != now.get(key))
+        raise MisconfigurationException(
+            f"{folder} has been prepared with other {' and '.join(other)}: give the same as then, or another folder"
+        )

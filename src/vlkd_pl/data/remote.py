@@ -1,0 +1,166 @@
+"""Files on local disks and, through fsspec, elsewhere; reading goes on where a connection broke."""
+
+from __future__ import annotations
+
+import glob
+import re
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import IO, Any
+
+import fsspec
+from fsspec.core import url_to_fs
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+NUM_RETRIES = 5
+"""How often a read is tried again before the file counts as broken."""
+
+FIRST_WAIT_SECONDS = 1.0
+"""The wait before the first of them; each further one waits twice as long as the one before."""
+
+_SCHEME = re.compile(r"[A-Za-z][\w+.-]+:")
+_SKIPPED_AT_ONCE = 1 << 20
+
+
+def is_address(path: str) -> bool:
+    """Whether a path is an address for fsspec, such as ``s3://bucket/a.tar``, and not that of a local file."""
+    return "://" in path
+
+
+def check_address(path: str) -> None:
+    """Makes sure that a path is a local one or an address that fsspec knows.
+
+    Raises:
+        MisconfigurationException: It is a command, as webdataset's ``pipe:``, or of another scheme; or the package
+            that reads it is missing.
+    """
+    refused = MisconfigurationException(
+        f"data: {path} is neither a path nor an address that is read (s3://, gs://, https://, …); commands are not run"
+    )
+    if not is_address(path):
+        if _SCHEME.match(path):
+            raise refused
+        return
+    for scheme in (part.split("://")[0] for part in path.split("::") if is_address(part)):
+        try:
+            fsspec.get_filesystem_class(scheme)
+        except ValueError:
+            raise refused from None
+        except ImportError as error:
+            raise MisconfigurationException(
+                f"data: {path} needs a further package ({error}): pip install 'vlkd_pl[remote]' for S3 and GCS"
+            ) from error
+
+
+def expand_wildcards(path: str) -> list[str]:
+    """The files that fit a path with ``*``, in order; the path itself where it has none."""
+    if not is_address(path):
+        return sorted(glob.glob(path)) if glob.has_magic(path) else [path]
+    if "*" not in path:  # a question mark begins the query of an https:// address
+        return [path]
+    files, pattern = url_to_fs(path)
+    return sorted(files.unstrip_protocol(found) for found in files.glob(pattern))
+
+
+def missing_files(paths: list[str]) -> list[str]:
+    """Those of the files that do not exist, or cannot be reached."""
+
+    def exists(path: str) -> bool:
+        if not is_address(path):
+            return Path(path).is_file()
+        files, inner = url_to_fs(path)
+        return bool(files.exists(inner))
+
+    with ThreadPoolExecutor(16) as threads:
+        return [path for path, found in zip(paths, threads.map(exists, paths), strict=True) if not found]
+
+
+def open_file(path: str, on_retry: Callable[[], None] | None = None) -> IO[bytes] | RemoteFile:
+    """Opens a local file, or one at an address, for reading.
+
+    Args:
+        path: The path or address.
+        on_retry: Called before each retry.
+    """
+    return RemoteFile(path, on_retry) if is_address(path) else Path(path).open("rb")
+
+
+class RemoteFile:
+    """A file at an address, opened anew where it was when reading fails.
+
+    Args:
+        path: An address that fsspec knows.
+        on_retry: Called before each retry.
+    """
+
+    def __init__(self, path: str, on_retry: Callable[[], None] | None = None) -> None:
+        self.path = path
+        self.on_retry = on_retry
+        self._position = 0
+        self._file: Any = None
+
+    def __enter__(self) -> RemoteFile:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the connection."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def tell(self) -> int:
+        """The position in bytes."""
+        return self._position
+
+    def seek(self, position: int) -> int:
+        """Goes to a position, in bytes from the start."""
+        if position != self._position:
+            self.close()
+            self._position = position
+        return position
+
+    def read(self, size: int) -> bytes:
+        """The next bytes, fewer than ``size`` at the end.
+
+        Raises:
+            OSError: It failed again after all retries.
+        """
+        num_tries = 0
+        while True:
+            try:
+                return self._read(size)
+            except FileNotFoundError:
+                raise
+            except Exception as error:  # of fsspec, or of any of the packages that it reads with
+                self._file = None  # a broken connection may not even be closed
+                if num_tries == NUM_RETRIES:
+                    raise OSError(f"{self.path} cannot be read at byte {self._position}: {error!r}") from error
+            if self.on_retry is not None:
+                self.on_retry()
+            time.sleep(FIRST_WAIT_SECONDS * 2**num_tries)
+            num_tries += 1
+
+    def _read(self, size: int) -> bytes:
+        if self._file is None:
+            self._file = self._opened()
+        content: bytes = self._file.read(size)
+        total = getattr(self._file, "size", None)
+        if size and not content and total is not None and self._position < total:
+            raise OSError(f"the connection ended at byte {self._position} of {total}")
+        self._position += len(content)
+        return content
+
+    def _opened(self) -> Any:
+        files, inner = url_to_fs(self.path)
+        file = files.open(inner, "rb")
+        try:
+            file.seek(self._position)
+        except ValueError:  # a server that cannot begin in the middle
+            while file.tell() < self._position and file.read(min(_SKIPPED_AT_ONCE, self._position - file.tell())):
+                pass
+        return file

@@ -1,0 +1,149 @@
+"""CC3M's list of addresses is given to img2dataset, whose place another takes here, and what came of it is counted."""
+
+import csv
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from damaged_shards import pair, picture, tar
+
+from vlkd_pl.cli import main
+from vlkd_pl.data import download as download_file
+from vlkd_pl.data.shards import read_shard
+
+LINKS_PER_SHARD = 8
+
+
+class Downloader:
+    """Writes what img2dataset writes: every third link is dead, every seventh leads to no picture."""
+
+    def __init__(self):
+        self.calls = []
+        self.left = ()
+
+    def download(self, **options):
+        self.calls.append(options)
+        signal.signal(signal.SIGINT, lambda *_: None)
+        output = Path(options["output_folder"])
+        output.mkdir(exist_ok=True)
+        assert options["url_col"] == "url"
+        assert options["caption_col"] == "caption"
+        with open(options["url_list"], newline="", encoding="utf-8") as lines:
+            rows = list(csv.DictReader(lines, delimiter="\t"))
+        per_shard = options["number_sample_per_shard"]
+        for shard in range(-(-len(rows) // per_shard)):
+            if shard in self.left or (output / f"{shard:05d}_stats.json").exists():
+                continue
+            numbers = range(shard * per_shard, min(len(rows), (shard + 1) * per_shard))
+            good = [i for i in numbers if i % 3 and i % 7]
+            dead = sum(i % 3 == 0 for i in numbers)
+            samples = [pair(f"{i:09d}", picture(i), rows[i]["caption"].encode()) for i in good]
+            (output / f"{shard:05d}.tar").write_bytes(tar(*samples))
+            statistics = {
+                "count": len(numbers),
+                "successes": len(good),
+                "failed_to_download": dead,
+                "failed_to_resize": len(numbers) - len(good) - dead,
+                "duration": 1.0,
+                "start_time": 0.0,
+                "end_time": 1.0,
+                "status_dict": {"success": len(good), "HTTP Error 404: Not Found": dead},
+            }
+            (output / f"{shard:05d}_stats.json").write_text(json.dumps(statistics))
+
+
+@pytest.fixture
+def downloader(monkeypatch):
+    downloader = Downloader()
+    monkeypatch.setitem(sys.modules, "img2dataset", SimpleNamespace(download=downloader.download))
+    monkeypatch.setattr(download_file, "_LINKS_PER_SHARD", LINKS_PER_SHARD)
+    return downloader
+
+
+@pytest.fixture
+def tsv(tmp_path):
+    """CC3M's format: twenty links, and lines that hold none."""
+    lines = [f'"fish" number {i}\thttp://example.org/{i}.jpg' for i in range(20)]
+    broken = ["caption\turl", "no address", "\thttp://example.org/a.jpg", "a secret\tfile:///etc/passwd", ""]
+    path = tmp_path / "Train_GCC-training.tsv"
+    path.write_text("".join(f"{line}\n" for line in [*lines[:9], *broken, *lines[9:]]))
+    return path
+
+
+GOOD = [i for i in range(20) if i % 3 and i % 7]
+
+
+def prepare(source, folder, *options):
+    return main(["prepare", "cc3m", str(source), str(folder), "--num-workers=1", *options])
+
+
+def test_links_become_shards(downloader, tsv, tmp_path, capsys):
+    folder = tmp_path / "cc3m"
+    interrupted = signal.getsignal(signal.SIGINT)
+    assert prepare(tsv, folder, "--download-side=300", "--download-threads=5") == 0
+    assert signal.getsignal(signal.SIGINT) is interrupted
+    (call,) = downloader.calls
+    assert (call["image_size"], call["resize_mode"], call["resize_only_if_bigger"]) == (300, "keep_ratio", True)
+    assert (call["processes_count"], call["thread_count"], call["output_format"]) == (1, 5, "webdataset")
+    assert (call["enable_wandb"], call["incremental_mode"], call["input_format"]) == (False, "incremental", "tsv")
+    captions = [raw["txt"].decode() for raw in read_shard(str(folder / "00000.tar"))]
+    assert captions == [f'"fish" number {i}' for i in GOOD]
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["links"] == {
+        "count": 20,
+        "successes": len(GOOD),
+        "failed_to_download": 7,
+        "failed_to_resize": 13 - len(GOOD),
+        "why": {"HTTP Error 404: Not Found": 7},
+        "shards": 3,
+        "broken_lines": 5,
+    }
+    assert "20 links, 7 of them dead (35.0%)" in capsys.readouterr().out
+    assert prepare(tsv, folder, "--download-side=300") == 0
+    assert len(downloader.calls) == 1
+    assert prepare(tsv, folder) == 1
+    assert "with other download_side" in capsys.readouterr().err
+
+
+def test_a_download_that_was_cut_goes_on(downloader, tsv, tmp_path, capsys):
+    downloader.left = (1,)
+    assert prepare(tsv, tmp_path / "cc3m") == 1
+    assert "img2dataset has left 1 of 3 shards" in capsys.readouterr().err
+    downloader.left = ()
+    statistics = tmp_path / "cc3m" / "download" / "00002_stats.json"
+    statistics.write_bytes(statistics.read_bytes()[:20])  # killed while it was written
+    (tmp_path / "cc3m" / "download" / "00002.tar").write_bytes(b"")
+    assert prepare(tsv, tmp_path / "cc3m") == 0
+    assert prepare(tsv, tmp_path / "uncut") == 0
+    assert len(downloader.calls) == 3
+    for name in ("00000.tar", "manifest.json"):
+        assert (tmp_path / "cc3m" / name).read_bytes() == (tmp_path / "uncut" / name).read_bytes()
+
+
+def test_shards_downloaded_before_need_no_img2dataset(downloader, tsv, tmp_path, monkeypatch):
+    assert prepare(tsv, tmp_path / "cc3m") == 0
+    monkeypatch.setitem(sys.modules, "img2dataset", None)
+    shards = tmp_path / "cc3m" / "download"
+    os.remove(shards / "00001_stats.json")
+    assert prepare(shards, tmp_path / "again") == 0
+    assert (tmp_path / "again" / "00000.tar").read_bytes() == (tmp_path / "cc3m" / "00000.tar").read_bytes()
+    links = json.loads((tmp_path / "again" / "manifest.json").read_text())["links"]
+    assert (links["shards"], links["count"]) == (2, 12)
+
+
+def test_without_img2dataset(tsv, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "img2dataset", None)
+    assert prepare(tsv, tmp_path / "cc3m") == 1
+    told = capsys.readouterr().err
+    assert "pip install 'vlkd_pl[prepare]'" in told
+    assert told.count("\n") == 1
+
+
+def test_a_list_without_links(tmp_path, capsys):
+    (tmp_path / "list.tsv").write_text("no\nlinks\n")
+    assert prepare(tmp_path / "list.tsv", tmp_path / "cc3m") == 1
+    assert "holds no line with a caption, a tab and an address" in capsys.readouterr().err
