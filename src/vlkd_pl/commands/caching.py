@@ -60,18 +60,16 @@ class CacheCLI(VLKDCLI):
 
 
 class CacheWriter(pl.Callback):
-    """Writes the features of each shard to its file, and in the end the index.
+    """Writes the features of each shard to its file.
 
     Args:
         folder: The cache.
         settings: What it is made with.
-        names: Of all shards.
     """
 
-    def __init__(self, folder: Path, settings: FeatureSettings, names: Sequence[str]) -> None:
+    def __init__(self, folder: Path, settings: FeatureSettings) -> None:
         self.folder = folder
         self.settings = settings
-        self.names = names
         self._writers: dict[str, FeatureWriter] = {}
 
     def on_predict_batch_end(
@@ -101,10 +99,8 @@ class CacheWriter(pl.Callback):
             ) from error
 
     def on_predict_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Writes the index when all ranks are done."""
+        """Waits until all ranks are done: the first then writes the index."""
         trainer.strategy.barrier()
-        if trainer.is_global_zero:
-            write_index(self.folder, self.names, self.settings)
 
 
 def make_cache(arguments: Sequence[str], folder: Path, dtype: FeatureType, check_content: bool = False) -> None:
@@ -160,7 +156,7 @@ def make_cache(arguments: Sequence[str], folder: Path, dtype: FeatureType, check
     if trainer.is_global_zero:
         sample_bytes = settings.num_bytes(module.num_tokens, clip.embedding_dim) + _TEXT_BYTES
         print(_estimate(folder, shards, len(uncached.missing), data.subset_size, sample_bytes), flush=True)
-    trainer.callbacks.append(CacheWriter(folder, settings, uncached.names))
+    trainer.callbacks.append(CacheWriter(folder, settings))
     if uncached.missing:
         trainer.predict(module, datamodule=uncached, return_predictions=False)
     if trainer.is_global_zero:

@@ -6,7 +6,9 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader
 
@@ -129,6 +131,7 @@ class CC3MDataModule(OrderedDataModule):
         self.keep: Callable[[str], bool] = _every
         self.corpus: TextCorpus | None = None
         self.cache: FeatureCache | None = None
+        self._cached_samples: NDArray[np.int64] = np.empty(0, dtype=np.int64)
         self.evaluation: dict[str, COCOCaptions] = {}
         self._positions: dict[int, StreamPosition] = {}
         self._next_worker = 0
@@ -197,7 +200,7 @@ class CC3MDataModule(OrderedDataModule):
     def training_captions(self, num: int) -> list[str]:
         """The first captions of the shards, the same on every rank."""
         if self.cache is not None:
-            return self.cache.captions(self.cache.subset(self.subset_size)[:num])
+            return self.cache.captions(self._cached_samples[:num])
         return read_captions(self.shards, num, self.keep)
 
     @property
@@ -286,10 +289,10 @@ class CC3MDataModule(OrderedDataModule):
             max_image_pixels=self.decoder.max_image_pixels,
             skip_non_rgb=self.decoder.skip_non_rgb,
         )
-        self.cache.subset(self.subset_size)
+        self._cached_samples = self.cache.subset(self.subset_size)
 
     def _cached_dataloader(self, cache: FeatureCache) -> DataLoader[ImageTextBatch]:
-        pairs = CachedPairs(cache, cache.subset(self.subset_size), self.collator, self.corpus, self.seed)
+        pairs = CachedPairs(cache, self._cached_samples, self.collator, self.corpus, self.seed)
         return DataLoader(
             pairs,
             batch_size=self.batch_size,
