@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -65,8 +66,8 @@ def wait_for_checkpoints(process, folder, num):
 
 
 def last(folder):
-    """What a run ended with."""
-    checkpoint = torch.load(folder / "run" / "version_0" / "checkpoints" / "last.ckpt", weights_only=True)
+    """What a run ended with: after a kill between the last two files, ``last.ckpt`` is not the newest."""
+    checkpoint = torch.load(last_checkpoint([folder / "run" / "version_0" / "checkpoints"]), weights_only=True)
     assert checkpoint["global_step"] == NUM_STEPS
     (state,) = checkpoint["random_states"]
     random_states = [state["python"], state["numpy"], state["cpu"].tolist()]
@@ -113,6 +114,22 @@ def test_a_killed_run_goes_on_as_the_uncut_one(world, tmp_path, uncut, num_worke
     process.join()
     assert process.exitcode == 0
     assert_same(last(tmp_path), uncut(num_workers))
+
+
+def test_a_kill_between_the_last_files_costs_nothing(world, tmp_path):
+    """The last step is done then, and one of its two checkpoints is written, but the model is not."""
+    export = {"class_path": "vlkd_pl.ExportModel", "init_args": {"dirpath": str(tmp_path / "model")}}
+    callbacks = [{"class_path": "ModelCheckpoint", "init_args": {"save_last": True, "every_n_train_steps": 1}}, export]
+    options = {"trainer.callbacks": json.dumps(callbacks), "trainer.limit_val_batches": 0, "trainer.max_steps": 2}
+    again = command(world, tmp_path, **options)
+    assert main(again) == 0
+    weights = (tmp_path / "model" / "model.safetensors").read_bytes()
+    folder = tmp_path / "run" / "version_0" / "checkpoints"
+    assert (folder / "epoch=0-step=2.ckpt").is_file()
+    (folder / "last.ckpt").unlink()
+    shutil.rmtree(tmp_path / "model")
+    assert main(again) == 0
+    assert (tmp_path / "model" / "model.safetensors").read_bytes() == weights
 
 
 SCONTROL = """#!/bin/sh

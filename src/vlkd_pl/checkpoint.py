@@ -194,8 +194,8 @@ class ExportModel(pl.Callback):
     def __init__(self, dirpath: str | None = None) -> None:
         self.dirpath = dirpath
 
-    def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Writes the folder on the first rank."""
+    def on_fit_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Writes the folder on the first rank, also where a resumed run finds nothing left to train."""
         log_dir = trainer.log_dir or trainer.default_root_dir  # asked on all ranks: it is broadcast
         if not trainer.is_global_zero:
             return

@@ -210,7 +210,7 @@ def test_a_best_checkpoint_that_is_gone_is_warned_of(trained, tmp_path):
     best, monitoring.best_model_path = monitoring.best_model_path, str(tmp_path / "gone.ckpt")
     try:
         with pytest.warns(UserWarning, match=r"gone\.ckpt is gone: the exported model is that of the last step"):
-            ExportModel(str(tmp_path / "model")).on_train_end(command_line.trainer, command_line.model)
+            ExportModel(str(tmp_path / "model")).on_fit_end(command_line.trainer, command_line.model)
     finally:
         monitoring.best_model_path = best
     exported = VLKDModel.from_pretrained(tmp_path / "model")
