@@ -24,6 +24,7 @@ ALLOWED = {
     "table": set(),
     "predictions": {"distributed"},
     "resume": set(),
+    "sharding": {"distributed"},
     "pipeline": {"models", "data"},
     "demo": {"pipeline", "models", "data"},
     "commands": {
