@@ -3,12 +3,15 @@
 import json
 import multiprocessing
 import os
+import socket
+import time
 from pathlib import Path
 
 import torch
 
 from vlkd_pl.cli import main
 
+DDP = Path(__file__).parents[1] / "configs" / "overlays" / "ddp.yaml"
 CONFIG = Path(__file__).parents[1] / "configs" / "sample" / "distill.yaml"
 
 
@@ -65,3 +68,26 @@ def _run(arguments, environment):
     multiprocessing.set_start_method("fork", force=True)  # of the data's workers, as it is without a forkserver
     torch.set_num_threads(1)
     raise SystemExit(main(arguments))
+
+
+def begin_ranks(arguments, num=2):
+    """Starts the processes of one run over gloo, as torchrun does, with the overlay for many GPUs."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    job = {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": str(num), "LOCAL_WORLD_SIZE": str(num), "GROUP_RANK": "0"}
+    job |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    given = [*arguments, f"--config={DDP}", f"--trainer.devices={num}", "--trainer.accelerator=cpu"]
+    return [start(given, job | {"RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(num)]
+
+
+def joined(processes, timeout=100):
+    """The exit codes of processes, None of those that do not end."""
+    end = time.monotonic() + timeout
+    for process in processes:
+        process.join(max(0, end - time.monotonic()))
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
+        process.join()
+    return codes

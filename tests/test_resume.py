@@ -139,7 +139,7 @@ kill -9 $PPID
 
 
 def test_slurms_signal_saves_and_requeues(world, tmp_path, uncut):
-    """The batch is ended first, whose gradients wait for the rest of an accumulated step half of the time."""
+    """The optimizer step, of which half may be accumulated, is ended first."""
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "scontrol").write_text(SCONTROL.format(folder=tmp_path))
     (tmp_path / "bin" / "scontrol").chmod(0o755)

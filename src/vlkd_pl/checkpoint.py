@@ -15,7 +15,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
-from vlkd_pl.distributed import average_over_ranks, gather_objects
+from vlkd_pl.distributed import gather_objects, gather_on_first_rank
 from vlkd_pl.models.vlkd import ImageFeatures, VLKDModel
 
 CLIP_PREFIX = "model.clip."
@@ -85,19 +85,27 @@ def random_state_of(checkpoint: dict[str, Any], rank: int) -> RandomState | None
 def keep_pending_gradients(checkpoint: dict[str, Any], module: nn.Module) -> None:
     """Puts gradients that wait for the rest of an accumulated step into a checkpoint; to be called on all ranks.
 
-    They are the mean over the ranks, which is what becomes of them in the end.
+    Each rank has its own until the step ends: a mean of them would be rounded once more than in a run that goes on.
     """
-    gradients = {
-        name: parameter.grad.clone() for name, parameter in module.named_parameters() if parameter.grad is not None
-    }
-    for gradient in gradients.values():
-        average_over_ranks(gradient)
+    gradients = {}
+    for name, parameter in module.named_parameters():
+        if parameter.grad is not None:
+            of_ranks = gather_on_first_rank(parameter.grad)
+            if of_ranks is not None:  # the first rank writes
+                gradients[name] = of_ranks.cpu()
     checkpoint[_PENDING_GRADIENTS] = gradients
 
 
-def pending_gradients_of(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
-    """The gradients that waited when the checkpoint was written, by the names of their parameters; none as a rule."""
-    return checkpoint.get(_PENDING_GRADIENTS, {})
+def pending_gradients_of(checkpoint: dict[str, Any], rank: int, num_ranks: int) -> dict[str, Tensor]:
+    """The gradients of ``rank`` that waited when the checkpoint was written, by the names of their parameters.
+
+    Where there were other numbers of ranks it is the mean, which is what becomes of them in the end.
+    """
+    gradients: dict[str, Tensor] = checkpoint.get(_PENDING_GRADIENTS, {})
+    return {
+        name: of_ranks[rank].clone() if len(of_ranks) == num_ranks else of_ranks.mean(0)
+        for name, of_ranks in gradients.items()
+    }
 
 
 def set_pending_gradients(module: nn.Module, gradients: dict[str, Tensor]) -> None:

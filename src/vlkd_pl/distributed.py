@@ -49,8 +49,11 @@ def gather_objects(items: list[Item]) -> list[Item]:
     return [item for part in gathered for item in part]
 
 
-def average_over_ranks(tensor: Tensor) -> None:
-    """Replaces a tensor by its mean over all ranks; leaves it without ranks."""
-    if is_distributed():
-        torch.distributed.all_reduce(tensor)
-        tensor /= torch.distributed.get_world_size()
+def gather_on_first_rank(tensor: Tensor) -> Tensor | None:
+    """The tensors of all ranks, stacked (ranks, …), on the first rank; None on the others."""
+    if not is_distributed():
+        return tensor.unsqueeze(0)
+    is_first = rank() == 0
+    gathered = [torch.empty_like(tensor) for _ in range(torch.distributed.get_world_size())] if is_first else None
+    torch.distributed.gather(tensor.contiguous(), gathered)
+    return torch.stack(gathered) if gathered is not None else None

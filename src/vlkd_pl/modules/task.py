@@ -263,6 +263,7 @@ class TaskModule(pl.LightningModule, ABC):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Notes these of this rank, for when training goes on."""
-        self._resumed = random_state_of(checkpoint, self.global_rank), pending_gradients_of(checkpoint)
+        rank, num_ranks = self.global_rank, self.trainer.world_size
+        self._resumed = random_state_of(checkpoint, rank), pending_gradients_of(checkpoint, rank, num_ranks)
         if "skipped_steps" in checkpoint:
             self.skipped_steps.load_state(checkpoint["skipped_steps"], self.global_rank)
