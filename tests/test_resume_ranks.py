@@ -13,6 +13,7 @@ import pytest
 import torch
 from distilling import arguments, begin_ranks, joined
 
+from vlkd_pl.cli import main
 from vlkd_pl.resume import last_checkpoint
 
 NUM_STEPS = 6
@@ -97,6 +98,13 @@ def test_a_killed_run_goes_on_as_the_uncut_one(world, tmp_path, uncut):
         assert None not in joined(ranks)
     assert kills > 0
     assert joined(begin_ranks(command(world, tmp_path))) == [0, 0]
+    assert_same(last(tmp_path), uncut)
+
+
+def test_forked_ranks_count_what_they_read_for_themselves(world, tmp_path, uncut):
+    """They share the memory of the process that they come from."""
+    options = {"trainer.devices": 2, "trainer.strategy": "ddp_fork", "trainer.accelerator": "cpu"}
+    assert main(command(world, tmp_path, **options)) == 0
     assert_same(last(tmp_path), uncut)
 
 

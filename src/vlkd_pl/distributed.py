@@ -7,6 +7,7 @@ from typing import TypeVar
 import torch
 import torch.distributed
 import torch.distributed.nn.functional
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 Item = TypeVar("Item")
@@ -38,6 +39,28 @@ def gather_with_gradient(tensor: Tensor) -> Tensor:
     if not is_distributed():
         return tensor
     return torch.cat(torch.distributed.nn.functional.all_gather(tensor.contiguous()))
+
+
+def check_equal_batches(size: int, device: torch.device) -> None:
+    """Looks whether the batches of all ranks are equally large, as gathering and averaging over ranks take for granted.
+
+    Args:
+        size: Samples in this rank's batch.
+        device: Where ranks tell each other.
+
+    Raises:
+        MisconfigurationException: They are not; on all ranks, so that none waits for another.
+    """
+    if not is_distributed():
+        return
+    sizes = [torch.tensor([size], device=device) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(sizes, sizes[rank()].clone())
+    told = [int(size) for size in torch.cat(sizes).tolist()]
+    if len(set(told)) > 1:
+        raise MisconfigurationException(
+            f"the batches of the ranks hold {', '.join(map(str, told))} samples, but must be equally large: let the "
+            "data loader leave out what does not fill a batch of every rank (drop_last)"
+        )
 
 
 def gather_objects(items: list[Item]) -> list[Item]:
