@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from vlkd_pl.models.vlkd import ImageFeatures
 from vlkd_pl.modules.features import FeatureModule, Features
 
 _NUM_COUNTED = 3
+_POLL_SECONDS = 0.5
+_PATIENCE_SECONDS = 6 * 3600.0
 _TEXT_BYTES = 80  # a caption and its key, about
 
 
@@ -99,8 +102,25 @@ class CacheWriter(pl.Callback):
             ) from error
 
     def on_predict_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Waits until all ranks are done: the first then writes the index."""
-        trainer.strategy.barrier()
+        """Waits until the files of all ranks are there: the first then writes the index.
+
+        A barrier would give up after half an hour, but a rank's part can take so much longer than another's.
+
+        Raises:
+            MisconfigurationException: For hours no further file has come.
+        """
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        paths = [self.folder / f"{name}{SUFFIX}" for name, _ in data.missing]
+        changed = time.monotonic()
+        while left := [path for path in paths if not path.exists()]:
+            if len(left) < len(paths):
+                paths, changed = left, time.monotonic()
+            if time.monotonic() - changed > _PATIENCE_SECONDS:
+                raise MisconfigurationException(
+                    f"{len(left)} files are not in {self.folder}, first {left[0].name}, and none has come for hours: "
+                    "all machines must see the same folder; if another process has ended, the same command goes on"
+                )
+            time.sleep(_POLL_SECONDS)
 
 
 def make_cache(arguments: Sequence[str], folder: Path, dtype: FeatureType, check_content: bool = False) -> None:
