@@ -8,6 +8,7 @@ import random
 import shutil
 import signal
 import time
+from contextlib import nullcontext
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -209,6 +210,8 @@ def test_a_shard_without_a_good_sample(world, shards, tmp_path):
 class Ranks:
     """Stands in for a trainer with other ranks, which write their files while this one waits."""
 
+    is_global_zero = True
+
     def __init__(self, folder, *names):
         self.datamodule = SimpleNamespace(missing=[(name, f"{name}.tar") for name in names])
         self.left = [folder / f"{name}.safetensors" for name in names]
@@ -221,8 +224,19 @@ class Ranks:
 def test_a_rank_waits_for_the_files_of_the_others(tmp_path, monkeypatch):
     ranks = Ranks(tmp_path, "0", "1", "2")
     monkeypatch.setattr(caching.time, "sleep", ranks.sleep)
-    caching.CacheWriter(tmp_path, None).on_predict_end(ranks, None)
+    told = []
+    monkeypatch.setattr(caching, "shard_progress", lambda: nullcontext(lambda *arguments: told.append(arguments)))
+    writer = caching.CacheWriter(tmp_path, None, shows_progress=True)
+    writer.on_predict_start(ranks, None)
+    writer.on_predict_end(ranks, None)
     assert not ranks.left
+    assert list(dict.fromkeys(told)) == [("encoded", done, 3) for done in range(4)]
+
+
+def wait(folder, ranks):
+    writer = caching.CacheWriter(folder, None)
+    writer.on_predict_start(ranks, None)
+    writer.on_predict_end(ranks, None)
 
 
 def test_a_rank_does_not_wait_for_ever(tmp_path, monkeypatch):
@@ -232,7 +246,7 @@ def test_a_rank_does_not_wait_for_ever(tmp_path, monkeypatch):
     monkeypatch.setattr(caching.time, "sleep", ranks.sleep)
     monkeypatch.setattr(caching.time, "monotonic", lambda: next(clock))
     with pytest.raises(MisconfigurationException, match=r"1 files are not in .*, first 1.safetensors"):
-        caching.CacheWriter(tmp_path, None).on_predict_end(ranks, None)
+        wait(tmp_path, ranks)
 
 
 # What is refused
