@@ -4,12 +4,14 @@ import json
 import multiprocessing
 import os
 import socket
+import time
 from pathlib import Path
 
 import torch
 
 from vlkd_pl.cli import main
 
+OVERLAYS = Path(__file__).parents[1] / "configs" / "overlays"
 CONFIG = Path(__file__).parents[1] / "configs" / "sample" / "distill.yaml"
 
 
@@ -61,18 +63,27 @@ def start(arguments, environment=None):
     return process
 
 
-def start_ranks(arguments, num=2):
-    """Runs the command line in processes that are the ranks of one job, as torchrun starts them."""
+def begin_ranks(arguments, overlay="ddp", num=2):
+    """Starts the processes of one run over gloo, as torchrun does, with an overlay for many GPUs."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     job = {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": str(num), "LOCAL_WORLD_SIZE": str(num), "GROUP_RANK": "0"}
     job |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    ranks = [start(arguments, job | {"RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(num)]
-    for process in ranks:
-        process.join(300)
+    given = [*arguments, f"--config={OVERLAYS / overlay}.yaml", f"--trainer.devices={num}", "--trainer.accelerator=cpu"]
+    return [start(given, job | {"RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(num)]
+
+
+def joined(processes, timeout=100):
+    """The exit codes of processes, None of those that do not end."""
+    end = time.monotonic() + timeout
+    for process in processes:
+        process.join(max(0, end - time.monotonic()))
+    codes = [process.exitcode for process in processes]
+    for process in processes:
         process.kill()
-        assert process.exitcode == 0
+        process.join()
+    return codes
 
 
 def _run(arguments, environment):

@@ -4,11 +4,12 @@ import pytest
 import torch
 import torch.distributed
 import torch.multiprocessing
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.nn.functional import normalize
 from torch.nn.parallel import DistributedDataParallel
 
-from vlkd_pl.distributed import gather_objects, gather_with_gradient
+from vlkd_pl.distributed import gather_objects, gather_on_first_rank, gather_with_gradient
 from vlkd_pl.losses import itcl_loss
 
 WORLD_SIZE = 2
@@ -49,8 +50,14 @@ def on_rank(rank, folder):
     rows = torch.full((2, 1), float(rank + 1), requires_grad=True)
     gathered = gather_with_gradient(rows)
     (gathered * torch.arange(4.0)[:, None]).sum().backward()
+    embedding = normalize(torch.ones(3 + rank, 5, requires_grad=True), dim=-1)
+    with pytest.raises(MisconfigurationException) as unequal:
+        itcl_loss(embedding, embedding, torch.tensor(1.0))
+    on_first = gather_on_first_rank(torch.tensor([float(rank)]))
     torch.save(
         {
+            "unequal": str(unequal.value),
+            "on_first": on_first,
             "loss": loss.detach(),
             "gradients": gradients(parallel.module),
             "objects": objects,
@@ -94,7 +101,20 @@ def test_gathering_keeps_the_order_and_returns_each_gradient(ranks):
         assert result["objects"] == ["0a", "0b", "1a", "1b"]
 
 
+def test_batches_that_differ_are_refused_on_all_ranks(ranks):
+    for result in ranks:
+        assert "the batches of the ranks hold 3, 4 samples, but must be equally large" in result["unequal"]
+
+
+def test_the_first_rank_gets_all(ranks):
+    assert [result["on_first"] if result["on_first"] is None else result["on_first"].tolist() for result in ranks] == [
+        [[0.0], [1.0]],
+        None,
+    ]
+
+
 def test_one_process_gathers_itself():
     tensor = torch.ones(2, 3)
     assert gather_with_gradient(tensor) is tensor
     assert gather_objects([1, 2]) == [1, 2]
+    assert torch.equal(gather_on_first_rank(tensor), tensor[None])

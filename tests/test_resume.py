@@ -16,6 +16,7 @@ import torch
 from distilling import arguments, start
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
+from vlkd_pl.checkpoint import keep_random_states, random_state_of, set_random_state
 from vlkd_pl.cli import main
 from vlkd_pl.commands.train import run
 from vlkd_pl.resume import CheckpointFiles, last_checkpoint
@@ -139,7 +140,7 @@ kill -9 $PPID
 
 
 def test_slurms_signal_saves_and_requeues(world, tmp_path, uncut):
-    """The batch is ended first, whose gradients wait for the rest of an accumulated step half of the time."""
+    """The optimizer step, of which half may be accumulated, is ended first."""
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "scontrol").write_text(SCONTROL.format(folder=tmp_path))
     (tmp_path / "bin" / "scontrol").chmod(0o755)
@@ -251,6 +252,21 @@ def test_a_disk_that_is_full_from_the_start_is_an_error(world, tmp_path, monkeyp
     monkeypatch.setattr("vlkd_pl.resume.torch.save", FullDisk(0, 1))
     assert main(command(world, tmp_path)) == 1
     assert "No space left on device): make room for it" in capsys.readouterr().err
+
+
+def test_cudas_random_state_is_kept(monkeypatch):
+    """Where there is CUDA, whose place a generator of the CPU takes here."""
+    generator = torch.Generator().manual_seed(3)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", generator.get_state)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", generator.set_state)
+    checkpoint = {}
+    keep_random_states(checkpoint)
+    expected = torch.rand(3, generator=generator)
+    set_random_state(random_state_of(checkpoint, 0))
+    assert torch.equal(torch.rand(3, generator=generator), expected)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    set_random_state(random_state_of(checkpoint, 0))  # on a machine without
 
 
 def write_for_ever(path):

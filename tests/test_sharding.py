@@ -4,16 +4,15 @@ import json
 
 import pytest
 import torch
-from distilling import arguments, start_ranks
+from distilling import arguments, begin_ranks, joined
 from modules.evaluations import captioning_arguments, column
 
 from vlkd_pl.cli import main
 
-FSDP = json.dumps({"class_path": "vlkd_pl.FSDP2Strategy"})
 NUM_STEPS = 4
 
 
-def trained(world, folder, strategy, num_steps=NUM_STEPS, **options):
+def trained(world, folder, overlay, num_steps=NUM_STEPS, **options):
     """A run with accumulated steps, and with a validation in the middle of one; returns its last checkpoint."""
     callbacks = [
         {"class_path": "ModelCheckpoint", "init_args": {"dirpath": str(folder), "every_n_train_steps": num_steps}},
@@ -25,15 +24,13 @@ def trained(world, folder, strategy, num_steps=NUM_STEPS, **options):
         {"class_path": "sharding_probe.Probe", "init_args": {"folder": str(folder)}},
     ]
     settings = {
-        "trainer.devices": 2,
-        "trainer.strategy": strategy,
         "trainer.max_steps": num_steps,
         "trainer.accumulate_grad_batches": 2,
         "trainer.val_check_interval": 5,
         "trainer.callbacks": json.dumps(callbacks),
         "data.init_args.num_eval_samples": 4,
     }
-    start_ranks(arguments(world, folder, **(settings | options)))
+    assert joined(begin_ranks(arguments(world, folder, **(settings | options)), overlay)) == [0, 0]
     return torch.load(folder / f"epoch=0-step={num_steps}.ckpt", weights_only=True)
 
 
@@ -41,7 +38,7 @@ def trained(world, folder, strategy, num_steps=NUM_STEPS, **options):
 def sharded(world, tmp_path_factory):
     """The folder and the last checkpoint of a run by FSDP."""
     folder = tmp_path_factory.mktemp("fsdp")
-    return folder, trained(world, folder, FSDP)
+    return folder, trained(world, folder, "fsdp")
 
 
 @pytest.fixture(scope="module")
@@ -86,29 +83,30 @@ def test_each_rank_holds_its_share(sharded):
 @pytest.mark.parametrize("name", ["epoch=0-step=2", "best"])
 def test_a_cut_run_goes_on_as_the_uncut_one(world, tmp_path, sharded, name):
     """``best`` is written by the validation behind the fifth batch, in the middle of the third step."""
-    cut = trained(world, tmp_path, FSDP, 2) if name != "best" else torch.load(sharded[0] / "best.ckpt")
+    cut = trained(world, tmp_path, "fsdp", 2) if name != "best" else torch.load(sharded[0] / "best.ckpt")
     assert bool(cut.get("pending_gradients")) == (name == "best")
     folder = sharded[0] if name == "best" else tmp_path
-    assert_same(trained(world, tmp_path, FSDP, ckpt_path=folder / f"{name}.ckpt"), sharded[1])
+    assert_same(trained(world, tmp_path, "fsdp", ckpt_path=folder / f"{name}.ckpt"), sharded[1])
 
 
-@pytest.mark.parametrize("strategy", ["ddp", FSDP])
-def test_either_goes_on_with_a_checkpoint_of_the_other(world, tmp_path, sharded, replicated, strategy):
-    other = replicated if strategy == FSDP else sharded
-    assert_close(trained(world, tmp_path, strategy, ckpt_path=other[0] / "best.ckpt"), other[1])
+@pytest.mark.parametrize("overlay", ["ddp", "fsdp"])
+def test_either_goes_on_with_a_checkpoint_of_the_other(world, tmp_path, sharded, replicated, overlay):
+    other = replicated if overlay == "fsdp" else sharded
+    assert_close(trained(world, tmp_path, overlay, ckpt_path=other[0] / "best.ckpt"), other[1])
 
 
 def test_ranks_may_decode_texts_of_different_lengths(world, model_folder, tmp_path):
     """SCST samples captions in its training step, and validation decodes them: with other lengths on each rank."""
-    options = {"trainer__devices": 2, "trainer__strategy": FSDP, "data__init_args__train_batch_size": 2}
-    start_ranks(captioning_arguments("scst_coco", world, model_folder, tmp_path, **options))
+    options = {"data__init_args__train_batch_size": 2}
+    scst = captioning_arguments("scst_coco", world, model_folder, tmp_path, **options)
+    assert joined(begin_ranks(scst, "fsdp")) == [0, 0]
     assert (tmp_path / "model" / "model.safetensors").is_file()
     assert column(tmp_path, "val/cider")
 
 
 def test_half_precision_with_gradient_scaling(world, tmp_path, sharded):
     half = {"class_path": "MixedPrecision", "init_args": {"precision": "16-mixed", "device": "cpu"}}
-    ended = trained(world, tmp_path, FSDP, **{"trainer.plugins": json.dumps([half]), "trainer.precision": "null"})
+    ended = trained(world, tmp_path, "fsdp", **{"trainer.plugins": json.dumps([half]), "trainer.precision": "null"})
     assert ended["MixedPrecision"]["scale"] > 1
     assert column(tmp_path, "train/loss") == pytest.approx(column(sharded[0], "train/loss"), rel=2e-3)
     assert column(tmp_path, "train/grad_norm") == pytest.approx(column(sharded[0], "train/grad_norm"), rel=2e-2)

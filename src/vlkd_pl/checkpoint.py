@@ -16,7 +16,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from transformers import BartForConditionalGeneration
 
-from vlkd_pl.distributed import average_over_ranks, gather_objects, sharded_as, whole
+from vlkd_pl.distributed import gather_objects, gather_on_first_rank, is_sharded, sharded_as
 from vlkd_pl.models.vlkd import ImageFeatures, VLKDModel
 
 CLIP_PREFIX = "model.clip."
@@ -86,27 +86,38 @@ def random_state_of(checkpoint: dict[str, Any], rank: int) -> RandomState | None
 def keep_pending_gradients(checkpoint: dict[str, Any], module: nn.Module) -> None:
     """Puts gradients that wait for the rest of an accumulated step into a checkpoint; to be called on all ranks.
 
-    They are the mean over the ranks, which is what becomes of them in the end.
+    Each rank has its own until the step ends: a mean of them would be rounded once more than in a run that goes on.
     """
-    gradients = {
-        name: whole(parameter.grad).clone()
-        for name, parameter in module.named_parameters()
-        if parameter.grad is not None
-    }
-    for gradient in gradients.values():
-        average_over_ranks(gradient)
+    gradients = {}
+    for name, parameter in module.named_parameters():
+        if parameter.grad is not None:
+            of_ranks = gather_on_first_rank(parameter.grad)
+            if of_ranks is not None:  # the first rank writes
+                gradients[name] = of_ranks.cpu()
     checkpoint[_PENDING_GRADIENTS] = gradients
 
 
 def pending_gradients_of(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
-    """The gradients that waited when the checkpoint was written, by the names of their parameters; none as a rule."""
+    """The gradients that waited when the checkpoint was written, (ranks, …), by the names of their parameters."""
     return checkpoint.get(_PENDING_GRADIENTS, {})
 
 
-def set_pending_gradients(module: nn.Module, gradients: dict[str, Tensor]) -> None:
-    """Lets an accumulated step go on from these gradients."""
-    for name, gradient in gradients.items():
+def set_pending_gradients(module: nn.Module, gradients: dict[str, Tensor], rank: int, num_ranks: int) -> None:
+    """Lets an accumulated step go on from these gradients.
+
+    Each rank takes its own. Where there were other numbers of ranks, or the parameters are sharded, it takes the mean,
+    which is what becomes of them in the end.
+
+    Args:
+        module: Its parameters get them.
+        gradients: See ``pending_gradients_of``.
+        rank: The number of this rank.
+        num_ranks: How many there are now.
+    """
+    for name, of_ranks in gradients.items():
         parameter = module.get_parameter(name)
+        has_own = len(of_ranks) == num_ranks and not is_sharded(parameter)
+        gradient = of_ranks[rank].clone() if has_own else of_ranks.mean(0)
         parameter.grad = sharded_as(parameter, gradient.to(parameter.device))
 
 

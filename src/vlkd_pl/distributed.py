@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed
-import torch.distributed.nn.functional
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 Item = TypeVar("Item")
@@ -37,7 +37,47 @@ def gather_with_gradient(tensor: Tensor) -> Tensor:
     """
     if not is_distributed():
         return tensor
-    return torch.cat(torch.distributed.nn.functional.all_gather(tensor.contiguous()))
+    gathered: Tensor = _Gather.apply(tensor)
+    return gathered
+
+
+class _Gather(torch.autograd.Function):
+    """PyTorch's own in ``torch.distributed.nn.functional`` is deprecated, and what replaces it is private."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        parts = [torch.empty_like(tensor) for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather(parts, tensor.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        """All ranks have a part in what each gave: the sum of their gradients for it."""
+        total = gradients[0].clone(memory_format=torch.contiguous_format)
+        torch.distributed.all_reduce(total)
+        return total.chunk(torch.distributed.get_world_size())[rank()]
+
+
+def check_equal_batches(size: int, device: torch.device) -> None:
+    """Looks whether the batches of all ranks are equally large, as gathering and averaging over ranks take for granted.
+
+    Args:
+        size: Samples in this rank's batch.
+        device: Where ranks tell each other.
+
+    Raises:
+        MisconfigurationException: They are not; on all ranks, so that none waits for another.
+    """
+    if not is_distributed():
+        return
+    sizes = [torch.tensor([size], device=device) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(sizes, sizes[rank()].clone())
+    told = [int(size) for size in torch.cat(sizes).tolist()]
+    if len(set(told)) > 1:
+        raise MisconfigurationException(
+            f"the batches of the ranks hold {', '.join(map(str, told))} samples, but must be equally large: let the "
+            "data loader leave out what does not fill a batch of every rank (drop_last)"
+        )
 
 
 def gather_objects(items: list[Item]) -> list[Item]:
@@ -49,17 +89,14 @@ def gather_objects(items: list[Item]) -> list[Item]:
     return [item for part in gathered for item in part]
 
 
-def average_over_ranks(tensor: Tensor) -> None:
-    """Replaces a tensor by its mean over all ranks; leaves it without ranks."""
-    if is_distributed():
-        torch.distributed.all_reduce(tensor)
-        tensor /= torch.distributed.get_world_size()
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether each rank holds a shard of a tensor (a ``DTensor``)."""
+    return hasattr(tensor, "full_tensor")  # PyTorch 2.4 has the class elsewhere
 
 
 def whole(tensor: Tensor) -> Tensor:
     """A sharded tensor from the shards of all ranks, on each of them; any other as it is."""
-    full_tensor = getattr(tensor, "full_tensor", None)
-    return tensor if full_tensor is None else full_tensor()
+    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def sharded_as(like: Tensor, tensor: Tensor) -> Tensor:
@@ -69,9 +106,23 @@ def sharded_as(like: Tensor, tensor: Tensor) -> Tensor:
         like: A parameter. Where it is not sharded, or not of the tensor's shape, the tensor stays as it is.
         tensor: The same on all ranks.
     """
-    if not hasattr(like, "full_tensor") or like.shape != tensor.shape:
+    if not is_sharded(like) or like.shape != tensor.shape:
         return tensor
     from torch.distributed.tensor import distribute_tensor  # in PyTorch 2.4 it is elsewhere, but nothing is sharded
 
     sharded: Tensor = distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)  # type: ignore[attr-defined]
     return sharded
+
+
+def gather_on_first_rank(tensor: Tensor) -> Tensor | None:
+    """The tensors of all ranks, stacked (ranks, …), on the first rank; None on the others.
+
+    Of a sharded tensor the ranks have one between them: (1, …).
+    """
+    is_first = rank() == 0
+    if not is_distributed() or is_sharded(tensor):
+        gathered = [whole(tensor)]  # on all ranks
+    else:
+        gathered = [torch.empty_like(tensor) for _ in range(torch.distributed.get_world_size())] if is_first else []
+        torch.distributed.gather(tensor.contiguous(), gathered or None)
+    return torch.stack(gathered) if is_first else None

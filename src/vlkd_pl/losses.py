@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vlkd_pl.distributed import gather_with_gradient, rank
+from vlkd_pl.distributed import check_equal_batches, gather_with_gradient, rank
 
 Reduction = Literal["mean", "sum"]
 
@@ -45,7 +45,11 @@ def itcl_loss(image_embedding: Tensor, text_embedding: Tensor, logit_scale: Tens
 
     Returns:
         Scalar, the loss of this rank's pairs.
+
+    Raises:
+        MisconfigurationException: Another rank holds more or fewer pairs; on all ranks.
     """
+    check_equal_batches(len(image_embedding), image_embedding.device)
     image_embedding, text_embedding = _at_least_float32(image_embedding), _at_least_float32(text_embedding)
     all_images, all_texts = gather_with_gradient(image_embedding), gather_with_gradient(text_embedding)
     own = torch.arange(len(image_embedding), device=image_embedding.device) + rank() * len(image_embedding)

@@ -199,34 +199,47 @@ def keep_logged(trainer: pl.Trainer) -> None:
 
 
 class SaveOnSignal(Callback):
-    """Saves when SLURM is about to end the job.
+    """Saves when the job is about to be ended.
 
     Lightning saves and requeues at once when SLURM's signal arrives (``SLURMEnvironment``, SIGUSR1), which may be in
-    the middle of an optimizer step. This lets it wait for the end of the batch, and until all ranks have the signal.
-    On SIGTERM, on which Lightning ends the run at the end of the batch, it writes ``interrupted.ckpt``.
+    the middle of an optimizer step; and of several ranks each tells the others of SIGTERM at once, in the middle of
+    what else they tell each other, so that all wait for ever. This lets both wait for the end of the optimizer step:
+    SIGUSR1 until all ranks have it, SIGTERM until one has. On SIGTERM it writes ``interrupted.ckpt`` and ends the run.
     """
 
     def __init__(self) -> None:
         self._requeue: Callable[..., Any] | None = None
-        self._received = False
+        self._received: set[int] = set()
+        self._step = 0
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Puts itself before Lightning's handler, where there is one."""
+        """Puts itself before Lightning's handlers, where there are some."""
         handler = signal.getsignal(signal.SIGUSR1)
         if SLURMEnvironment.detect() and callable(handler):
             self._requeue = handler
             signal.signal(signal.SIGUSR1, self._note)
+        if trainer.world_size > 1:
+            signal.signal(signal.SIGTERM, self._note)
+        self._step = trainer.global_step
 
     def _note(self, number: int, frame: Any) -> None:
-        self._received = True
+        self._received.add(number)
 
     def on_train_batch_end(self, trainer: pl.Trainer, *arguments: Any) -> None:
-        """Hands the signal over to Lightning."""
-        if self._requeue is None:
+        """Hands SIGUSR1 over to Lightning; on SIGTERM ends the run on all ranks.
+
+        Raises:
+            SIGTERMException: One of several ranks has got SIGTERM.
+        """
+        if trainer.global_step == self._step:  # more batches are to be accumulated
             return
-        if trainer.strategy.reduce_boolean_decision(self._received):
-            self._received = False
+        self._step = trainer.global_step
+        together = trainer.strategy.reduce_boolean_decision
+        if self._requeue is not None and together(signal.SIGUSR1 in self._received):
+            self._received.discard(signal.SIGUSR1)
             self._requeue(signal.SIGUSR1, None)
+        if trainer.world_size > 1 and together(signal.SIGTERM in self._received, all=False):
+            raise SIGTERMException
 
     def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
         """Writes ``interrupted.ckpt`` beside the other checkpoints."""

@@ -8,13 +8,18 @@ import random
 import shutil
 import signal
 import time
+from contextlib import nullcontext
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from vlkd_pl.cli import main
+from vlkd_pl.commands import caching
 from vlkd_pl.commands.train import run
 from vlkd_pl.data.cached import CachedPairs
 from vlkd_pl.data.cc3m import CC3MDataModule
@@ -202,7 +207,56 @@ def test_a_shard_without_a_good_sample(world, shards, tmp_path):
     assert cache.skipped["broken_tar"] == 1
 
 
+class Ranks:
+    """Stands in for a trainer with other ranks, which write their files while this one waits."""
+
+    is_global_zero = True
+
+    def __init__(self, folder, *names):
+        self.datamodule = SimpleNamespace(missing=[(name, f"{name}.tar") for name in names])
+        self.left = [folder / f"{name}.safetensors" for name in names]
+
+    def sleep(self, seconds):
+        if self.left:
+            self.left.pop().touch()
+
+
+def test_a_rank_waits_for_the_files_of_the_others(tmp_path, monkeypatch):
+    ranks = Ranks(tmp_path, "0", "1", "2")
+    monkeypatch.setattr(caching.time, "sleep", ranks.sleep)
+    told = []
+    monkeypatch.setattr(caching, "shard_progress", lambda: nullcontext(lambda *arguments: told.append(arguments)))
+    writer = caching.CacheWriter(tmp_path, None, shows_progress=True)
+    writer.on_predict_start(ranks, None)
+    writer.on_predict_end(ranks, None)
+    assert not ranks.left
+    assert list(dict.fromkeys(told)) == [("encoded", done, 3) for done in range(4)]
+
+
+def wait(folder, ranks):
+    writer = caching.CacheWriter(folder, None)
+    writer.on_predict_start(ranks, None)
+    writer.on_predict_end(ranks, None)
+
+
+def test_a_rank_does_not_wait_for_ever(tmp_path, monkeypatch):
+    ranks = Ranks(tmp_path, "0", "1")
+    ranks.left.pop()
+    clock = count(step=3600)
+    monkeypatch.setattr(caching.time, "sleep", ranks.sleep)
+    monkeypatch.setattr(caching.time, "monotonic", lambda: next(clock))
+    with pytest.raises(MisconfigurationException, match=r"1 files are not in .*, first 1.safetensors"):
+        wait(tmp_path, ranks)
+
+
 # What is refused
+
+
+def test_an_address_is_no_folder(world, shards, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert build(world, shards, "s3://bucket/cache") == 1
+    assert capsys.readouterr().err.startswith("vlkd-pl cache: s3://bucket/cache is no folder of a disk")
+    assert not list(tmp_path.iterdir())
 
 
 def test_too_little_room_is_told_before_anything_is_written(world, shards, tmp_path, capsys, monkeypatch):

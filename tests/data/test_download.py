@@ -1,11 +1,21 @@
 """CC3M's list of addresses is given to img2dataset, whose place another takes here, and what came of it is counted."""
 
 import csv
+import io
 import json
+import multiprocessing
 import os
+import random
 import signal
 import sys
+import tarfile
+import time
+import urllib.error
+import urllib.request
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from types import SimpleNamespace
 
 import pytest
@@ -121,6 +131,92 @@ def test_a_download_that_was_cut_goes_on(downloader, tsv, tmp_path, capsys):
     assert prepare(tsv, tmp_path / "uncut") == 0
     assert len(downloader.calls) == 3
     for name in ("00000.tar", "manifest.json"):
+        assert (tmp_path / "cc3m" / name).read_bytes() == (tmp_path / "uncut" / name).read_bytes()
+
+
+class Site(BaseHTTPRequestHandler):
+    """Of the addresses, every third is dead, and every seventh leads to no picture."""
+
+    requests = 0
+
+    def do_GET(self):
+        type(self).requests += 1
+        time.sleep(0.005)
+        number = int(Path(self.path).stem)
+        self.send_response(200 if number % 3 else 404)
+        self.end_headers()
+        if number % 3:
+            self.wfile.write(picture(number) if number % 7 else b"<html>")
+
+    def log_message(self, *arguments):
+        pass
+
+
+class WebDownloader:
+    """Downloads in img2dataset's place: a shard's statistics are written when its tar is."""
+
+    def download(self, **options):
+        output = Path(options["output_folder"])
+        output.mkdir(exist_ok=True)
+        with open(options["url_list"], newline="", encoding="utf-8") as lines:
+            rows = list(csv.DictReader(lines, delimiter="\t"))
+        per_shard = options["number_sample_per_shard"]
+        for shard in range(-(-len(rows) // per_shard)):
+            if not (output / f"{shard:05d}_stats.json").exists():
+                self.write(output / f"{shard:05d}", list(enumerate(rows))[shard * per_shard :][:per_shard])
+
+    def write(self, path, rows):
+        found = Counter()
+        with open(f"{path}.tar", "wb", buffering=0) as file, tarfile.open(fileobj=file, mode="w") as archive:
+            for number, row in rows:
+                try:
+                    content = urllib.request.urlopen(row["url"]).read()
+                except urllib.error.HTTPError as error:
+                    found[str(error)] += 1
+                    continue
+                if content == b"<html>":
+                    found["no picture"] += 1
+                    continue
+                found["success"] += 1
+                for extension, part in (("jpg", content), ("txt", row["caption"].encode())):
+                    member = tarfile.TarInfo(f"{number:09d}.{extension}")
+                    member.size = len(part)
+                    archive.addfile(member, io.BytesIO(part))
+        statistics = {"count": len(rows), "successes": found["success"], "failed_to_resize": found["no picture"]}
+        statistics |= {"failed_to_download": len(rows) - found["success"] - found["no picture"], "status_dict": found}
+        Path(f"{path}_stats.json").write_text(json.dumps(statistics))
+
+
+def test_a_killed_download_ends_as_the_uncut_one(downloader, tmp_path, monkeypatch):
+    """SIGKILL at random moments of downloading and of what comes behind it."""
+    monkeypatch.setitem(sys.modules, "img2dataset", SimpleNamespace(download=WebDownloader().download))
+    rng = random.Random()
+    context = multiprocessing.get_context("fork")
+    num_killed = 0
+    with ThreadingHTTPServer(("127.0.0.1", 0), Site) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        tsv = tmp_path / "links.tsv"
+        site = f"http://127.0.0.1:{server.server_port}"
+        tsv.write_text("".join(f"fish number {i}\t{site}/{i}.jpg\n" for i in range(20)))
+        for num_requests in (rng.randrange(1, 8), rng.randrange(1, 8), rng.randrange(1, 6), rng.randrange(1, 4)):
+            until = Site.requests + num_requests
+            process = context.Process(target=prepare, args=(tsv, tmp_path / "cc3m"))
+            process.start()
+            while Site.requests < until and process.is_alive():
+                time.sleep(0.0005)
+            time.sleep(rng.random() * 0.03)
+            os.kill(process.pid, signal.SIGKILL)
+            process.join()
+            num_killed += process.exitcode == -signal.SIGKILL and not (tmp_path / "cc3m" / "manifest.json").exists()
+        assert num_killed > 1
+        assert prepare(tsv, tmp_path / "cc3m") == 0
+        assert prepare(tsv, tmp_path / "uncut") == 0
+        server.shutdown()
+    links = json.loads((tmp_path / "uncut" / "manifest.json").read_text())["links"]
+    assert (links["count"], links["successes"], links["failed_to_download"]) == (20, len(GOOD), 7)
+    names = sorted(path.name for path in (tmp_path / "uncut").glob("*.*"))
+    assert sorted(path.name for path in (tmp_path / "cc3m").glob("*.*")) == names
+    for name in names:
         assert (tmp_path / "cc3m" / name).read_bytes() == (tmp_path / "uncut" / name).read_bytes()
 
 

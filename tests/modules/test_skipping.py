@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from distilling import arguments, start_ranks
+from distilling import arguments, begin_ranks, joined
 
 from vlkd_pl.cli import main
 from vlkd_pl.commands.train import run
@@ -68,8 +68,8 @@ def test_one_more_than_the_limit_stops_in_one_line(world, tmp_path, capsys):
 
 def test_ranks_agree(world, tmp_path):
     """Where the batch of one rank alone is bad both leave the step out, or else one would wait for ever."""
-    options = {"trainer.devices": 2, "trainer.strategy": "ddp", "trainer.max_steps": 4}
-    start_ranks(poisoned(world, tmp_path, **options))
+    options = {"trainer.max_steps": 4}
+    assert joined(begin_ranks(poisoned(world, tmp_path, **options))) == [0, 0]
     ended = checkpoint(tmp_path, 4)
     assert 0 < ended["skipped_steps"]["count"] < 4
     assert all(value.isfinite().all() for value in ended["state_dict"].values())

@@ -24,7 +24,7 @@ def main(arguments: Sequence[str]) -> int:
         allow_abbrev=False,
     )
     parser.add_argument("--config", action="append", required=True, metavar="FILE", help="as for vlkd-pl fit")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of the cache")
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder of the cache, on a local or shared disk")
     parser.add_argument(
         "--dtype",
         choices=("float16", "int8"),
@@ -37,12 +37,19 @@ def main(arguments: Sequence[str]) -> int:
     )
     options, overrides = parser.parse_known_args(arguments[1:])
 
+    if "://" in options.output:
+        print(
+            f"vlkd-pl cache: {options.output} is no folder of a disk: write the cache to one, and copy it there",
+            file=sys.stderr,
+        )
+        return 1
+
     from vlkd_pl.commands.caching import make_cache
     from vlkd_pl.commands.train import explained
 
     given = [argument for path in options.config for argument in ("--config", path)]
     try:
-        make_cache([*given, *overrides], options.output, options.dtype, options.verify)
+        make_cache([*given, *overrides], Path(options.output), options.dtype, options.verify)
     except Exception as error:
         reason = explained(error)
         if reason is None:

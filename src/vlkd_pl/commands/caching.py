@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from vlkd_pl.batch import ShardBatch
+from vlkd_pl.commands.progress import shard_progress
 from vlkd_pl.commands.train import VLKDCLI
 from vlkd_pl.data.cc3m import CC3MDataModule
 from vlkd_pl.data.features import SUFFIX, FeatureSettings, FeatureType, FeatureWriter, write_index
+from vlkd_pl.data.preparation import Progress
 from vlkd_pl.data.shards import UniformSubset, find_shards, text_keys
 from vlkd_pl.data.uncached import UncachedDataModule
 from vlkd_pl.models.clip import FrozenCLIP
@@ -23,6 +26,8 @@ from vlkd_pl.models.vlkd import ImageFeatures
 from vlkd_pl.modules.features import FeatureModule, Features
 
 _NUM_COUNTED = 3
+_POLL_SECONDS = 0.5
+_PATIENCE_SECONDS = 6 * 3600.0
 _TEXT_BYTES = 80  # a caption and its key, about
 
 
@@ -33,7 +38,8 @@ class CacheCLI(VLKDCLI):
         clip: The CLIP.
         image_features: What the model takes of it.
         datamodule: The data module.
-        trainer: The trainer, without logger and without callbacks but its progress bar.
+        trainer: The trainer, without logger and callbacks.
+        shows_progress: Whether it is to have a progress bar; of Lightning's own the end would not be known.
     """
 
     def instantiate_classes(self) -> None:
@@ -54,8 +60,8 @@ class CacheCLI(VLKDCLI):
         self.trainer = self.instantiate_trainer(logger=False)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:
-        given = config["callbacks"] or [] if config["enable_progress_bar"] is not False else []
-        config["callbacks"] = [callback for callback in given if isinstance(callback, ProgressBar)]
+        self.shows_progress = config["enable_progress_bar"] is not False
+        config["callbacks"], config["enable_progress_bar"] = [], False
         return super()._instantiate_trainer(config, callbacks)
 
 
@@ -65,12 +71,35 @@ class CacheWriter(pl.Callback):
     Args:
         folder: The cache.
         settings: What it is made with.
+        shows_progress: Whether the first rank shows how many of the shards of all are done.
     """
 
-    def __init__(self, folder: Path, settings: FeatureSettings) -> None:
+    def __init__(self, folder: Path, settings: FeatureSettings, shows_progress: bool = False) -> None:
         self.folder = folder
         self.settings = settings
+        self.shows_progress = shows_progress
+        self._left: list[Path] = []
+        self._num_shards = 0
+        self._bar = ExitStack()
+        self._tell: Progress | None = None
         self._writers: dict[str, FeatureWriter] = {}
+
+    def on_predict_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Notes what all ranks are to write, and shows the bar."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        self._left = [self.folder / f"{name}{SUFFIX}" for name, _ in data.missing]
+        self._num_shards = len(self._left)
+        if self.shows_progress and trainer.is_global_zero:
+            self._tell = self._bar.enter_context(shard_progress())
+            self._look()
+
+    def _look(self) -> bool:
+        """Whether further files have come."""
+        num_left = len(self._left)
+        self._left = [path for path in self._left if not path.exists()]
+        if self._tell is not None:
+            self._tell("encoded", self._num_shards - len(self._left), self._num_shards)
+        return len(self._left) < num_left
 
     def on_predict_batch_end(
         self,
@@ -93,14 +122,37 @@ class CacheWriter(pl.Callback):
             self._writers[shard].append(*outputs, batch["texts"], batch["keys"])
             if batch["end"] is not None:
                 self._writers.pop(shard).finish(batch["end"])
+                self._look()
         except OSError as error:
             raise MisconfigurationException(
                 f"{self.folder} cannot be written ({error}): the same command goes on where there is room"
             ) from error
 
     def on_predict_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Waits until all ranks are done: the first then writes the index."""
-        trainer.strategy.barrier()
+        """Waits until the files of all ranks are there: the first then writes the index.
+
+        A barrier would give up after half an hour, but a rank's part can take so much longer than another's.
+
+        Raises:
+            MisconfigurationException: For hours no further file has come.
+        """
+        changed = time.monotonic()
+        while self._left:
+            if self._look():
+                changed = time.monotonic()
+            elif time.monotonic() - changed > _PATIENCE_SECONDS:
+                raise MisconfigurationException(
+                    f"{len(self._left)} files are not in {self.folder}, first {self._left[0].name}, and none has come "
+                    "for hours: all machines must see the same folder; if another process has ended, the same command "
+                    "goes on"
+                )
+            else:
+                time.sleep(_POLL_SECONDS)
+        self._bar.close()
+
+    def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
+        """Takes the bar away."""
+        self._bar.close()
 
 
 def make_cache(arguments: Sequence[str], folder: Path, dtype: FeatureType, check_content: bool = False) -> None:
@@ -156,7 +208,7 @@ def make_cache(arguments: Sequence[str], folder: Path, dtype: FeatureType, check
     if trainer.is_global_zero:
         sample_bytes = settings.num_bytes(module.num_tokens, clip.embedding_dim) + _TEXT_BYTES
         print(_estimate(folder, shards, len(uncached.missing), data.subset_size, sample_bytes), flush=True)
-    trainer.callbacks.append(CacheWriter(folder, settings))
+    trainer.callbacks.append(CacheWriter(folder, settings, line.shows_progress))
     if uncached.missing:
         trainer.predict(module, datamodule=uncached, return_predictions=False)
     if trainer.is_global_zero:

@@ -5,16 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vlkd_pl.commands.loading import positive
-
-if TYPE_CHECKING:
-    from vlkd_pl.data.preparation import Progress
-
+from vlkd_pl.commands.progress import shard_progress
 
 _BENCHMARKS = {
     "coco": "COCO captions",
@@ -169,7 +165,7 @@ def _cc3m(options: argparse.Namespace) -> int:
         return 0
     if is_list:
         sources, links = download(source, folder, options.download_side, options.num_workers, options.download_threads)
-    with _progress() as progress:
+    with shard_progress() as progress:
         manifest = prepare_shards(
             sources, folder, limits, options.samples_per_shard, request, links, options.num_workers, progress
         )
@@ -195,7 +191,7 @@ def _check(options: argparse.Namespace) -> int:
 
     verification = ShardVerification(options.folder)
     num_samples = num_wrong = 0
-    with _progress() as progress:
+    with shard_progress() as progress:
         for report in verification.reports(options.num_workers, progress):
             num_samples += report.num_samples
             if report.problem:
@@ -224,21 +220,3 @@ def _official(options: argparse.Namespace) -> int:
             word = "MISSING " if report.needed else "optional"
             print(f"{word} {report.problem}; download: {report.source}", flush=True)
     return status
-
-
-@contextmanager
-def _progress() -> Iterator[Progress]:
-    """A bar on stderr where that is a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
-        tasks: dict[str, Any] = {}
-
-        def tell(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(f"{what} shards", total=total)
-            bar.update(tasks[what], completed=done)
-
-        yield tell

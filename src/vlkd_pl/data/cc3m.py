@@ -135,6 +135,7 @@ class CC3MDataModule(OrderedDataModule):
         self.evaluation: dict[str, COCOCaptions] = {}
         self._positions: dict[int, StreamPosition] = {}
         self._next_worker = 0
+        self._stream: ShardStream | None = None
 
     def setup(self, stage: str) -> None:
         """Looks at every file before anything is trained.
@@ -145,6 +146,7 @@ class CC3MDataModule(OrderedDataModule):
                 cached features are damaged or were made in another way.
         """
         if stage == "fit":
+            self.decoder.forget()
             if self.features is not None:
                 self._open_cache(self.features)
             else:
@@ -160,7 +162,7 @@ class CC3MDataModule(OrderedDataModule):
         if self.cache is not None:
             return self._cached_dataloader(self.cache)
         rank = self.trainer.global_rank if self.trainer is not None else 0
-        stream = ShardStream(
+        self._stream = ShardStream(
             self.shards,
             self.decoder,
             self.collator,
@@ -171,11 +173,11 @@ class CC3MDataModule(OrderedDataModule):
             self.seed,
             rank,
             self._world_size,
-            dict(self._positions),
+            self._positions,  # as they are when an epoch begins
             self._next_worker,
         )
         return DataLoader(
-            stream,
+            self._stream,
             batch_size=None,
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
@@ -218,6 +220,8 @@ class CC3MDataModule(OrderedDataModule):
             position = StreamPosition(*batch.pop("stream_position"))
             self._positions[position.worker] = position
             self._next_worker = (position.worker + 1) % position.num_workers
+            if self._stream is not None:
+                self._stream.first_worker = self._next_worker
             self._check_bad_share()
         return super().on_before_batch_transfer(batch, dataloader_idx)
 

@@ -191,8 +191,13 @@ class SampleDecoder:
         self.transform = transform
         self.max_image_pixels = max_image_pixels
         self.skip_non_rgb = skip_non_rgb
+        self.num_workers = num_workers
+        self.forget()
+
+    def forget(self) -> None:
+        """Begins to count, in this process and its workers alone: ranks that are forked would share the counts."""
         # one row for each worker, which alone writes it; shared with the main process
-        self.counts = torch.zeros(max(1, num_workers), len(COUNTED), dtype=torch.int64).share_memory_()
+        self.counts = torch.zeros(max(1, self.num_workers), len(COUNTED), dtype=torch.int64).share_memory_()
 
     def __call__(self, raw: RawSample, worker: int) -> ImageText | None:
         """The sample, or None where it is skipped."""

@@ -155,8 +155,14 @@ class UncachedDataModule(pl.LightningDataModule):
         ]
 
     def setup(self, stage: str) -> None:
-        """Takes the first rank's word on what is missing: a file may have been finished since it looked."""
+        """Takes the first rank's word on what is missing: a file may have been finished since it looked.
+
+        Damaged files are removed, so that a file that is there is a finished one.
+        """
         assert self.trainer is not None
+        if self.trainer.is_global_zero:
+            for name, _ in self.missing:
+                (self.folder / f"{name}{SUFFIX}").unlink(missing_ok=True)
         self.missing = self.trainer.strategy.broadcast(self.missing)
 
     def predict_dataloader(self) -> DataLoader[ShardBatch]:

@@ -119,13 +119,19 @@ class TaskModule(pl.LightningModule, ABC):
     # Training
 
     def training_step(self, batch: Any, batch_index: int) -> Tensor:
-        """The weighted sum of the losses."""
+        """The weighted sum of the losses, for the trainer to divide by ``accumulate_grad_batches``."""
         losses = self.compute_losses(batch)
         total = torch.stack([self.loss_weights.get(name, 1.0) * loss for name, loss in losses.items()]).sum()
         self.log("train/loss", total, prog_bar=True)
         self.log_dict({f"train/{name}_loss": loss for name, loss in losses.items()})
         self.skipped_steps.see(total, batch)
-        return total
+        return total * self._share_of_step(batch_index)
+
+    def _share_of_step(self, batch_index: int) -> float:
+        """1; more where an epoch ends with fewer batches than are accumulated, which would make its last step small."""
+        num_batches, num_accumulated = self.trainer.num_training_batches, self.trainer.accumulate_grad_batches
+        num_left = num_batches % num_accumulated if num_batches != math.inf else 0
+        return num_accumulated / num_left if batch_index >= num_batches - num_left else 1.0
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         """Leaves the weights and the optimizer as they are where the loss is NaN or infinite.
@@ -158,7 +164,7 @@ class TaskModule(pl.LightningModule, ABC):
             state, gradients = self._resumed
             if state is not None:
                 set_random_state(state)
-            set_pending_gradients(self, gradients)
+            set_pending_gradients(self, gradients, self.global_rank, self.trainer.world_size)
             self._resumed = None
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_index: int) -> None:
