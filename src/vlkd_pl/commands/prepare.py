@@ -141,7 +141,7 @@ def _parser() -> argparse.ArgumentParser:
 def _cc3m(options: argparse.Namespace) -> int:
     from vlkd_pl.data.download import download, link_counts
     from vlkd_pl.data.preparation import SampleLimits, begin, prepare_shards, shard_request
-    from vlkd_pl.data.shards import find_shards
+    from vlkd_pl.data.shards import find_shards, told_by_reason
 
     folder: Path = options.folder
     source = Path(options.source)
@@ -179,8 +179,7 @@ def _cc3m(options: argparse.Namespace) -> int:
         print(f"{links['failed_to_resize']:,} of the rest led to no picture")
         if links.get("broken_lines"):
             print(f"{links['broken_lines']:,} lines of {source} hold no link")
-    lost = ", ".join(f"{count:,} {reason}" for reason, count in manifest["lost"].items() if count)
-    print(f"{manifest['read']:,} samples read, lost: {lost or 'none'}")
+    print(f"{manifest['read']:,} samples read, lost: {told_by_reason(manifest['lost'])}")
     print(_summary(manifest, folder))
     return 0
 
