@@ -2,9 +2,11 @@
 
 import csv
 import json
+import multiprocessing
 import os
-import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,13 +23,18 @@ LINKS_PER_SHARD = 8
 class Downloader:
     """Writes what img2dataset writes: every third link is dead, every seventh leads to no picture."""
 
-    def __init__(self):
-        self.calls = []
+    def __init__(self, record):
+        self.record = record
         self.left = ()
 
+    @property
+    def calls(self):
+        """The options of each call, which are in a file as the calls are in other processes."""
+        return [json.loads(line) for line in self.record.read_text().splitlines()]
+
     def download(self, **options):
-        self.calls.append(options)
-        signal.signal(signal.SIGINT, lambda *_: None)
+        with self.record.open("a") as file:
+            file.write(f"{json.dumps(options)}\n")
         output = Path(options["output_folder"])
         output.mkdir(exist_ok=True)
         assert options["url_col"] == "url"
@@ -57,8 +64,8 @@ class Downloader:
 
 
 @pytest.fixture
-def downloader(monkeypatch):
-    downloader = Downloader()
+def downloader(monkeypatch, tmp_path):
+    downloader = Downloader(tmp_path / "calls.jsonl")
     monkeypatch.setitem(sys.modules, "img2dataset", SimpleNamespace(download=downloader.download))
     monkeypatch.setattr(download_file, "_LINKS_PER_SHARD", LINKS_PER_SHARD)
     return downloader
@@ -83,9 +90,7 @@ def prepare(source, folder, *options):
 
 def test_links_become_shards(downloader, tsv, tmp_path, capsys):
     folder = tmp_path / "cc3m"
-    interrupted = signal.getsignal(signal.SIGINT)
     assert prepare(tsv, folder, "--download-side=300", "--download-threads=5") == 0
-    assert signal.getsignal(signal.SIGINT) is interrupted
     (call,) = downloader.calls
     assert (call["image_size"], call["resize_mode"], call["resize_only_if_bigger"]) == (300, "keep_ratio", True)
     assert (call["processes_count"], call["thread_count"], call["output_format"]) == (1, 5, "webdataset")
@@ -122,6 +127,40 @@ def test_a_download_that_was_cut_goes_on(downloader, tsv, tmp_path, capsys):
     assert len(downloader.calls) == 3
     for name in ("00000.tar", "manifest.json"):
         assert (tmp_path / "cc3m" / name).read_bytes() == (tmp_path / "uncut" / name).read_bytes()
+
+
+def alive(pid):
+    """Whether a process runs."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_nothing_goes_on_when_the_command_is_killed(tsv, tmp_path, monkeypatch):
+    """What img2dataset has started would write into the shards of the next run."""
+    told = tmp_path / "pids"
+
+    def download(**options):
+        worker = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+        told.with_name("half").write_text(f"{os.getpid()} {worker.pid}")
+        told.with_name("half").replace(told)
+        worker.wait()
+
+    monkeypatch.setitem(sys.modules, "img2dataset", SimpleNamespace(download=download))
+    command = multiprocessing.get_context("fork").Process(target=prepare, args=(tsv, tmp_path / "cc3m"))
+    command.start()
+    while not told.exists():
+        assert command.is_alive()
+        time.sleep(0.01)
+    pids = [int(pid) for pid in told.read_text().split()]
+    assert all(map(alive, pids))
+    command.kill()
+    command.join()
+    end = time.monotonic() + 20
+    while any(map(alive, pids)):
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def test_shards_downloaded_before_need_no_img2dataset(downloader, tsv, tmp_path, monkeypatch):
