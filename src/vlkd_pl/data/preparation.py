@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import shutil
@@ -20,6 +19,7 @@ from PIL import Image
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from webdataset.writer import TarWriter
 
 from vlkd_pl.data.base import one_thread
 from vlkd_pl.data.shards import (
@@ -190,14 +190,11 @@ class ShardWriter(Dataset[int]):
 
     def _write(self, index: int, file: IO[bytes]) -> None:
         key = self.first_keys[index]
-        with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        with TarWriter(file, encoder=False, mtime=0) as archive:  # 0: the same bytes each time
             for part in self.parts[index]:
                 for raw in _at(part):
-                    for extension in (image_extension(raw), "txt", "json"):
-                        if extension in raw:
-                            member = tarfile.TarInfo(f"{key:09d}.{extension}")
-                            member.size = len(raw[extension])
-                            archive.addfile(member, io.BytesIO(raw[extension]))
+                    parts = {name: raw[name] for name in (image_extension(raw), "txt", "json") if name in raw}
+                    archive.write({"__key__": f"{key:09d}", **parts})
                     key += 1
 
 
