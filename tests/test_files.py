@@ -21,9 +21,14 @@ def test_a_file_has_its_name_when_it_is_whole(tmp_path):
 def test_what_was_there_stays_where_writing_fails(tmp_path, error):
     path = tmp_path / "a.txt"
     write_text(path, "före")
-    with pytest.raises(error), written_whole(path) as file:
-        file.write(b"half")
-        raise error
+
+    def fail():
+        with written_whole(path) as file:
+            file.write(b"half")
+            raise error
+
+    with pytest.raises(error):
+        fail()
     assert [(each.name, each.read_text("utf-8")) for each in tmp_path.iterdir()] == [("a.txt", "före")]
 
 

@@ -209,8 +209,8 @@ def _glue_files() -> Iterator[OfficialFile]:
             )
 
 
-# As in the card of https://huggingface.co/datasets/nyu-mll/glue, that is, without broken lines. QQP was published twice,
-# the second time (QQP-clean) without three of its lines.
+# Without broken lines, as in the card of https://huggingface.co/datasets/nyu-mll/glue. QQP was published twice, the
+# second time (QQP-clean) without three of its lines.
 _GLUE_SIZES: dict[GLUETask, tuple[str, dict[str, int | tuple[int, ...]]]] = {
     "cola": (f"{_GLUE}/CoLA.zip", {"train": 8_551, "dev": 1_043, "test": 1_063}),
     "sst2": (f"{_GLUE}/SST-2.zip", {"train": 67_349, "dev": 872, "test": 1_821}),
