@@ -116,6 +116,7 @@ def _links(tsv: Path) -> Iterator[tuple[str, str]]:
 
 
 def _call_img2dataset(links: Path, output: Path, image_size: int, num_processes: int, num_threads: int) -> None:
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # or each worker would ask the network for a newer version
     try:
         import img2dataset
     except ImportError as error:
