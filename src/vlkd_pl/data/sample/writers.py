@@ -13,8 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from webdataset.writer import TarWriter
-
 from vlkd_pl.data.sample.glue import write_glue
 from vlkd_pl.data.sample.language import captions, random_caption, random_line
 from vlkd_pl.data.sample.renderer import IMAGE_SIZE, render
@@ -105,6 +103,8 @@ def write_world(
 
 def write_shards(folder: Path, num_pairs: int, num_shards: int, rng: random.Random) -> None:
     """Writes tar files of ``key.jpg``, ``key.txt`` and ``key.json``, as img2dataset does."""
+    from webdataset.writer import TarWriter  # imports torch, which the command's --help need not
+
     folder.mkdir(parents=True, exist_ok=True)
     for shard in range(num_shards):
         with (folder / f"{shard:05d}.tar").open("wb") as file, TarWriter(file, encoder=False, mtime=0) as archive:
