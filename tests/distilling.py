@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import socket
 from pathlib import Path
 
 import torch
@@ -58,6 +59,20 @@ def start(arguments, environment=None):
     process = context.Process(target=_run, args=(arguments, environment or {}))
     process.start()
     return process
+
+
+def start_ranks(arguments, num=2):
+    """Runs the command line in processes that are the ranks of one job, as torchrun starts them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    job = {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": str(num), "LOCAL_WORLD_SIZE": str(num), "GROUP_RANK": "0"}
+    job |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    ranks = [start(arguments, job | {"RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(num)]
+    for process in ranks:
+        process.join(300)
+        process.kill()
+        assert process.exitcode == 0
 
 
 def _run(arguments, environment):

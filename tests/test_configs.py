@@ -8,10 +8,11 @@ import yaml
 from vlkd_pl.commands.train import run
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-COMPLETE = sorted(path for path in CONFIGS.rglob("*.yaml") if "class_path: vlkd_pl" in path.read_text())
+COMPLETE = sorted(path for path in CONFIGS.rglob("*.yaml") if "model:\n  class_path:" in path.read_text())
 OVERLAYS = {
     "overlays/wandb.yaml": "distill.yaml",
     "overlays/ddp.yaml": "distill.yaml",
+    "overlays/fsdp.yaml": "distill.yaml",
     "sample/before.yaml": "sample/distill.yaml",
     "sample/after.yaml": "sample/distill.yaml",
     "sample/paper.yaml": "sample/distill.yaml",

@@ -25,6 +25,7 @@ ALLOWED = {
     "table": set(),
     "predictions": {"distributed"},
     "resume": {"files"},
+    "sharding": {"distributed"},
     "pipeline": {"models", "data"},
     "demo": {"pipeline", "models", "data"},
     "commands": {

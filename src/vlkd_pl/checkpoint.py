@@ -14,8 +14,9 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
+from transformers import BartForConditionalGeneration
 
-from vlkd_pl.distributed import average_over_ranks, gather_objects
+from vlkd_pl.distributed import average_over_ranks, gather_objects, sharded_as, whole
 from vlkd_pl.models.vlkd import ImageFeatures, VLKDModel
 
 CLIP_PREFIX = "model.clip."
@@ -88,7 +89,9 @@ def keep_pending_gradients(checkpoint: dict[str, Any], module: nn.Module) -> Non
     They are the mean over the ranks, which is what becomes of them in the end.
     """
     gradients = {
-        name: parameter.grad.clone() for name, parameter in module.named_parameters() if parameter.grad is not None
+        name: whole(parameter.grad).clone()
+        for name, parameter in module.named_parameters()
+        if parameter.grad is not None
     }
     for gradient in gradients.values():
         average_over_ranks(gradient)
@@ -104,7 +107,7 @@ def set_pending_gradients(module: nn.Module, gradients: dict[str, Tensor]) -> No
     """Lets an accumulated step go on from these gradients."""
     for name, gradient in gradients.items():
         parameter = module.get_parameter(name)
-        parameter.grad = gradient.to(parameter.device)
+        parameter.grad = sharded_as(parameter, gradient.to(parameter.device))
 
 
 def load_model(
@@ -197,16 +200,25 @@ class ExportModel(pl.Callback):
     def on_fit_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Writes the folder on the first rank, also where a resumed run finds nothing left to train."""
         log_dir = trainer.log_dir or trainer.default_root_dir  # asked on all ranks: it is broadcast
+        weights = trainer.strategy.lightning_module_state_dict()  # asked on all ranks: shards are gathered
         if not trainer.is_global_zero:
             return
         folder = Path(self.dirpath or Path(log_dir) / "model")
-        model: Any = module.model
+        trained: Any = module.model
+        model: Any = _unsharded(trained)
         best = _best_checkpoint(trainer)
         if best is not None:
-            model = copy.deepcopy(model).cpu()  # the module itself stays as training left it
             load_weights(model, best.best_model_path)
+        else:
+            _load_weights(model, {_FINGERPRINT: model.clip.fingerprint, "state_dict": weights}, None)
         model.save_pretrained(folder)
         print(f"model: {folder}" + (f", of {best.monitor} {best.best_model_score:.4f}" if best is not None else ""))
+
+
+def _unsharded(model: VLKDModel) -> VLKDModel:
+    """A model of the same parts on the CPU; its weights are still to be loaded, but for CLIP's."""
+    bart = BartForConditionalGeneration(model.bart.config)
+    return VLKDModel(copy.deepcopy(model.clip).cpu(), bart, model.tokenizer, model.image_features)
 
 
 def _best_checkpoint(trainer: pl.Trainer) -> ModelCheckpoint | None:

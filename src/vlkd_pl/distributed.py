@@ -54,3 +54,24 @@ def average_over_ranks(tensor: Tensor) -> None:
     if is_distributed():
         torch.distributed.all_reduce(tensor)
         tensor /= torch.distributed.get_world_size()
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A sharded tensor from the shards of all ranks, on each of them; any other as it is."""
+    full_tensor = getattr(tensor, "full_tensor", None)
+    return tensor if full_tensor is None else full_tensor()
+
+
+def sharded_as(like: Tensor, tensor: Tensor) -> Tensor:
+    """This rank's shard of a tensor that all ranks have whole.
+
+    Args:
+        like: A parameter. Where it is not sharded, or not of the tensor's shape, the tensor stays as it is.
+        tensor: The same on all ranks.
+    """
+    if not hasattr(like, "full_tensor") or like.shape != tensor.shape:
+        return tensor
+    from torch.distributed.tensor import distribute_tensor  # in PyTorch 2.4 it is elsewhere, but nothing is sharded
+
+    sharded: Tensor = distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)  # type: ignore[attr-defined]
+    return sharded

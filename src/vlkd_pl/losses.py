@@ -41,7 +41,7 @@ def itcl_loss(image_embedding: Tensor, text_embedding: Tensor, logit_scale: Tens
     Args:
         image_embedding: v_cls (B, D), l2-normalised, of this rank; every rank holds as many pairs.
         text_embedding: ē_norm (B, D), l2-normalised, of the same pairs.
-        logit_scale: 1/τ, a scalar.
+        logit_scale: 1/τ, one element.
 
     Returns:
         Scalar, the loss of this rank's pairs.

@@ -133,8 +133,6 @@ def _newest_first(folders: Iterable[str | Path]) -> list[Path]:
 
 
 def _is_whole(path: Path) -> bool:
-    if path.is_dir():  # as FSDP writes it, with this file last
-        return (path / "meta.pt").is_file()
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None

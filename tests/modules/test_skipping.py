@@ -2,11 +2,10 @@
 
 import csv
 import re
-import socket
 
 import pytest
 import torch
-from distilling import arguments, start
+from distilling import arguments, start_ranks
 
 from vlkd_pl.cli import main
 from vlkd_pl.commands.train import run
@@ -69,17 +68,8 @@ def test_one_more_than_the_limit_stops_in_one_line(world, tmp_path, capsys):
 
 def test_ranks_agree(world, tmp_path):
     """Where the batch of one rank alone is bad both leave the step out, or else one would wait for ever."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     options = {"trainer.devices": 2, "trainer.strategy": "ddp", "trainer.max_steps": 4}
-    job = {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0"}
-    job |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    ranks = [start(poisoned(world, tmp_path, **options), job | {"RANK": rank, "LOCAL_RANK": rank}) for rank in "01"]
-    for process in ranks:
-        process.join(300)
-        process.kill()
-        assert process.exitcode == 0
+    start_ranks(poisoned(world, tmp_path, **options))
     ended = checkpoint(tmp_path, 4)
     assert 0 < ended["skipped_steps"]["count"] < 4
     assert all(value.isfinite().all() for value in ended["state_dict"].values())

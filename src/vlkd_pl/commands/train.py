@@ -11,6 +11,7 @@ from typing import Any
 import pytorch_lightning as pl
 import transformers
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.strategies import FSDPStrategy, ModelParallelStrategy
 from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from vlkd_pl.models.clip import CLIPFileError
@@ -82,6 +83,11 @@ class VLKDCLI(LightningCLI):
         none.
         """
         trainer: Any = super().instantiate_trainer(**options)
+        if isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy):
+            raise MisconfigurationException(
+                "trainer.strategy: Lightning's own strategies that shard a model do not work with these modules: give "
+                "--config configs/overlays/fsdp.yaml, or vlkd_pl.FSDP2Strategy"
+            )
         trainer.strategy.checkpoint_io = CheckpointFiles()
         if self.subcommand == "fit":
             trainer.callbacks.append(SaveOnSignal())

@@ -25,7 +25,7 @@ from vlkd_pl.checkpoint import (
     set_pending_gradients,
     set_random_state,
 )
-from vlkd_pl.distributed import gather_objects
+from vlkd_pl.distributed import gather_objects, whole
 from vlkd_pl.modules.panel import caption_panel, log_panel
 from vlkd_pl.modules.report import Report
 from vlkd_pl.modules.skipping import SkippedSteps
@@ -193,7 +193,7 @@ class TaskModule(pl.LightningModule, ABC):
         by_value = gradient_clip_algorithm == "value"
         most = math.inf if by_value or gradient_clip_val is None else gradient_clip_val
         trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        self.log("train/grad_norm", torch.nn.utils.clip_grad_norm_(trained, most))
+        self.log("train/grad_norm", whole(torch.nn.utils.clip_grad_norm_(trained, most)))
         if by_value:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 

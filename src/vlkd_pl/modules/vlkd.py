@@ -99,7 +99,7 @@ class VLKDModule(TaskModule):
             self.model.checkpoint_activations()
         if compile:
             self.model.compile_training()
-        self.logit_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
+        self.logit_scale = nn.Parameter(torch.tensor([-math.log(temperature)]))  # FSDP shards no scalars
         self.loss_weights = {
             "ttdm": ttdm_weight,
             "itcl": itcl_weight,
@@ -114,14 +114,19 @@ class VLKDModule(TaskModule):
         self.decoding = decoding
 
     def setup(self, stage: str) -> None:
-        """Looks at cached features before anything is trained.
+        """Looks at cached features before anything is trained, and computes the closed-form start.
 
         Raises:
             MisconfigurationException: They are another CLIP's, or lack what is needed.
         """
+        if stage != "fit":
+            return
         cache = getattr(self.data, "cache", None)
-        if stage == "fit" and cache is not None:
+        if cache is not None:
             cache.check_clip(self.model.clip.fingerprint, self.model.image_features)
+        if self.start == "closed_form" and self.trainer.ckpt_path is None:
+            self.to(self.trainer.strategy.root_device)
+            self._start_in_closed_form(self.data.training_captions(self.num_start_texts))
 
     # Losses
 
@@ -191,12 +196,6 @@ class VLKDModule(TaskModule):
         return super().training_step(batch, batch_index)
 
     # The start
-
-    def on_fit_start(self) -> None:
-        """Computes the closed-form start."""
-        if self.start == "closed_form" and self.trainer.ckpt_path is None:
-            self._start_in_closed_form(self.data.training_captions(self.num_start_texts))
-        super().on_fit_start()
 
     def _start_in_closed_form(self, captions: list[str]) -> None:
         self.eval()
