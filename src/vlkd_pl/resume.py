@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import signal
 import zipfile
@@ -19,6 +18,8 @@ from pytorch_lightning.plugins.environments import SLURMEnvironment
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_warn
+
+from vlkd_pl.files import written_whole
 
 _TEMPORARY = "checkpoint.tmp"
 _INTERRUPTED = "interrupted.ckpt"
@@ -108,21 +109,9 @@ class CheckpointFiles(TorchCheckpointIO):
 
 def _write(checkpoint: dict[str, Any], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / _TEMPORARY  # one name, so that a run that is killed again and again leaves one at most
-    try:
-        with temporary.open("wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    # one name, so that a run that is killed again and again leaves one at most
+    with written_whole(path, path.parent / _TEMPORARY) as file:
+        torch.save(checkpoint, file)
 
 
 def _first_line(error: BaseException) -> str:

@@ -3,10 +3,12 @@
 import csv
 import io
 import json
+import math
 import multiprocessing
 import os
 import random
 import signal
+import subprocess
 import sys
 import tarfile
 import time
@@ -31,13 +33,18 @@ LINKS_PER_SHARD = 8
 class Downloader:
     """Writes what img2dataset writes: every third link is dead, every seventh leads to no picture."""
 
-    def __init__(self):
-        self.calls = []
+    def __init__(self, record):
+        self.record = record
         self.left = ()
 
+    @property
+    def calls(self):
+        """The options of each call, which are in a file as the calls are in other processes."""
+        return [json.loads(line) for line in self.record.read_text().splitlines()]
+
     def download(self, **options):
-        self.calls.append(options)
-        signal.signal(signal.SIGINT, lambda *_: None)
+        with self.record.open("a") as file:
+            file.write(f"{json.dumps(options)}\n")
         output = Path(options["output_folder"])
         output.mkdir(exist_ok=True)
         assert options["url_col"] == "url"
@@ -67,8 +74,8 @@ class Downloader:
 
 
 @pytest.fixture
-def downloader(monkeypatch):
-    downloader = Downloader()
+def downloader(monkeypatch, tmp_path):
+    downloader = Downloader(tmp_path / "calls.jsonl")
     monkeypatch.setitem(sys.modules, "img2dataset", SimpleNamespace(download=downloader.download))
     monkeypatch.setattr(download_file, "_LINKS_PER_SHARD", LINKS_PER_SHARD)
     return downloader
@@ -93,9 +100,7 @@ def prepare(source, folder, *options):
 
 def test_links_become_shards(downloader, tsv, tmp_path, capsys):
     folder = tmp_path / "cc3m"
-    interrupted = signal.getsignal(signal.SIGINT)
     assert prepare(tsv, folder, "--download-side=300", "--download-threads=5") == 0
-    assert signal.getsignal(signal.SIGINT) is interrupted
     (call,) = downloader.calls
     assert (call["image_size"], call["resize_mode"], call["resize_only_if_bigger"]) == (300, "keep_ratio", True)
     assert (call["processes_count"], call["thread_count"], call["output_format"]) == (1, 5, "webdataset")
@@ -135,13 +140,15 @@ def test_a_download_that_was_cut_goes_on(downloader, tsv, tmp_path, capsys):
 
 
 class Site(BaseHTTPRequestHandler):
-    """Of the addresses, every third is dead, and every seventh leads to no picture."""
+    """Of the addresses, every third is dead, and every seventh leads to no picture; waits behind so many requests."""
 
     requests = 0
+    limit = math.inf
 
     def do_GET(self):
         type(self).requests += 1
-        time.sleep(0.005)
+        while type(self).requests > type(self).limit:
+            time.sleep(0.001)
         number = int(Path(self.path).stem)
         self.send_response(200 if number % 3 else 404)
         self.end_headers()
@@ -199,7 +206,7 @@ def test_a_killed_download_ends_as_the_uncut_one(downloader, tmp_path, monkeypat
         site = f"http://127.0.0.1:{server.server_port}"
         tsv.write_text("".join(f"fish number {i}\t{site}/{i}.jpg\n" for i in range(20)))
         for num_requests in (rng.randrange(1, 8), rng.randrange(1, 8), rng.randrange(1, 6), rng.randrange(1, 4)):
-            until = Site.requests + num_requests
+            until = Site.limit = Site.requests + num_requests
             process = context.Process(target=prepare, args=(tsv, tmp_path / "cc3m"))
             process.start()
             while Site.requests < until and process.is_alive():
@@ -209,6 +216,7 @@ def test_a_killed_download_ends_as_the_uncut_one(downloader, tmp_path, monkeypat
             process.join()
             num_killed += process.exitcode == -signal.SIGKILL and not (tmp_path / "cc3m" / "manifest.json").exists()
         assert num_killed > 1
+        Site.limit = math.inf
         assert prepare(tsv, tmp_path / "cc3m") == 0
         assert prepare(tsv, tmp_path / "uncut") == 0
         server.shutdown()
@@ -218,6 +226,40 @@ def test_a_killed_download_ends_as_the_uncut_one(downloader, tmp_path, monkeypat
     assert sorted(path.name for path in (tmp_path / "cc3m").glob("*.*")) == names
     for name in names:
         assert (tmp_path / "cc3m" / name).read_bytes() == (tmp_path / "uncut" / name).read_bytes()
+
+
+def alive(pid):
+    """Whether a process runs."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_nothing_goes_on_when_the_command_is_killed(tsv, tmp_path, monkeypatch):
+    """What img2dataset has started would write into the shards of the next run."""
+    told = tmp_path / "pids"
+
+    def download(**options):
+        worker = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+        told.with_name("half").write_text(f"{os.getpid()} {worker.pid}")
+        told.with_name("half").replace(told)
+        worker.wait()
+
+    monkeypatch.setitem(sys.modules, "img2dataset", SimpleNamespace(download=download))
+    command = multiprocessing.get_context("fork").Process(target=prepare, args=(tsv, tmp_path / "cc3m"))
+    command.start()
+    while not told.exists():
+        assert command.is_alive()
+        time.sleep(0.01)
+    pids = [int(pid) for pid in told.read_text().split()]
+    assert all(map(alive, pids))
+    command.kill()
+    command.join()
+    end = time.monotonic() + 20
+    while any(map(alive, pids)):
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def test_shards_downloaded_before_need_no_img2dataset(downloader, tsv, tmp_path, monkeypatch):

@@ -121,6 +121,19 @@ def test_a_missing_package_is_named(monkeypatch):
         find_shards("s3://bucket/a.tar")
 
 
+@pytest.mark.parametrize("pattern", ["flaky://cc3m/{00000..00002}.tar", "flaky://cc3m/*.tar"])
+def test_a_store_that_does_not_answer_is_told(remote, monkeypatch, pattern):
+    def refuse(*arguments, **options):
+        raise PermissionError("unable to locate credentials")
+
+    monkeypatch.setattr(FlakyFileSystem, "exists", refuse)
+    monkeypatch.setattr(FlakyFileSystem, "glob", refuse)
+    with pytest.raises(
+        MisconfigurationException, match=r"flaky://cc3m/.* cannot be looked for \(unable to locate cred"
+    ):
+        find_shards(pattern)
+
+
 @pytest.mark.parametrize("ends_early", [False, True])
 def test_reading_goes_on_where_the_connection_broke(remote, monkeypatch, quick, ends_early):
     monkeypatch.setattr(FlakyFileSystem, "lifetime", 7000)

@@ -45,15 +45,11 @@ def main(arguments: Sequence[str]) -> int:
         return 1
 
     from vlkd_pl.commands.caching import make_cache
-    from vlkd_pl.commands.train import explained
+    from vlkd_pl.commands.train import told
 
     given = [argument for path in options.config for argument in ("--config", path)]
     try:
         make_cache([*given, *overrides], Path(options.output), options.dtype, options.verify)
     except Exception as error:
-        reason = explained(error)
-        if reason is None:
-            raise
-        print(f"vlkd-pl cache: {reason}", file=sys.stderr)
-        return 1
+        return told(arguments[0], error)
     return 0

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import itertools
 import json
 import math
-import os
 import shutil
 import signal
 import subprocess
@@ -15,6 +13,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
+
+from vlkd_pl.files import file_sha256, write_text
 
 _TASKS = {
     "cola": ("CoLA", ("matthews_correlation",)),
@@ -192,7 +192,7 @@ def _do(run: GridRun, options: argparse.Namespace, overrides: Sequence[str], loc
             if process.returncode != 0:
                 return False
     scores = json.loads((folder / "scores.json").read_text())["scores"]
-    _write(folder / "result.json", {**run._asdict(), "scores": scores})
+    write_text(folder / "result.json", json.dumps({**run._asdict(), "scores": scores}, indent=1))
     _drop_checkpoints(run, options)
     return True
 
@@ -241,20 +241,13 @@ def _check_settings(path: Path, configs: Sequence[str], overrides: Sequence[str]
     if missing:
         raise GridError(f"there is no configuration file {missing[0]}")
     settings = {
-        "configs": [hashlib.sha256(Path(config).read_bytes()).hexdigest() for config in configs],
+        "configs": [file_sha256(Path(config)) for config in configs],
         "overrides": list(overrides),
     }
     if not path.is_file():
-        _write(path, settings)
+        write_text(path, json.dumps(settings, indent=1))
     elif json.loads(path.read_text()) != settings:
         raise GridError(f"the runs in {path.parent} have other configurations or options: give another --output")
-
-
-def _write(path: Path, content: Any) -> None:
-    """Writes JSON whole or not at all."""
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(json.dumps(content, indent=1))
-    os.replace(part, path)
 
 
 def _number(kind: type[int] | type[float]) -> Any:

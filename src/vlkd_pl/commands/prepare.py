@@ -75,40 +75,18 @@ def _parser() -> argparse.ArgumentParser:
         "wrote",
     )
     cc3m.add_argument("folder", type=Path, metavar="DIR", help="where to write; from a .tsv also the download")
-    cc3m.add_argument(
-        "--samples-per-shard", type=positive, default=10_000, help="samples of each new shard (default: %(default)s)"
-    )
-    cc3m.add_argument(
-        "--min-side",
-        type=positive,
-        default=64,
-        help="pixels of a picture's shorter side at least (default: %(default)s)",
-    )
-    cc3m.add_argument(
-        "--max-pixels", type=positive, default=50_000_000, help="pixels of a picture at most (default: %(default)s)"
-    )
-    cc3m.add_argument(
-        "--max-aspect-ratio",
-        type=float,
-        default=4.0,
-        help="longer side over shorter side at most (default: %(default)s)",
-    )
-    cc3m.add_argument(
-        "--min-words", type=positive, default=2, help="words of a caption at least (default: %(default)s)"
-    )
-    cc3m.add_argument(
-        "--max-words", type=positive, default=100, help="words of a caption at most (default: %(default)s)"
-    )
+    for name, kind, default, purpose in (
+        ("--samples-per-shard", positive, 10_000, "samples of each new shard"),
+        ("--min-side", positive, 64, "pixels of a picture's shorter side at least"),
+        ("--max-pixels", positive, 50_000_000, "pixels of a picture at most"),
+        ("--max-aspect-ratio", float, 4.0, "longer side over shorter side at most"),
+        ("--min-words", positive, 2, "words of a caption at least"),
+        ("--max-words", positive, 100, "words of a caption at most"),
+        ("--download-side", positive, 512, "pixels of the shorter side to which larger pictures are made smaller"),
+        ("--download-threads", positive, 64, "connections of each worker"),
+    ):
+        cc3m.add_argument(name, type=kind, default=default, help=f"{purpose} (default: %(default)s)")
     add_workers(cc3m)
-    cc3m.add_argument(
-        "--download-side",
-        type=positive,
-        default=512,
-        help="pixels of the shorter side to which larger pictures are made smaller (default: %(default)s)",
-    )
-    cc3m.add_argument(
-        "--download-threads", type=positive, default=64, help="connections of each worker (default: %(default)s)"
-    )
     check = add(
         "check",
         _check,
@@ -137,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
 def _cc3m(options: argparse.Namespace) -> int:
     from vlkd_pl.data.download import download, link_counts
     from vlkd_pl.data.preparation import SampleLimits, begin, prepare_shards, shard_request
-    from vlkd_pl.data.shards import find_shards
+    from vlkd_pl.data.shards import find_shards, told_by_reason
 
     folder: Path = options.folder
     source = Path(options.source)
@@ -175,8 +153,7 @@ def _cc3m(options: argparse.Namespace) -> int:
         print(f"{links['failed_to_resize']:,} of the rest led to no picture")
         if links.get("broken_lines"):
             print(f"{links['broken_lines']:,} lines of {source} hold no link")
-    lost = ", ".join(f"{count:,} {reason}" for reason, count in manifest["lost"].items() if count)
-    print(f"{manifest['read']:,} samples read, lost: {lost or 'none'}")
+    print(f"{manifest['read']:,} samples read, lost: {told_by_reason(manifest['lost'])}")
     print(_summary(manifest, folder))
     return 0
 

@@ -118,11 +118,7 @@ def main(arguments: Sequence[str]) -> int:
     except SIGTERMException:
         return 128 + signal.SIGTERM
     except Exception as error:
-        reason = explained(error)
-        if reason is None:
-            raise
-        print(f"vlkd-pl {arguments[0]}: {reason}", file=sys.stderr)
-        return 1
+        return told(arguments[0], error)
     return int(any(writer.num_skipped for writer in _writers(trainer)))
 
 
@@ -130,11 +126,22 @@ def _writers(trainer: Any) -> list[PredictionWriter]:
     return [callback for callback in trainer.callbacks if isinstance(callback, PredictionWriter)]
 
 
-def explained(error: BaseException | None) -> BaseException | None:
-    """The error that tells a user what to do, under those made of it on its way; None where it is a defect."""
-    while error is not None and not isinstance(error, FileNotFoundError | MisconfigurationException | CLIPFileError):
-        error = error.__cause__
-    return error
+def told(command: str, error: Exception) -> int:
+    """Prints the error that tells a user what to do, under those made of it on its way.
+
+    Returns:
+        1, the exit status.
+
+    Raises:
+        Exception: It is a defect, and the error itself.
+    """
+    reason: BaseException | None = error
+    while reason is not None and not isinstance(reason, FileNotFoundError | MisconfigurationException | CLIPFileError):
+        reason = reason.__cause__
+    if reason is None:
+        raise error
+    print(f"vlkd-pl {command}: {reason}", file=sys.stderr)
+    return 1
 
 
 def run(arguments: Sequence[str]) -> Any:

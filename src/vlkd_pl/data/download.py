@@ -5,10 +5,16 @@ from __future__ import annotations
 import csv
 import json
 import math
+import multiprocessing
+import os
 import signal
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
@@ -110,6 +116,7 @@ def _links(tsv: Path) -> Iterator[tuple[str, str]]:
 
 
 def _call_img2dataset(links: Path, output: Path, image_size: int, num_processes: int, num_threads: int) -> None:
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # or each worker would ask the network for a newer version
     try:
         import img2dataset
     except ImportError as error:
@@ -117,27 +124,55 @@ def _call_img2dataset(links: Path, output: Path, image_size: int, num_processes:
             f"img2dataset, which downloads the pictures, is not installed ({error}): pip install 'vlkd_pl[prepare]', "
             "or give shards that it wrote elsewhere instead of the .tsv"
         ) from error
-    interrupted = signal.getsignal(signal.SIGINT)
+    download = partial(
+        img2dataset.download,
+        url_list=str(links),
+        input_format="tsv",
+        url_col="url",
+        caption_col="caption",
+        output_format="webdataset",
+        output_folder=str(output),
+        image_size=image_size,
+        resize_mode="keep_ratio",  # the shorter side
+        resize_only_if_bigger=True,
+        number_sample_per_shard=_LINKS_PER_SHARD,
+        processes_count=num_processes,
+        thread_count=num_threads,
+        retries=1,
+        enable_wandb=False,
+        incremental_mode="incremental",
+    )
+    context = multiprocessing.get_context("fork")
+    life, own_end = context.Pipe(duplex=False)
+    process = context.Process(target=_end_together, args=(life, own_end, download))
+    process.start()
     try:
-        img2dataset.download(
-            url_list=str(links),
-            input_format="tsv",
-            url_col="url",
-            caption_col="caption",
-            output_format="webdataset",
-            output_folder=str(output),
-            image_size=image_size,
-            resize_mode="keep_ratio",  # the shorter side
-            resize_only_if_bigger=True,
-            number_sample_per_shard=_LINKS_PER_SHARD,
-            processes_count=num_processes,
-            thread_count=num_threads,
-            retries=1,
-            enable_wandb=False,
-            incremental_mode="incremental",
-        )
+        process.join()
     finally:
-        signal.signal(signal.SIGINT, interrupted)  # img2dataset's own would end this command without a word
+        own_end.close()
+        process.join()
+
+
+def _end_together(life: Connection, others_end: Connection, download: Callable[[], Any]) -> None:
+    """Ends with all processes that it starts when the one that started it ends, however that is.
+
+    Left alone, img2dataset's workers would write into the same shards as those of the next run.
+
+    Args:
+        life: A connection that is never written to.
+        others_end: Its other end, which the process that started this one alone keeps open.
+        download: What to do.
+    """
+    os.setpgid(0, 0)
+    others_end.close()
+
+    def watch() -> None:
+        with suppress(EOFError):
+            life.recv_bytes()
+        os.killpg(0, signal.SIGKILL)
+
+    Thread(target=watch, daemon=True).start()
+    download()
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +30,7 @@ from torch import Tensor
 
 from vlkd_pl.batch import ShardEnd
 from vlkd_pl.data.shards import SKIP_REASONS, key_hash, subset_threshold, told_by_reason
+from vlkd_pl.files import file_sha256, finish, write_text
 
 FeatureType = Literal["float16", "int8"]
 
@@ -108,9 +108,8 @@ class FeatureWriter:
     def __init__(self, path: Path, settings: FeatureSettings) -> None:
         self.path = path
         self.settings = settings
-        self._part = path.with_name(f"{path.name}.part")
-        self._part.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self._part.open("wb")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.with_name(f"{path.name}.part").open("wb")
         self._file.write(bytes(_HEADER_SIZE))
         self._digest = hashlib.sha256()
         self._shape: tuple[int, ...] = ()
@@ -177,10 +176,7 @@ class FeatureWriter:
         content = json.dumps(header).encode()
         self._file.seek(0)
         self._file.write((_HEADER_SIZE - 8).to_bytes(8, "little") + content.ljust(_HEADER_SIZE - 8))
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        os.replace(self._part, self.path)
+        finish(self._file, self.path)
 
     def _write(self, array: NDArray[Any]) -> None:
         content = np.ascontiguousarray(array).data
@@ -270,12 +266,7 @@ class FeatureFile:
         Raises:
             DamagedFileError: It is not what was written.
         """
-        digest = hashlib.sha256()
-        with self.path.open("rb") as file:
-            file.seek(_HEADER_SIZE)
-            while block := file.read(1 << 20):
-                digest.update(block)
-        if digest.hexdigest() != self._sha256:
+        if file_sha256(self.path, _HEADER_SIZE) != self._sha256:
             raise DamagedFileError(f"{self.path} is damaged: its content has another sha256 than when it was written")
 
     @cached_property
@@ -506,9 +497,7 @@ def write_index(folder: Path, names: Sequence[str], settings: FeatureSettings) -
         _SKIPPED: {reason: sum(file.skipped[reason] for file in files.values()) for reason in SKIP_REASONS},
         "files": {name: len(file) for name, file in files.items()},
     }
-    part = folder / f"{INDEX_FILE}.part"
-    part.write_text(json.dumps(index, indent=1))
-    os.replace(part, folder / INDEX_FILE)
+    write_text(folder / INDEX_FILE, json.dumps(index, indent=1))
     return FeatureCache(folder)
 
 

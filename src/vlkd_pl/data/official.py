@@ -28,7 +28,7 @@ class OfficialFile(NamedTuple):
         names: Paths below the folder of the benchmark, or below that of COCO's pictures where they begin with
             ``{images}``.
         read: From the paths to how many of each kind of thing they hold; raises what the data modules do.
-        published: How many there should be; of several numbers, any.
+        published: How many there should be; of several numbers, any. Where they are published stands beside them.
         source: Where to get it.
         needed: Whether a configuration names it.
     """
@@ -209,7 +209,8 @@ def _glue_files() -> Iterator[OfficialFile]:
             )
 
 
-# Without broken lines. QQP was published twice, the second time without three of its lines.
+# Without broken lines, as in the card of https://huggingface.co/datasets/nyu-mll/glue. QQP was published twice, the
+# second time (QQP-clean) without three of its lines.
 _GLUE_SIZES: dict[GLUETask, tuple[str, dict[str, int | tuple[int, ...]]]] = {
     "cola": (f"{_GLUE}/CoLA.zip", {"train": 8_551, "dev": 1_043, "test": 1_063}),
     "sst2": (f"{_GLUE}/SST-2.zip", {"train": 67_349, "dev": 872, "test": 1_821}),
@@ -235,6 +236,8 @@ _GLUE_SIZES: dict[GLUETask, tuple[str, dict[str, int | tuple[int, ...]]]] = {
 }
 
 BENCHMARKS: dict[str, list[OfficialFile]] = {
+    # Karpathy and Fei-Fei (2015): 5,000 pictures of val2014 each for val and test, the rest for restval; the captions
+    # are all of COCO's own files
     "coco": [
         OfficialFile(
             ("dataset_coco.json",),
@@ -257,6 +260,7 @@ BENCHMARKS: dict[str, list[OfficialFile]] = {
         ),
         OfficialFile(("dataset_coco.json", _COCO_IMAGES), _pictures_of_captions, {"pictures": 123_287}, _COCO_PICTURES),
     ],
+    # https://nocaps.org/download
     "nocaps": [
         OfficialFile(
             ("nocaps_val_4500_captions.json",),
@@ -278,6 +282,8 @@ BENCHMARKS: dict[str, list[OfficialFile]] = {
             needed=False,
         ),
     ],
+    # https://visualqa.org/download.html; the pictures are all of COCO's. The split by rare answers:
+    # https://github.com/j-min/VL-T5/issues/6
     "vqav2": [
         *_vqa_files("train2014", "Train", 443_757, 82_783),
         *_vqa_files("val2014", "Val", 214_354, 40_504),
@@ -295,6 +301,8 @@ BENCHMARKS: dict[str, list[OfficialFile]] = {
             )
         ),
     ],
+    # The card of https://huggingface.co/datasets/HuggingFaceM4/OK-VQA; with those for training they are the 14,055
+    # questions on 14,031 pictures of Marino et al. (2019)
     "okvqa": [
         OfficialFile(
             (_OKVQA_QUESTIONS, "mscoco_val2014_annotations.json"),
@@ -305,11 +313,12 @@ BENCHMARKS: dict[str, list[OfficialFile]] = {
         OfficialFile(
             (_OKVQA_QUESTIONS, f"{_COCO_IMAGES}/val2014"),
             _pictures_of_questions,
-            {},
+            {"pictures": 5_033},
             "the pictures, http://images.cocodataset.org/zips/val2014.zip",
         ),
     ],
     "glue": list(_glue_files()),
+    # https://github.com/EdinburghNLP/XSum and the card of https://huggingface.co/datasets/EdinburghNLP/xsum
     "xsum": [
         OfficialFile(
             (".",),

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import shutil
 import tarfile
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -21,9 +19,18 @@ from PIL import Image
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from webdataset.writer import TarWriter
 
 from vlkd_pl.data.base import one_thread
-from vlkd_pl.data.shards import SKIP_REASONS, SampleDecoder, count_samples, image_extension, read_shard
+from vlkd_pl.data.shards import (
+    SKIP_REASONS,
+    SampleDecoder,
+    count_samples,
+    image_extension,
+    read_shard,
+    told_by_reason,
+)
+from vlkd_pl.files import file_sha256, write_text, written_whole
 
 MANIFEST = "manifest.json"
 
@@ -102,8 +109,8 @@ class ShardCheck(Dataset[int]):
             OSError: It cannot be read, or the note not be written.
         """
         if not self._path(index).is_file():
-            note = json.dumps(self._checked(self.sources[index]))
-            _write_whole(self._path(index), lambda file: file.write(note.encode()), self.folder)
+            path = self._path(index)
+            write_text(path, json.dumps(self._checked(self.sources[index])), _unfinished(path, self.folder))
         return index
 
     def note(self, index: int) -> dict[str, Any]:
@@ -168,9 +175,10 @@ class ShardWriter(Dataset[int]):
         path = self.folder / f"{index:05d}.tar"
         note = self._path(index)
         if not (note.is_file() and path.is_file() and path.stat().st_size == self.note(index)["bytes"]):
-            _write_whole(path, lambda file: self._write(index, file), self.notes)
-            described = json.dumps(_described(path, sum(len(part.places) for part in self.parts[index])))
-            _write_whole(note, lambda file: file.write(described.encode()), self.notes)
+            with written_whole(path, _unfinished(path, self.notes)) as file:
+                self._write(index, file)
+            described = _described(path, sum(len(part.places) for part in self.parts[index]))
+            write_text(note, json.dumps(described), _unfinished(note, self.notes))
         return index
 
     def note(self, index: int) -> dict[str, Any]:
@@ -182,14 +190,11 @@ class ShardWriter(Dataset[int]):
 
     def _write(self, index: int, file: IO[bytes]) -> None:
         key = self.first_keys[index]
-        with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        with TarWriter(file, encoder=False, mtime=0) as archive:  # 0: the same bytes each time
             for part in self.parts[index]:
                 for raw in _at(part):
-                    for extension in (image_extension(raw), "txt", "json"):
-                        if extension in raw:
-                            member = tarfile.TarInfo(f"{key:09d}.{extension}")
-                            member.size = len(raw[extension])
-                            archive.addfile(member, io.BytesIO(raw[extension]))
+                    parts = {name: raw[name] for name in (image_extension(raw), "txt", "json") if name in raw}
+                    archive.write({"__key__": f"{key:09d}", **parts})
                     key += 1
 
 
@@ -237,8 +242,9 @@ def prepare_shards(
         note["lost"]["duplicate"] = int(mask.sum())
     lost = {reason: sum(note["lost"].get(reason, 0) for note in checked) for reason in LOSS_REASONS}
     if not any(part.places for part in kept):
-        told = ", ".join(f"{count} {reason}" for reason, count in lost.items() if count)
-        raise MisconfigurationException(f"of {len(sources)} shards no sample is good ({told or 'they are empty'})")
+        raise MisconfigurationException(
+            f"of {len(sources)} shards no sample is good ({told_by_reason(lost, 'they are empty')})"
+        )
     parts = list(_parts(kept, samples_per_shard))
     writer = ShardWriter(parts, [index * samples_per_shard for index in range(len(parts))], folder, notes)
     _each(writer, "writing", num_workers, progress)
@@ -260,8 +266,8 @@ def prepare_shards(
         ],
         "shards": shards,
     }
-    text = json.dumps(manifest, indent=1) + "\n"
-    _write_whole(folder / MANIFEST, lambda file: file.write(text.encode()), notes)
+    path = folder / MANIFEST
+    write_text(path, json.dumps(manifest, indent=1) + "\n", _unfinished(path, notes))
     shutil.rmtree(notes)
     return manifest
 
@@ -293,8 +299,7 @@ def begin(folder: Path, request: dict[str, Any]) -> dict[str, Any] | None:
     notes.mkdir(parents=True, exist_ok=True)
     for left in notes.glob("*.part"):  # of a run that was cut
         left.unlink(missing_ok=True)
-    text = json.dumps(request)
-    _write_whole(notes / "request.json", lambda file: file.write(text.encode()), notes)
+    write_text(notes / "request.json", json.dumps(request))
     return None
 
 
@@ -407,10 +412,8 @@ def _decoded(path: Path) -> tuple[int, str]:
             keys[raw["__key__"]] += 1
     except (tarfile.TarError, ValueError) as error:
         problems.append(f"is broken after {decoder.num_seen} samples: {error}")
-    problems += [f"{count} {reason}" for reason, count in decoder.skipped.items() if count]
-    if repeated := keys.total() - len(keys):
-        problems.append(f"{repeated} repeated_key")
-    return decoder.num_seen, ", ".join(problems)
+    problems.append(told_by_reason({**decoder.skipped, "repeated_key": keys.total() - len(keys)}, ""))
+    return decoder.num_seen, ", ".join(filter(None, problems))
 
 
 def _parts(kept: Sequence[_Part], samples_per_shard: int) -> Iterator[list[_Part]]:
@@ -455,29 +458,12 @@ def _digest(content: bytes, text: str) -> str:
 
 def _described(path: Path, num_samples: int) -> dict[str, Any]:
     """What the manifest says of a shard."""
-    sha256 = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            sha256.update(chunk)
-    return {
-        "name": path.name,
-        "samples": num_samples,
-        "bytes": path.stat().st_size,
-        "sha256": sha256.hexdigest(),
-    }
+    return {"name": path.name, "samples": num_samples, "bytes": path.stat().st_size, "sha256": file_sha256(path)}
 
 
-def _write_whole(path: Path, write: Callable[[IO[bytes]], Any], folder: Path) -> None:
-    """Writes a file that is there whole or not at all; until it is whole it is another one in ``folder``.
-
-    Each call has another of its own, since the workers of a run that was killed may not have ended yet.
-    """
-    with tempfile.NamedTemporaryFile(dir=folder, suffix=".part", delete=False) as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
+def _unfinished(path: Path, folder: Path) -> Path:
+    """Where a file is until it is whole: each process has its own, since those of a killed run may not have ended."""
+    return folder / f"{path.name}.{os.getpid()}.part"
 
 
 def _each(dataset: Dataset[int], what: str, num_workers: int, progress: Progress) -> None:

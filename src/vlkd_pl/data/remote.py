@@ -5,8 +5,9 @@ from __future__ import annotations
 import glob
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -55,26 +56,47 @@ def check_address(path: str) -> None:
 
 
 def expand_wildcards(path: str) -> list[str]:
-    """The files that fit a path with ``*``, in order; the path itself where it has none."""
+    """The files that fit a path with ``*``, in order; the path itself where it has none.
+
+    Raises:
+        MisconfigurationException: The store at an address does not answer, or lists no files.
+    """
     if not is_address(path):
         return sorted(glob.glob(path)) if glob.has_magic(path) else [path]
     if "*" not in path:  # a question mark begins the query of an https:// address
         return [path]
-    files, pattern = url_to_fs(path)
-    return sorted(files.unstrip_protocol(found) for found in files.glob(pattern))
+    with _answering(path):
+        files, pattern = url_to_fs(path)
+        return sorted(files.unstrip_protocol(found) for found in files.glob(pattern))
 
 
 def missing_files(paths: list[str]) -> list[str]:
-    """Those of the files that do not exist, or cannot be reached."""
+    """Those of the files that do not exist.
+
+    Raises:
+        MisconfigurationException: The store at an address does not answer.
+    """
 
     def exists(path: str) -> bool:
         if not is_address(path):
             return Path(path).is_file()
-        files, inner = url_to_fs(path)
-        return bool(files.exists(inner))
+        with _answering(path):
+            files, inner = url_to_fs(path)
+            return bool(files.exists(inner))
 
     with ThreadPoolExecutor(16) as threads:
         return [path for path, found in zip(paths, threads.map(exists, paths), strict=True) if not found]
+
+
+@contextmanager
+def _answering(path: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # of fsspec, or of any of the packages that it reads with
+        raise MisconfigurationException(
+            f"data: {path} cannot be looked for ({error}): check the address, the network, the credentials and, where "
+            "the S3 is not Amazon's, AWS_ENDPOINT_URL"
+        ) from error
 
 
 def open_file(path: str, on_retry: Callable[[], None] | None = None) -> IO[bytes] | RemoteFile:

@@ -250,9 +250,9 @@ class SampleDecoder:
         return dict(zip(SKIP_REASONS, self.counts.sum(0).tolist(), strict=False))
 
 
-def told_by_reason(skipped: Mapping[str, int]) -> str:
-    """What was skipped, in words."""
-    return ", ".join(f"{num} {reason}" for reason, num in skipped.items() if num) or "none"
+def told_by_reason(skipped: Mapping[str, int], nothing: str = "none") -> str:
+    """What was skipped, in words; ``nothing`` where nothing was."""
+    return ", ".join(f"{num:,} {reason}" for reason, num in skipped.items() if num) or nothing
 
 
 def image_extension(raw: RawSample) -> str | None:

@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from vlkd_pl.files import written_whole
 from vlkd_pl.metrics.pairing import first_few
 
 Key = TypeVar("Key", bound=Hashable)
@@ -51,7 +52,9 @@ class CIDErD(Generic[Key]):
         else:
             arrays = _index(list(references.values()))
             if file is not None:
-                _write(file, arrays)
+                file.parent.mkdir(parents=True, exist_ok=True)
+                with written_whole(file, file.with_suffix(f".{os.getpid()}.npz")) as unfinished:  # by each rank its own
+                    np.savez(unfinished, **arrays)  # type: ignore[arg-type]
         self._frequencies = _Table(arrays["grams"])
         self._pairs = _Table(arrays["pairs"])
         # of n-grams that are in no reference, which come last, the frequency is taken for 1
@@ -190,11 +193,3 @@ def _fingerprint(references: Mapping[Key, Sequence[str]]) -> str:
     for key, texts in references.items():
         digest.update(repr((key, list(texts))).encode())
     return digest.hexdigest()[:16]
-
-
-def _write(file: Path, arrays: dict[str, NDArray[Any]]) -> None:
-    """Writes a file at once: other ranks may read it."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_suffix(f".{os.getpid()}.npz")
-    np.savez(unfinished, **arrays)  # type: ignore[arg-type]
-    unfinished.replace(file)

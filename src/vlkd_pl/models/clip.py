@@ -17,6 +17,8 @@ from clip.model import CLIP, AttentionPool2d, ModifiedResNet, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vlkd_pl.files import file_sha256
+
 CLIP_NAMES = tuple(_URLS)
 """Names of OpenAI's CLIPs; each is downloaded on first use and checked against the checksum in its address."""
 
@@ -69,7 +71,7 @@ class FrozenCLIP(nn.Module):
                     f"there is no CLIP at {path}: give the path of a file, or one of the names {', '.join(CLIP_NAMES)}"
                 )
         expected = sha256 or _OFFICIAL_CHECKSUMS.get(path.name)
-        if expected is not None and (found := _sha256(path)) != expected:
+        if expected is not None and (found := file_sha256(path)) != expected:
             raise CLIPFileError(
                 f"{path} has the sha256 {found}, not {expected}: download it anew, or give the right sha256"
             )
@@ -253,14 +255,6 @@ def _downloaded(name: str, download_root: str | None) -> Path:
             f"CLIP {name} is not in {root} and cannot be downloaded ({error.reason}): fetch {_URLS[name]} where "
             "there is a network, and put it there or give its path"
         ) from error
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _resnet_tokens(visual: ModifiedResNet, image: Tensor) -> Tensor:

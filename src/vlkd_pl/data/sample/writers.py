@@ -8,7 +8,6 @@ import math
 import random
 import re
 import shutil
-import tarfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -104,9 +103,11 @@ def write_world(
 
 def write_shards(folder: Path, num_pairs: int, num_shards: int, rng: random.Random) -> None:
     """Writes tar files of ``key.jpg``, ``key.txt`` and ``key.json``, as img2dataset does."""
+    from webdataset.writer import TarWriter  # imports torch, which the command's --help need not
+
     folder.mkdir(parents=True, exist_ok=True)
     for shard in range(num_shards):
-        with tarfile.open(folder / f"{shard:05d}.tar", "w") as archive:
+        with (folder / f"{shard:05d}.tar").open("wb") as file, TarWriter(file, encoder=False, mtime=0) as archive:
             for index in range(num_pairs * shard // num_shards, num_pairs * (shard + 1) // num_shards):
                 scene = random_scene(rng, "train")
                 caption = random_caption(rng, scene)
@@ -117,9 +118,8 @@ def write_shards(folder: Path, num_pairs: int, num_shards: int, rng: random.Rand
                     "height": IMAGE_SIZE,
                     "status": "success",
                 }
-                _add(archive, f"{index:09d}.jpg", _jpeg(scene, rng))
-                _add(archive, f"{index:09d}.txt", caption.encode())
-                _add(archive, f"{index:09d}.json", json.dumps(record).encode())
+                parts = {"jpg": _jpeg(scene, rng), "txt": caption.encode(), "json": json.dumps(record).encode()}
+                archive.write({"__key__": record["key"], **parts})
 
 
 def write_corpus(path: Path, num_texts: int, rng: random.Random) -> None:
@@ -269,9 +269,3 @@ def _jpeg(scene: Scene, rng: random.Random) -> bytes:
     buffer = io.BytesIO()
     render(scene, rng).save(buffer, "JPEG", quality=95, subsampling=0)
     return buffer.getvalue()
-
-
-def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
-    member = tarfile.TarInfo(name)
-    member.size = len(content)
-    archive.addfile(member, io.BytesIO(content))

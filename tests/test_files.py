@@ -1,0 +1,71 @@
+"""Files are there whole or not at all."""
+
+import hashlib
+import os
+
+import pytest
+
+from vlkd_pl.files import file_sha256, finish, write_text, written_whole
+
+
+def test_a_file_has_its_name_when_it_is_whole(tmp_path):
+    path = tmp_path / "a.txt"
+    with written_whole(path) as file:
+        file.write(b"one")
+        file.flush()
+        assert [(each.name, each.read_bytes()) for each in tmp_path.iterdir()] == [("a.txt.part", b"one")]
+    assert [(each.name, each.read_bytes()) for each in tmp_path.iterdir()] == [("a.txt", b"one")]
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_what_was_there_stays_where_writing_fails(tmp_path, error):
+    path = tmp_path / "a.txt"
+    write_text(path, "före")
+
+    def fail():
+        with written_whole(path) as file:
+            file.write(b"half")
+            raise error
+
+    with pytest.raises(error):
+        fail()
+    assert [(each.name, each.read_text("utf-8")) for each in tmp_path.iterdir()] == [("a.txt", "före")]
+
+
+def test_what_cannot_be_put_on_the_disk_fails(tmp_path, monkeypatch):
+    path = tmp_path / "a.txt"
+    write_text(path, "before")
+
+    def full(number):
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="the disk is full"):
+        write_text(path, "after")
+    assert [(each.name, each.read_text()) for each in tmp_path.iterdir()] == [("a.txt", "before")]
+
+
+def test_several_may_write_the_same_file(tmp_path):
+    path, notes = tmp_path / "a.txt", tmp_path / "notes"
+    notes.mkdir()
+    with written_whole(path, notes / "1.part") as first, written_whole(path, notes / "2.part") as second:
+        first.write(b"first")
+        second.write(b"second")
+        assert {part.name for part in notes.iterdir()} == {"1.part", "2.part"}
+    assert path.read_bytes() == b"first"  # which ended last
+    assert not list(notes.iterdir())
+
+
+def test_a_file_that_is_open_for_long_is_finished(tmp_path):
+    file = (tmp_path / "a.part").open("wb")
+    file.write(b"one")
+    finish(file, tmp_path / "a.txt")
+    assert file.closed
+    assert [(each.name, each.read_bytes()) for each in tmp_path.iterdir()] == [("a.txt", b"one")]
+
+
+def test_checksums_are_of_all_or_of_the_rest(tmp_path):
+    content = bytes(range(256)) * 10_000  # more than is read at once
+    (tmp_path / "a").write_bytes(content)
+    assert file_sha256(tmp_path / "a") == hashlib.sha256(content).hexdigest()
+    assert file_sha256(tmp_path / "a", 5_000) == hashlib.sha256(content[5_000:]).hexdigest()
