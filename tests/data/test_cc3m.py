@@ -113,7 +113,7 @@ def test_batch_contract(build, tmp_path):
     module = build(text_corpus=str(tmp_path / "corpus.txt"), text_batch_size=3)
     batch = next(iter(module.train_dataloader()))
     assert batch["image"].shape == (4, 3, 64, 64)
-    assert batch["image"].dtype == torch.float32
+    assert batch["image"].dtype == torch.uint8
     assert batch["clip_text_ids"].shape[1] < 24
     assert batch["text_infilling"]["labels"].shape[0] == 3
     assert batch["stream_position"] == StreamPosition(0, 1, 0, 4, [0] * len(SKIP_REASONS) + [0, 4])

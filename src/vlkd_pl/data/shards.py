@@ -218,7 +218,8 @@ class SampleDecoder:
                     return "too_large"
                 if image.mode != "RGB" and self.skip_non_rgb:
                     return "not_rgb"
-                pixels = image.convert("RGB")
+                image.load()
+                pixels = image if image.mode == "RGB" else image.convert("RGB")
         except Image.DecompressionBombError:
             return "too_large"
         except Exception:  # what Pillow's decoders raise on a damaged file differs between its versions
@@ -227,7 +228,7 @@ class SampleDecoder:
 
     def count(self, what: str, worker: int) -> None:
         """Counts one thing of ``COUNTED``."""
-        self.counts[worker, COUNTED.index(what)] += 1
+        self.counts.numpy()[worker, COUNTED.index(what)] += 1  # through torch it would take as long as reading a header
 
     @property
     def num_seen(self) -> int:
