@@ -179,6 +179,8 @@ class SampleDecoder:
         max_image_pixels: Pictures with more are skipped before they are decoded.
         skip_non_rgb: Whether pictures of another mode are skipped; they are converted otherwise.
         num_workers: Workers that count.
+        draft_size: JPEG pictures are decoded at a half, a quarter or an eighth of their size where that leaves this
+            many pixels of the shorter side; None for their full size.
     """
 
     def __init__(
@@ -187,10 +189,12 @@ class SampleDecoder:
         max_image_pixels: int,
         skip_non_rgb: bool,
         num_workers: int,
+        draft_size: int | None = None,
     ) -> None:
         self.transform = transform
         self.max_image_pixels = max_image_pixels
         self.skip_non_rgb = skip_non_rgb
+        self.draft_size = draft_size
         # one row for each worker, which alone writes it; shared with the main process
         self.counts = torch.zeros(max(1, num_workers), len(COUNTED), dtype=torch.int64).share_memory_()
 
@@ -218,6 +222,8 @@ class SampleDecoder:
                     return "too_large"
                 if image.mode != "RGB" and self.skip_non_rgb:
                     return "not_rgb"
+                if self.draft_size is not None:
+                    image.draft(None, (self.draft_size, self.draft_size))
                 image.load()
                 pixels = image if image.mode == "RGB" else image.convert("RGB")
         except Image.DecompressionBombError:
