@@ -59,7 +59,7 @@ class ImageTextBatch(InfillingBatch):
     """Pictures with one text each, or in their place what CLIP made of both.
 
     Attributes:
-        image: (B, 3, H, W) float32, normalised as CLIP takes it.
+        image: (B, 3, H, W) uint8, or floats that are normalised as CLIP takes them.
         clip_text_ids: CLIP's token ids (B, L) int64, 0 at padding.
         image_tokens: Cached features (B, 1 + N, D) of ``FrozenCLIP.encode_image``, or the first position alone, in
             float16, or in int8 with scales.
@@ -100,7 +100,7 @@ class ShardBatch(TypedDict):
     """Pictures with one text each, of one shard and in its order, for CLIP to encode.
 
     Attributes:
-        image: (B, 3, H, W) float32, normalised as CLIP takes it; B is 0 in a shard without a usable sample.
+        image: (B, 3, H, W) uint8, or normalised floats; B is 0 in a shard without a usable sample.
         clip_text_ids: CLIP's token ids (B, L) int64, 0 at padding.
         texts: B texts.
         keys: B keys.
@@ -132,7 +132,7 @@ class PictureBatch(TypedDict):
     """Pictures with what is known of them, for the modules that only evaluate and predict.
 
     Attributes:
-        image: (B, 3, H, W) float32, normalised as CLIP takes it.
+        image: (B, 3, H, W) uint8, or floats that are normalised as CLIP takes them.
         samples: What the data module knows of each picture, B of one kind.
         unreadable: A line on each file left out because it is no picture.
     """
@@ -146,7 +146,7 @@ class QuestionBatch(TypedDict):
     """Questions about pictures with the answers to be told.
 
     Attributes:
-        image: (N, 3, H, W) float32, normalised as CLIP takes it; a picture of several questions is there once.
+        image: (N, 3, H, W) uint8, or normalised floats; a picture of several questions is there once.
         image_index: (B,) int64, the row in ``image`` of each question's picture.
         questions: B questions.
         labels: B answers.

@@ -275,6 +275,7 @@ def test_too_little_room_is_told_before_anything_is_written(world, shards, tmp_p
         ({"model__init_args__clip": "nowhere", "data__init_args__image_size": 64}, "there is no CLIP at nowhere"),
         ({"data__init_args__image_size": 32}, "was made with image_size 64, not 32: give another --output"),
         ({"data__init_args__skip_non_rgb": "false"}, "was made with skip_non_rgb True, not False"),
+        ({"data__init_args__draft_decoding": "true"}, "was made with draft_decoding False, not True"),
         ({"data__init_args__max_bad_share": 0.001}, "too much was bad when"),
     ],
 )

@@ -1,14 +1,18 @@
 """Tokenizers and collation."""
 
 import clip
+import numpy as np
 import pytest
 import torch
+from clip.clip import _transform
+from PIL import Image
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from transformers import AutoTokenizer
 
 from vlkd_pl.data.base import CLIPTokenizer, Collator, clip_image_size, load_bart_tokenizer, load_clip_tokenizer
 from vlkd_pl.data.infilling import TextInfilling
 from vlkd_pl.data.transforms import clip_transform
+from vlkd_pl.models.clip import normalized
 
 TEXTS = ["A photograph of a giraffe, eating.", "two dogs", "x" * 400]
 
@@ -54,17 +58,69 @@ def test_missing_bart_tokenizer(tmp_path):
         load_bart_tokenizer(str(tmp_path / "nothing"))
 
 
-@pytest.mark.parametrize(
-    ("mode", "size"), [("RGB", (300, 200)), ("L", (90, 150)), ("CMYK", (64, 64)), ("RGBA", (65, 64))]
-)
-def test_transform_is_clips_own(mode, size):
-    from clip.clip import _transform
-    from PIL import Image
+def same_as_clips_own(image, image_size):
+    tensor = clip_transform(image_size)(image)
+    assert tensor.shape == (3, image_size, image_size)
+    assert tensor.dtype == torch.uint8
+    return torch.equal(normalized(tensor), _transform(image_size)(image))
 
-    image = Image.effect_noise(size, 80).convert(mode)
-    tensor = clip_transform(64)(image)
-    assert tensor.shape == (3, 64, 64)
-    torch.testing.assert_close(tensor, _transform(64)(image), rtol=0, atol=0)
+
+@pytest.mark.parametrize(
+    ("mode", "size"),
+    [("L", (90, 150)), ("CMYK", (64, 64)), ("RGBA", (65, 64)), ("RGBA", (300, 90)), ("LA", (80, 70)), ("P", (99, 200))],
+)
+def test_transform_is_clips_own_for_every_mode(mode, size):
+    colors = Image.merge("RGB", [Image.effect_noise(size, 80) for _ in range(3)])
+    assert same_as_clips_own(colors.convert(mode), 64)
+
+
+def test_transform_is_clips_own_for_every_size():
+    rng = np.random.default_rng(0)
+    for image_size in (32, 64, 224, 336):
+        for width, height in [(1, 1), (image_size, image_size), (400, 300), *rng.integers(1, 700, (60, 2)).tolist()]:
+            pixels = (
+                rng.choice([0, 255], (height, width, 3)) if width % 2 else rng.integers(256, size=(height, width, 3))
+            )
+            if max(width, height) < 30 * min(width, height):
+                assert same_as_clips_own(Image.fromarray(pixels.astype(np.uint8)), image_size), (width, height)
+
+
+@pytest.mark.parametrize("own_merges", [False, True])
+def test_clip_text_ids_are_openais(clip_folder, own_merges):
+    tokenizer = load_clip_tokenizer(str(clip_folder) if own_merges else "ViT-B/16")
+    rng = np.random.default_rng(0)
+    printable = [chr(code) for code in range(32, 127)]
+    texts = ["".join(rng.choice(printable, rng.integers(60))) for _ in range(500)]
+    texts += [
+        "A dog's <|endoftext|>ball -- it isn't 12.5cm",
+        "",
+        "  two  spaces ",
+        "a\tb\x1cc\nd",
+        "Tom &amp;amp; Jerry",
+    ]
+    texts += [
+        "caf\u00e9 \u201cquoted\u201d",
+        "\u03a3\u0391\u03a3 \u0130",
+        "schÃ¶n",
+        "\ufb01sh",
+        "a\u3000b",
+        "\x1b[31mred",
+    ]
+    for text in [*texts, *texts]:  # also from memory
+        expected = [
+            tokenizer.start_id,
+            *tokenizer.tokenizer.encode(text)[: tokenizer.context_length - 2],
+            tokenizer.end_id,
+        ]
+        assert tokenizer([text])[0].tolist() == expected, text
+
+
+def test_words_are_forgotten_when_there_are_too_many(clip_folder, monkeypatch):
+    monkeypatch.setattr("vlkd_pl.data.base._MOST_WORDS", 3)
+    tokenizer = load_clip_tokenizer(str(clip_folder))
+    text = "a red fish left of a blue boat in the snow"
+    assert tokenizer([text])[0, 1:-1].tolist() == tokenizer.tokenizer.encode(text)
+    assert len(tokenizer._ids_of_word) <= 3
 
 
 @pytest.fixture

@@ -113,7 +113,7 @@ def test_batch_contract(build, tmp_path):
     module = build(text_corpus=str(tmp_path / "corpus.txt"), text_batch_size=3)
     batch = next(iter(module.train_dataloader()))
     assert batch["image"].shape == (4, 3, 64, 64)
-    assert batch["image"].dtype == torch.float32
+    assert batch["image"].dtype == torch.uint8
     assert batch["clip_text_ids"].shape[1] < 24
     assert batch["text_infilling"]["labels"].shape[0] == 3
     assert batch["stream_position"] == StreamPosition(0, 1, 0, 4, [0] * len(SKIP_REASONS) + [0, 4])
@@ -212,6 +212,24 @@ def test_non_rgb_pictures_can_be_converted(build, tmp_path):
     module = build(str(tmp_path / "grey.tar"), skip_non_rgb=False)
     assert take(module, 1)[0]["image"].shape == (4, 3, 64, 64)
     assert sum(module.skipped.values()) == 0
+
+
+@pytest.mark.parametrize(
+    ("file_format", "size", "is_smaller"),
+    [("JPEG", (260, 128), True), ("JPEG", (1030, 520), True), ("JPEG", (260, 127), False), ("PNG", (260, 128), False)],
+)
+def test_draft_decoding_of_large_jpeg_alone(build, tmp_path, file_format, size, is_smaller):
+    waves = np.sin(
+        np.add.outer(np.arange(size[1]), np.arange(size[0]))[..., None] / (size[1] * np.array([0.3, 0.4, 0.5]))
+    )
+    buffer = io.BytesIO()
+    Image.fromarray((127 + 120 * waves).astype(np.uint8)).save(buffer, file_format)
+    extension = {"JPEG": "jpg", "PNG": "png"}[file_format]
+    raw = {"__key__": "0", extension: buffer.getvalue(), "txt": b"fish 1"}
+    full, draft = (build(draft_decoding=on).decoder.decoded(raw)["image"].int() for on in (False, True))
+    assert draft.shape == full.shape == (3, 64, 64)
+    assert torch.equal(full, draft) != is_smaller
+    assert (full - draft).abs().float().mean() < 3
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

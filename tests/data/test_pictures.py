@@ -165,7 +165,7 @@ def test_every_mode_looks_the_same(tmp_path, name, mode):
     assert abs(read - expected).max() < 8
     transform = clip_transform(16)
     item = PictureDataset([Picture(tmp_path / name, name)], transform)[0]
-    assert (item[0] - transform(plain)).abs().max() < 0.2
+    assert (item[0].int() - transform(plain).int()).abs().max() < 14
 
 
 def test_one_bit_pictures(tmp_path):
@@ -219,7 +219,7 @@ def test_what_is_no_picture_is_listed(folder, clip_folder, num_workers):
     module.setup("predict")
     first, second = module.predict_dataloader()
     assert first["image"].shape == (1, 3, 64, 64)
-    assert first["image"].dtype == torch.float32
+    assert first["image"].dtype == torch.uint8
     assert first["samples"] == [Picture(folder / "1.jpg", "1.jpg")]
     assert second["samples"] == [Picture(folder / "5.png", "5.png")]
     torch.testing.assert_close(first["image"][0], module.transform(Image.open(folder / "1.jpg")))

@@ -5,14 +5,17 @@ import pickle
 import shutil
 
 import clip.clip
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from clip.clip import _transform
 from clip.model import convert_weights
+from PIL import Image
 from tiny_models import tiny_clip
 from torch.nn.functional import normalize
 
-from vlkd_pl.models.clip import CLIP_NAMES, CLIPFileError, FrozenCLIP, build_clip, clip_sizes
+from vlkd_pl.models.clip import CLIP_NAMES, CLIPFileError, FrozenCLIP, build_clip, clip_sizes, normalized
 
 KINDS = ["resnet", "vit"]
 
@@ -39,6 +42,24 @@ def test_position_0_is_clips_own_embedding(kind):
         tokens[:, 0], normalize(frozen.clip.encode_image(pictures()), dim=-1), rtol=1e-4, atol=1e-6
     )
     torch.testing.assert_close(tokens.norm(dim=-1), torch.ones(tokens.shape[:2]))
+
+
+def test_normalised_on_the_device_as_by_clips_own_transform():
+    levels = np.stack([np.roll(np.arange(256, dtype=np.uint8), 85 * channel) for channel in range(3)], -1)
+    image = levels.reshape(16, 16, 3)
+    batch = torch.from_numpy(image).permute(2, 0, 1).repeat(2, 1, 1, 1)
+    assert torch.equal(normalized(batch)[1], _transform(16)(Image.fromarray(image)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_encodes_uint8_as_what_is_normalised(kind):
+    frozen = FrozenCLIP(tiny_clip(kind))
+    batch = torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8)
+    kept = batch.clone()
+    assert torch.equal(frozen.encode_image(batch), frozen.encode_image(normalized(batch)))
+    assert torch.equal(batch, kept)
+    with pytest.raises(TypeError, match=r"torch\.int64: give uint8, or floats that are normalised"):
+        frozen.encode_image(batch.long())
 
 
 def test_resnet_patches_against_a_loop():

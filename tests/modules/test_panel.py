@@ -5,12 +5,15 @@ import pytest
 from PIL import Image
 
 from vlkd_pl.data.transforms import clip_transform
+from vlkd_pl.models.clip import normalized
 from vlkd_pl.modules.panel import Shown, caption_panel
 
 
+@pytest.mark.parametrize("as_floats", [False, True])
 @pytest.mark.parametrize(("num", "columns"), [(1, 4), (5, 4), (3, 2)])
-def test_layout(num, columns):
+def test_layout(num, columns, as_floats):
     image = clip_transform(64)(Image.new("RGB", (64, 64), (200, 30, 60)))
+    image = normalized(image) if as_floats else image
     panel = caption_panel([Shown(image, "a red picture", "red, all over")] * num, columns)
     pixels = np.asarray(panel).astype(int)
     red = np.abs(pixels - (200, 30, 60)).sum(-1) < 6

@@ -190,6 +190,7 @@ def make_cache(arguments: Sequence[str], folder: Path, dtype: FeatureType, check
         subset_size=data.subset_size,
         max_image_pixels=data.decoder.max_image_pixels,
         skip_non_rgb=data.decoder.skip_non_rgb,
+        draft_decoding=data.decoder.draft_size is not None,
     )
     shards = find_shards(data.shard_patterns)
     keep = data.keep if data.subset_size is None else UniformSubset(shards, data.subset_size)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import TypedDict, cast
 from zlib import crc32
 
 import numpy as np
@@ -20,6 +20,7 @@ from vlkd_pl.batch import EvaluationBatch, ImageTextBatch
 from vlkd_pl.data.infilling import TextInfilling, padded
 
 _CONTEXT_LENGTH = 77
+_MOST_WORDS = 1 << 17
 _IMAGE_SIZES = {"RN50x4": 288, "RN50x16": 384, "RN50x64": 448, "ViT-L/14@336px": 336}
 _DEFAULT_IMAGE_SIZE = 224
 _OFFICIAL = ("RN50", "RN101", "RN50x4", "RN50x16", "RN50x64", "ViT-B/32", "ViT-B/16", "ViT-L/14", "ViT-L/14@336px")
@@ -29,7 +30,7 @@ class ImageText(TypedDict):
     """A picture with its text.
 
     Attributes:
-        image: (3, H, W) float32.
+        image: (3, H, W) uint8.
         text: One text.
         key: A name of its own; the same picture has another in each pass over the data.
     """
@@ -43,7 +44,7 @@ class ImageTexts(TypedDict):
     """A picture with all its texts.
 
     Attributes:
-        image: (3, H, W) float32.
+        image: (3, H, W) uint8.
         image_id: The picture's number in its annotation file.
         references: Its texts.
     """
@@ -72,14 +73,28 @@ class CLIPTokenizer:
                 path.write_bytes(merges)
                 self.tokenizer = SimpleTokenizer(str(path))
         self.context_length = context_length
+        self._ids_of_word: dict[str, list[int]] = {}
         self.start_id = self.tokenizer.encoder["<|startoftext|>"]
         self.end_id = self.tokenizer.encoder["<|endoftext|>"]
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """Token ids (B, L) int64, 0 at padding."""
         room = self.context_length - 2
-        rows = [np.array([self.start_id, *self.tokenizer.encode(text)[:room], self.end_id]) for text in texts]
+        rows = [np.array([self.start_id, *self._encoded(text)[:room], self.end_id]) for text in texts]
         return padded(rows, 0)[0]
+
+    def _encoded(self, text: str) -> list[int]:
+        """OpenAI's ids of a text, those of plain words from memory: in printable ASCII there is nothing to repair."""
+        if not (text.isascii() and text.isprintable()) or "&" in text:
+            return cast(list[int], self.tokenizer.encode(text))
+        ids: list[int] = []
+        for word in text.lower().split():
+            if word not in self._ids_of_word:
+                if len(self._ids_of_word) == _MOST_WORDS:
+                    self._ids_of_word.clear()
+                self._ids_of_word[word] = self.tokenizer.encode(word)
+            ids += self._ids_of_word[word]
+        return ids
 
 
 def load_clip_tokenizer(clip: str) -> CLIPTokenizer:

@@ -58,6 +58,7 @@ class FeatureSettings(NamedTuple):
         subset_size: Samples of the uniform subset that was cached; None for all.
         max_image_pixels: Pictures with more were skipped.
         skip_non_rgb: Whether pictures of another mode than RGB were skipped.
+        draft_decoding: Whether JPEG pictures were decoded at a part of their size.
     """
 
     clip: str
@@ -67,6 +68,7 @@ class FeatureSettings(NamedTuple):
     subset_size: int | None
     max_image_pixels: int
     skip_non_rgb: bool
+    draft_decoding: bool = False
 
     def num_bytes(self, num_tokens: int, embedding_dim: int) -> int:
         """The bytes of a sample without its caption and key: image tokens, text embedding, places and hash."""

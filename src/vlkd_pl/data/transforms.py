@@ -3,21 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import cast
+from functools import partial
 
+import torch
 from PIL import Image
 from torch import Tensor
 
 
 def clip_transform(image_size: int) -> Callable[[Image.Image], Tensor]:
-    """CLIP's own preprocessing, from the ``clip`` package: bicubic resize of the shorter side, centre crop, normalise.
+    """CLIP's own preprocessing but its normalisation: bicubic resize of the shorter side, centre crop, RGB.
+
+    The pixels are to the last bit those of the ``clip`` package; ``FrozenCLIP.encode_image`` normalises them, so that
+    batches take a quarter of the bytes on their way to it.
 
     Args:
         image_size: Width and height of the result in pixels.
 
     Returns:
-        A function from a picture of any size and mode to (3, ``image_size``, ``image_size``) float32.
+        A function from a picture of any size and mode to (3, ``image_size``, ``image_size``) uint8.
     """
-    from clip.clip import _transform  # imports torchvision: only where pictures are read
+    return partial(_pixels, image_size=image_size)
 
-    return cast(Callable[[Image.Image], Tensor], _transform(image_size))
+
+def _pixels(image: Image.Image, image_size: int) -> Tensor:
+    width, height = (int(image_size * side / min(image.size)) for side in image.size)
+    left, top = round((width - image_size) / 2), round((height - image_size) / 2)
+    if image.mode == "RGB":
+        # Pillow itself resizes the rows first, and rounds to 8 bits before the columns: those not kept can go here
+        image = image.resize((width, image.height), Image.Resampling.BICUBIC)
+        image = image.crop((left, 0, left + image_size, image.height))
+        width, left = image_size, 0
+    image = image.resize((width, height), Image.Resampling.BICUBIC)
+    image = image.crop((left, top, left + image_size, top + image_size))
+    if image.mode != "RGB":
+        image = image.convert("RGB")
+    planes = bytearray().join(image.tobytes("raw", band) for band in "RGB")
+    return torch.frombuffer(planes, dtype=torch.uint8).view(3, image_size, image_size)

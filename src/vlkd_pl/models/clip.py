@@ -22,6 +22,10 @@ from vlkd_pl.files import file_sha256
 CLIP_NAMES = tuple(_URLS)
 """Names of OpenAI's CLIPs; each is downloaded on first use and checked against the checksum in its address."""
 
+IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
+IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
+"""Of the values of red, green and blue in [0, 1], by which CLIP normalises pictures."""
+
 WEIGHTS_FILE = "clip.safetensors"
 MERGES_FILE = "merges.txt.gz"
 
@@ -136,12 +140,16 @@ class FrozenCLIP(nn.Module):
         """The l2-normalised outputs at every position of the image encoder.
 
         Args:
-            image: Pictures (B, 3, ``image_size``, ``image_size``), normalised as CLIP takes them.
+            image: Pictures (B, 3, ``image_size``, ``image_size``) uint8; or floats, normalised as CLIP takes them.
 
         Returns:
             (B, 1 + ``num_patches``, D) float32: position 0 is CLIP's own pooled embedding, the rest are the patches
             (v_cls and v_1 … v_n1 of Section 3.2).
+
+        Raises:
+            TypeError: The pictures are of another type.
         """
+        image = normalized(image).to(self.clip.dtype)
         visual = self.clip.visual
         tokens = _resnet_tokens(visual, image) if isinstance(visual, ModifiedResNet) else _vit_tokens(visual, image)
         return functional.normalize(tokens.float(), dim=-1)
@@ -159,6 +167,28 @@ class FrozenCLIP(nn.Module):
             (B, D) float32, t_eos of Section 3.2.
         """
         return functional.normalize(self.clip.encode_text(clip_text_ids).float(), dim=-1)
+
+
+def normalized(image: Tensor) -> Tensor:
+    """Pictures as CLIP takes them, computed on their device.
+
+    Args:
+        image: (…, 3, H, W) uint8; or floats, which are normalised already and come back as they are.
+
+    Returns:
+        (…, 3, H, W), float32 where they were uint8: to the last bit what the ``clip`` package gives on a CPU.
+
+    Raises:
+        TypeError: They are of another type.
+    """
+    if image.is_floating_point():
+        return image
+    if image.dtype != torch.uint8:
+        raise TypeError(f"pictures of {image.dtype}: give uint8, or floats that are normalised as CLIP takes them")
+    values = image.float().div_(255)
+    for channel, (mean, std) in enumerate(zip(IMAGE_MEAN, IMAGE_STD, strict=True)):
+        values[..., channel, :, :].sub_(mean).div_(std)  # numbers: to copy tensors to a GPU would wait for it
+    return values
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import pytorch_lightning as pl
+import torch
 from torch import Tensor
 
 from vlkd_pl.batch import ShardBatch
@@ -42,6 +43,7 @@ class FeatureModule(pl.LightningModule):
         """The features of a batch, which may be empty."""
         if not batch["texts"]:
             dim = self.clip.embedding_dim
-            return Features(batch["image"].new_empty(0, self.num_tokens, dim), batch["image"].new_empty(0, dim))
+            device = batch["image"].device
+            return Features(torch.empty(0, self.num_tokens, dim, device=device), torch.empty(0, dim, device=device))
         image_tokens = self.clip.encode_image(batch["image"])[:, : self.num_tokens]
         return Features(image_tokens, self.clip.encode_text(batch["clip_text_ids"]))

@@ -13,19 +13,19 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from vlkd_pl.models.clip import IMAGE_MEAN, IMAGE_STD
+
 _TILE = 168
 _LINE = 15
 _MARGIN = 8
 _CHARACTERS = 27
-_MEAN = (0.48145466, 0.4578275, 0.40821073)
-_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class Shown(NamedTuple):
     """A picture of the panel.
 
     Attributes:
-        image: (3, H, W), normalised as CLIP takes it.
+        image: (3, H, W) uint8; or floats, normalised as CLIP takes it.
         said: What the model said of it.
         truth: What a person said.
     """
@@ -92,7 +92,8 @@ def log_panel(trainer: pl.Trainer, name: str, panel: Image.Image, folder: str | 
 
 
 def _picture(image: Tensor) -> Image.Image:
-    """The picture that CLIP's normalisation was applied to, as large as a tile."""
-    pixels = image.float().cpu() * torch.tensor(_STD).view(3, 1, 1) + torch.tensor(_MEAN).view(3, 1, 1)
-    array = (pixels.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-    return Image.fromarray(array).resize((_TILE, _TILE), Image.Resampling.LANCZOS)
+    """The picture, as large as a tile."""
+    if image.is_floating_point():
+        std, mean = (torch.tensor(each).view(3, 1, 1) for each in (IMAGE_STD, IMAGE_MEAN))
+        image = ((image.float().cpu() * std + mean).clamp(0, 1) * 255).round().byte()
+    return Image.fromarray(image.permute(1, 2, 0).cpu().numpy()).resize((_TILE, _TILE), Image.Resampling.LANCZOS)

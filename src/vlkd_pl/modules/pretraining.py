@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, BartConfig, BartForConditionalGeneration
 
 from vlkd_pl.losses import icti_loss, itcl_loss
 from vlkd_pl.metrics.retrieval import recall_at_k
-from vlkd_pl.models.clip import FrozenCLIP
+from vlkd_pl.models.clip import FrozenCLIP, normalized
 from vlkd_pl.optim import linear_warmup_and_decay, parameter_groups
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ class CLIPPretrainingModule(PretrainingModule):
         text_ids = nn.functional.pad(
             batch["clip_text_ids"], (0, self.clip.context_length - batch["clip_text_ids"].shape[1])
         )
-        image, text = self.clip.encode_image(batch["image"]), self.clip.encode_text(text_ids)
+        image, text = self.clip.encode_image(normalized(batch["image"])), self.clip.encode_text(text_ids)
         return nn.functional.normalize(image, dim=-1), nn.functional.normalize(text, dim=-1)
 
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
