@@ -14,7 +14,8 @@ ALLOWED = {
     "cli": {"__init__"},  # commands are imported by name, when they are run
     "batch": set(),
     "distributed": set(),
-    "losses": {"distributed"},
+    "vocabulary": set(),
+    "losses": {"distributed", "vocabulary"},
     "optim": set(),
     "checkpoint": {"distributed", "models"},
     "models": {"models"},
