@@ -69,7 +69,7 @@ class VLKDModule(TaskModule):
         compile: Whether BART's encoder and decoder are compiled for training, which takes minutes at the start.
         num_length_groups: Groups of texts of about the same length that BART reads and writes a batch in, each padded
             to its own longest alone. The losses are still those of the whole batch, to rounding. Of 512 captions
-            almost half is padding with 1 group, a fifth with 4 and a tenth with 8.
+            half is padding with 1 group, a fifth with 4 and a tenth with 8.
         vocabulary_chunk_size: Tokens whose logits over the vocabulary are held at a time for ICTI, which then computes
             none at padding; the same losses, to rounding. None holds those of the whole batch with its padding.
         **options: See ``TaskModule``; its defaults are the paper's (Table 10).
