@@ -89,4 +89,7 @@ def test_two_ranks_have_the_losses_and_gradients_of_the_joint_batches(world, tmp
             mean = sum(result["losses"][number][name] for result in ranks) / WORLD_SIZE
             assert mean.item() == pytest.approx(loss.item(), rel=1e-5), name
     for result in ranks:
-        torch.testing.assert_close(result["gradients"], gradients(module), rtol=1e-4, atol=1e-6)
+        atol = 5e-5 if options else 1e-6  # groups sum in another order, also what all but cancels out
+        torch.testing.assert_close(result["gradients"], gradients(module), rtol=1e-4, atol=atol)
+        for name, expected in gradients(module).items():
+            assert (result["gradients"][name] - expected).norm() <= 1e-4 * expected.norm() + 1e-5, name
