@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vlkd_pl.distributed import check_equal_batches, gather_with_gradient, rank
+from vlkd_pl.vocabulary import chunked_cross_entropy
 
 Reduction = Literal["mean", "sum"]
 
@@ -73,6 +74,27 @@ def icti_loss(logits: Tensor, labels: Tensor, reduction: Reduction = "sum") -> T
     logits = _at_least_float32(logits).flatten(0, 1)
     loss = functional.cross_entropy(logits, labels.flatten(), ignore_index=-100, reduction=reduction)
     return loss / len(labels) if reduction == "sum" else loss
+
+
+def chunked_icti_loss(
+    hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, chunk_size: int, reduction: Reduction = "sum"
+) -> Tensor:
+    """``icti_loss`` of the logits ``hidden @ weight.T + bias``, of which only some tokens' are held at a time.
+
+    Args:
+        hidden: (B, L, D) of the decoder; what is at padding is not looked at.
+        weight: (V, D) of the vocabulary.
+        bias: (V,); it gets no gradient.
+        labels: Token ids (B, L), -100 at padding.
+        chunk_size: Tokens whose logits are held at a time.
+        reduction: See ``icti_loss``.
+
+    Returns:
+        Scalar in nats.
+    """
+    real = labels != -100
+    loss = chunked_cross_entropy(hidden[real], weight, bias, labels[real], chunk_size)
+    return loss / (len(labels) if reduction == "sum" else real.sum())
 
 
 def label_smoothed_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.1) -> Tensor:

@@ -1,7 +1,8 @@
-"""Ways to train that must not change what is trained: cached CLIP outputs, checkpointed activations, compilation."""
+"""Ways to train that must not change what is trained: cached CLIP outputs, length groups, chunks, compilation, ..."""
 
 import pytest
 import torch
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from vlkd_pl.modules.vlkd import VLKDModule
@@ -61,16 +62,96 @@ def test_checkpointed_activations_change_nothing_but_memory(world, monkeypatch):
     assert num_calls == num_before + 2 + 3  # the norms of one layer of each kind, once more
 
 
+def losses_and_gradients(module, batch):
+    module.zero_grad()
+    losses = module.compute_losses(batch)
+    torch.stack(list(losses.values())).sum().backward()
+    gradients = {name: value.grad.clone() for name, value in module.named_parameters() if value.grad is not None}
+    return {name: loss.detach() for name, loss in losses.items()}, gradients
+
+
+def longer_batch_of(module):
+    """Five pairs of five lengths, with text without pictures."""
+    clean, corrupted = (
+        module.model.tokenizer(rows, padding=True, return_tensors="pt")
+        for rows in (
+            ["a red fish", "two blue boats on the grass", "a fish", "a tree left of a house at night", "a boat at sea"],
+            ["a <mask>", "<mask> boats", "a <mask> fish in a tree", "<mask> of a house at night", "<mask>"],
+        )
+    )
+    infilling = {
+        "corrupted_ids": corrupted["input_ids"],
+        "corrupted_mask": corrupted["attention_mask"],
+        "labels": clean["input_ids"].masked_fill(clean["attention_mask"] == 0, -100),
+    }
+    generator = torch.Generator().manual_seed(0)
+    return infilling | {
+        "image_tokens": nn.functional.normalize(torch.randn(5, 5, 32, generator=generator), dim=-1),
+        "clip_text_embedding": nn.functional.normalize(torch.randn(5, 32, generator=generator), dim=-1),
+        "bart_text_ids": clean["input_ids"],
+        "bart_text_mask": clean["attention_mask"],
+        "text_infilling": {name: value.flip(0) for name, value in infilling.items()},
+    }
+
+
+@pytest.mark.parametrize("icti_reduction", ["mean", "sum"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_length_groups": 3},
+        {"num_length_groups": 100},
+        {"vocabulary_chunk_size": 7},
+        {"num_length_groups": 2, "vocabulary_chunk_size": 7, "activation_checkpointing": True},
+    ],
+)
+def test_groups_and_chunks_change_rounding_alone(world, options, icti_reduction):
+    """In training mode, for checkpointing, but with no dropout, which draws other numbers for groups."""
+    found = []
+    for way in ({}, options):
+        torch.manual_seed(0)
+        module = VLKDModule(world.clip, world.bart, "patches", icti_reduction=icti_reduction, **way).train()
+        for part in module.model.bart.modules():
+            for name in ("dropout", "activation_dropout"):
+                if isinstance(getattr(part, name, None), float):
+                    setattr(part, name, 0.0)
+        found.append(losses_and_gradients(module, longer_batch_of(module)))
+    assert found[1][0].keys() == {"ttdm", "itcl", "icti", "text_infilling"}
+    torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-5, atol=0)
+    assert found[1][1].keys() == found[0][1].keys()
+    for name, expected in found[0][1].items():
+        assert (found[1][1][name] - expected).norm() <= 1e-4 * expected.norm() + 1e-5, name
+
+
+def test_groups_are_cut_to_their_lengths(world):
+    """The encoder and the decoder see less than the whole batch with its padding."""
+    module = VLKDModule(world.clip, world.bart, "patches", num_length_groups=5).eval()
+    batch = longer_batch_of(module)
+    seen = {"encode_text": [], "decode_features": []}
+    for name, calls in seen.items():
+        function = getattr(module.model, name)
+        setattr(
+            module.model, name, lambda *inputs, f=function, c=calls: (c.append(tuple(inputs[-1].shape)), f(*inputs))[1]
+        )
+    module.compute_losses(batch)
+    lengths = sorted((batch["labels"] != -100).sum(1).tolist())
+    assert seen["decode_features"][:5] == [(1, length) for length in lengths]
+    both = sorted(lengths + batch["corrupted_mask"].sum(1).tolist())
+    assert seen["encode_text"][:5] == [(2, length) for length in both[1::2]]
+
+
+@pytest.mark.parametrize("option", ["num_length_groups", "vocabulary_chunk_size"])
+def test_no_group_or_chunk_at_all_is_refused(world, option):
+    with pytest.raises(MisconfigurationException, match=f"{option} is 0: give 1 or more"):
+        VLKDModule(world.clip, world.bart, "patches", **{option: 0})
+
+
 @pytest.mark.slow
-def test_compilation_changes_rounding_alone(world):
+@pytest.mark.parametrize("options", [{}, {"num_length_groups": 2, "vocabulary_chunk_size": 7}])
+def test_compilation_changes_rounding_alone(world, options):
     """Without dropout, for which compiled code draws other numbers."""
-    plain, compiled = (VLKDModule(world.clip, world.bart, "patches", compile=way).eval() for way in (False, True))
+    plain = VLKDModule(world.clip, world.bart, "patches").eval()
+    compiled = VLKDModule(world.clip, world.bart, "patches", compile=True, **options).eval()
     assert compiled.state_dict().keys() == plain.state_dict().keys()
     compiled.load_state_dict(plain.state_dict())
-    found = []
-    for module in (plain, compiled):
-        losses = module.compute_losses(batch_of(module))
-        torch.stack(list(losses.values())).sum().backward()
-        gradients = {name: value.grad for name, value in module.named_parameters() if value.grad is not None}
-        found.append((losses, gradients))
+    found = [losses_and_gradients(module, batch_of(module)) for module in (plain, compiled)]
     torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-5)

@@ -106,7 +106,7 @@ class VLKDModel(nn.Module, ModelHubMixin):
 
     def compile_training(self) -> None:
         """Compiles the encoder and the decoder with teacher forcing, for texts of any length; not generation."""
-        for name in ("encode_text", "decode"):
+        for name in ("encode_text", "decode_features"):
             setattr(self, name, torch.compile(getattr(self, name), dynamic=True))
 
     # Text and images into the joint space
@@ -197,14 +197,18 @@ class VLKDModel(nn.Module, ModelHubMixin):
         Returns:
             Logits (B, M, vocabulary).
         """
+        return self.vocabulary_logits(self.decode_features(condition, condition_mask, labels))
+
+    def decode_features(self, condition: Tensor, condition_mask: Tensor, labels: Tensor) -> Tensor:
+        """What ``decode`` makes logits of, (B, M, d_2)."""
         config = self.bart.config
-        hidden = self.bart.model.decoder(
+        features: Tensor = self.bart.model.decoder(
             input_ids=shift_tokens_right(labels, config.pad_token_id, config.decoder_start_token_id),
             encoder_hidden_states=condition,
             encoder_attention_mask=condition_mask,
             use_cache=False,
         ).last_hidden_state
-        return self.vocabulary_logits(hidden)
+        return features
 
     def vocabulary_logits(self, hidden: Tensor) -> Tensor:
         """The logits (B, M, vocabulary) of the decoder's output (B, M, d_2)."""

@@ -6,14 +6,16 @@ import math
 from typing import Any, Literal, NamedTuple
 
 import torch
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from vlkd_pl.batch import ImageTextBatch, InfillingBatch, PictureBatch
 from vlkd_pl.checkpoint import drop_clip, load_model, restore_clip
-from vlkd_pl.losses import icti_loss, itcl_loss, ttdm_loss
+from vlkd_pl.losses import chunked_icti_loss, icti_loss, itcl_loss, ttdm_loss
 from vlkd_pl.metrics.captions import cider
 from vlkd_pl.metrics.retrieval import recall_at_k
 from vlkd_pl.models.decoding import CAPTION_DECODING, Decoding, caption
+from vlkd_pl.models.grouping import in_length_groups
 from vlkd_pl.models.vlkd import ImageFeatures, mean_pooled
 from vlkd_pl.modules.panel import Shown
 from vlkd_pl.modules.report import Report
@@ -65,9 +67,15 @@ class VLKDModule(TaskModule):
         activation_checkpointing: Whether BART's layers are computed again in the backward pass, which takes a third
             more time and a fraction of the memory.
         compile: Whether BART's encoder and decoder are compiled for training, which takes minutes at the start.
+        num_length_groups: Groups of texts of about the same length that BART reads and writes a batch in, each padded
+            to its own longest alone. The losses are still those of the whole batch, to rounding. Of 512 captions
+            half is padding with 1 group, a fifth with 4 and a tenth with 8.
+        vocabulary_chunk_size: Tokens whose logits over the vocabulary are held at a time for ICTI, which then computes
+            none at padding; the same losses, to rounding. None holds those of the whole batch with its padding.
         **options: See ``TaskModule``; its defaults are the paper's (Table 10).
 
     Raises:
+        MisconfigurationException: A number of groups or of tokens is below 1.
         FileNotFoundError: CLIP, BART or ``init_from`` cannot be found.
     """
 
@@ -91,8 +99,13 @@ class VLKDModule(TaskModule):
         init_from: str | None = None,
         activation_checkpointing: bool = False,
         compile: bool = False,
+        num_length_groups: int = 1,
+        vocabulary_chunk_size: int | None = None,
         **options: Any,
     ) -> None:
+        for name, value in (("num_length_groups", num_length_groups), ("vocabulary_chunk_size", vocabulary_chunk_size)):
+            if value is not None and value < 1:
+                raise MisconfigurationException(f"{name} is {value}: give 1 or more")
         super().__init__(**options)
         self.model = load_model(clip, bart, image_features, clip_sha256, init_from)
         if activation_checkpointing:
@@ -112,6 +125,8 @@ class VLKDModule(TaskModule):
         self.num_start_texts = num_start_texts
         self.num_masks = num_masks
         self.decoding = decoding
+        self.num_length_groups = num_length_groups
+        self.vocabulary_chunk_size = vocabulary_chunk_size
 
     def setup(self, stage: str) -> None:
         """Looks at cached features before anything is trained, and computes the closed-form start.
@@ -170,8 +185,11 @@ class VLKDModule(TaskModule):
             return torch.cat([nn.functional.pad(part, (0, longest - part.shape[1]), value=value) for part in parts])
 
         mask = joined(batch["bart_text_mask"], batch["corrupted_mask"], 0)
-        clean, corrupted = self.model.encode_text(joined(clean_ids, corrupted_ids, pad_id), mask).chunk(2)
+        clean, corrupted = self._encode_text(joined(clean_ids, corrupted_ids, pad_id), mask).chunk(2)
         return clean[:, : clean_ids.shape[1]], corrupted[:, : corrupted_ids.shape[1]]
+
+    def _encode_text(self, ids: Tensor, mask: Tensor) -> Tensor:
+        return in_length_groups(self.model.encode_text, (ids, mask), (mask, mask), self.num_length_groups)
 
     def _losses_of(self, encoded: Encoded, batch: ImageTextBatch) -> dict[str, Tensor]:
         image_embedding, text_embedding = encoded.image_tokens[:, 0], encoded.bart_text_embedding
@@ -182,13 +200,19 @@ class VLKDModule(TaskModule):
         }
         if "text_infilling" in batch:
             text_only = batch["text_infilling"]
-            features = self.model.encode_text(text_only["corrupted_ids"], text_only["corrupted_mask"])
+            features = self._encode_text(text_only["corrupted_ids"], text_only["corrupted_mask"])
             losses["text_infilling"] = self._infilling_loss(features, text_only)
         return losses
 
     def _infilling_loss(self, features: Tensor, batch: InfillingBatch, image_tokens: Tensor | None = None) -> Tensor:
         condition, mask = self.model.condition(features, batch["corrupted_mask"], image_tokens)
-        return icti_loss(self.model.decode(condition, mask, batch["labels"]), batch["labels"], self.icti_reduction)
+        labels = batch["labels"]
+        inputs, masks = (condition, mask, labels), (mask, mask, labels != -100)
+        hidden = in_length_groups(self.model.decode_features, inputs, masks, self.num_length_groups)
+        if self.vocabulary_chunk_size is None:
+            return icti_loss(self.model.vocabulary_logits(hidden), labels, self.icti_reduction)
+        weight, bias = self.model.bart.lm_head.weight, self.model.bart.final_logits_bias[0]
+        return chunked_icti_loss(hidden, weight, bias, labels, self.vocabulary_chunk_size, self.icti_reduction)
 
     def training_step(self, batch: Any, batch_index: int) -> Tensor:
         """The weighted sum of the losses; also logs the temperature that they are computed with."""
