@@ -116,3 +116,10 @@ def test_lightnings_own_sharding_is_refused(world, tmp_path, capsys):
     strategy = json.dumps({"class_path": "pytorch_lightning.strategies.ModelParallelStrategy"})
     assert main(arguments(world, tmp_path, **{"trainer.strategy": strategy})) == 1
     assert "give --config configs/overlays/fsdp.yaml" in capsys.readouterr().err
+
+
+def test_with_length_groups_and_a_vocabulary_in_chunks(world, tmp_path, sharded):
+    options = {"model.init_args.num_length_groups": 3, "model.init_args.vocabulary_chunk_size": 7}
+    trained(world, tmp_path, "fsdp", **options)
+    for name in ("train/loss", "train/grad_norm"):  # with dropout of other masks, since it is drawn group by group
+        assert column(tmp_path, name) == pytest.approx(column(sharded[0], name), rel=0.05)
