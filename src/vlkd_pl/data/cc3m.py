@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader
 
@@ -17,8 +19,10 @@ from vlkd_pl.data.base import Collator, clip_image_size, load_bart_tokenizer, lo
 from vlkd_pl.data.cached import CachedPairs, ready
 from vlkd_pl.data.coco import COCOCaptions
 from vlkd_pl.data.features import FeatureCache
+from vlkd_pl.data.fetching import default_copy, fetch_cache
 from vlkd_pl.data.infilling import TextInfilling
 from vlkd_pl.data.order import OrderedDataModule
+from vlkd_pl.data.remote import is_address
 from vlkd_pl.data.shards import SampleDecoder, UniformSubset, find_shards, read_captions, told_by_reason
 from vlkd_pl.data.stream import ShardStream, TextCorpus
 from vlkd_pl.data.transforms import clip_transform
@@ -64,7 +68,9 @@ class CC3MDataModule(OrderedDataModule):
         eval_batch_size: Pictures in an evaluation batch of one process.
         num_eval_samples: Pictures to evaluate on, the first of the file; all by default.
         features: Folder of CLIP's features, made with ``vlkd-pl cache``, to train on in place of the pictures; the
-            shards are then not read, and need not be there.
+            shards are then not read, and need not be there. Of a folder on S3, GCS or HTTP each machine makes a copy
+            before training; files that are there already are not copied again.
+        features_copy: Local folder for that copy; one in ``~/.cache/vlkd_pl/features`` by default.
 
     Raises:
         FileNotFoundError: BART's tokenizer cannot be found.
@@ -100,6 +106,7 @@ class CC3MDataModule(OrderedDataModule):
         eval_batch_size: int = 50,
         num_eval_samples: int | None = None,
         features: str | None = None,
+        features_copy: str | None = None,
     ) -> None:
         super().__init__(seed)
         self.shard_patterns = shards
@@ -114,6 +121,7 @@ class CC3MDataModule(OrderedDataModule):
         self.eval_batch_size = eval_batch_size
         self.num_eval_samples = num_eval_samples
         self.features = features
+        self.features_copy = features_copy
         self.image_size = image_size or clip_image_size(clip)
         self.transform = clip_transform(self.image_size)
         self.clip_tokenizer = load_clip_tokenizer(clip)
@@ -143,6 +151,16 @@ class CC3MDataModule(OrderedDataModule):
         self._next_worker = 0
         self._stream: ShardStream | None = None
 
+    def prepare_data(self) -> None:
+        """Copies cached features from an address; called once on each machine.
+
+        Raises:
+            FileNotFoundError: There is no finished cache.
+            MisconfigurationException: It cannot be copied.
+        """
+        if self._is_copied and (self.trainer is None or self.trainer.state.fn == TrainerFn.FITTING):
+            fetch_cache(str(self.features), self._features_folder)
+
     def setup(self, stage: str) -> None:
         """Looks at every file before anything is trained.
 
@@ -154,7 +172,7 @@ class CC3MDataModule(OrderedDataModule):
         if stage == "fit":
             self.decoder.forget()
             if self.features is not None:
-                self._open_cache(self.features)
+                self._open_cache(self._features_folder)
             else:
                 self._find_shards()
             if self.text_corpus is not None:
@@ -279,6 +297,17 @@ class CC3MDataModule(OrderedDataModule):
     def _world_size(self) -> int:
         return self.trainer.world_size if self.trainer is not None else 1
 
+    @property
+    def _is_copied(self) -> bool:
+        return self.features is not None and is_address(self.features)
+
+    @property
+    def _features_folder(self) -> Path:
+        features = str(self.features)
+        if not self._is_copied:
+            return Path(features)
+        return default_copy(features) if self.features_copy is None else Path(self.features_copy)
+
     def _find_shards(self) -> None:
         self.shards = find_shards(self.shard_patterns)
         num_parts = self._world_size * max(1, self.num_workers)
@@ -291,7 +320,7 @@ class CC3MDataModule(OrderedDataModule):
         if self.subset_size is not None:
             self.keep = UniformSubset(self.shards, self.subset_size)
 
-    def _open_cache(self, folder: str) -> None:
+    def _open_cache(self, folder: Path) -> None:
         self.cache = FeatureCache(folder)
         self.cache.check_data(
             self.max_bad_share,

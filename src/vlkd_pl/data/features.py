@@ -36,8 +36,9 @@ FeatureType = Literal["float16", "int8"]
 
 INDEX_FILE = "index.json"
 SUFFIX = ".safetensors"
+HEADER_SIZE = 4096
+"""Bytes of a file's header, with its length and padding: the image tokens begin at a page."""
 
-_HEADER_SIZE = 4096  # its length and padding included: the image tokens begin at a page
 _SETTINGS = "settings"
 _SKIPPED = "skipped"
 _SHA256 = "sha256"
@@ -112,7 +113,7 @@ class FeatureWriter:
         self.settings = settings
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.with_name(f"{path.name}.part").open("wb")
-        self._file.write(bytes(_HEADER_SIZE))
+        self._file.write(bytes(HEADER_SIZE))
         self._digest = hashlib.sha256()
         self._shape: tuple[int, ...] = ()
         self._num = 0
@@ -177,7 +178,7 @@ class FeatureWriter:
         }
         content = json.dumps(header).encode()
         self._file.seek(0)
-        self._file.write((_HEADER_SIZE - 8).to_bytes(8, "little") + content.ljust(_HEADER_SIZE - 8))
+        self._file.write((HEADER_SIZE - 8).to_bytes(8, "little") + content.ljust(HEADER_SIZE - 8))
         finish(self._file, self.path)
 
     def _write(self, array: NDArray[Any]) -> None:
@@ -206,7 +207,7 @@ class FeatureFile:
         try:
             size = path.stat().st_size
             with path.open("rb") as file:
-                header = json.loads(file.read(_HEADER_SIZE)[8:])
+                header = json.loads(file.read(HEADER_SIZE)[8:])
             metadata = header.pop("__metadata__")
             for name, described in header.items():
                 begin, end = described["data_offsets"]
@@ -216,7 +217,7 @@ class FeatureFile:
             self._sha256: str = metadata[_SHA256]
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DamagedFileError(f"{path} is damaged: it has no header of a cache") from error
-        self.size = _HEADER_SIZE + max((place[3] for place in self._places.values()), default=0)
+        self.size = HEADER_SIZE + max((place[3] for place in self._places.values()), default=0)
         if self.size != size or not self._places.keys() >= _TENSORS:
             raise DamagedFileError(f"{path} is damaged: it has {size} bytes, and {self.size} by its header")
 
@@ -268,7 +269,7 @@ class FeatureFile:
         Raises:
             DamagedFileError: It is not what was written.
         """
-        if file_sha256(self.path, _HEADER_SIZE) != self._sha256:
+        if file_sha256(self.path, HEADER_SIZE) != self._sha256:
             raise DamagedFileError(f"{self.path} is damaged: its content has another sha256 than when it was written")
 
     @cached_property
@@ -287,7 +288,7 @@ class FeatureFile:
 
     def _tensor(self, name: str) -> NDArray[Any]:
         dtype, shape, begin, end = self._places[name]
-        return self._bytes[_HEADER_SIZE + begin : _HEADER_SIZE + end].view(_TYPES[dtype]).reshape(shape)
+        return self._bytes[HEADER_SIZE + begin : HEADER_SIZE + end].view(_TYPES[dtype]).reshape(shape)
 
 
 class CachedSamples(NamedTuple):
