@@ -43,10 +43,11 @@ class FSDP2Strategy(DDPStrategy):
         from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
         module: Any = self.model
-        for value in [*module.parameters(), *module.buffers()]:
-            torch.distributed.broadcast(value.detach(), 0)
-        mesh = torch.distributed.init_device_mesh(self.root_device.type, (self.world_size,))
         frozen = {parameter for parameter in module.parameters() if not parameter.requires_grad}
+        for parameter in module.parameters():
+            if parameter not in frozen:
+                torch.distributed.broadcast(parameter.detach(), 0)
+        mesh = torch.distributed.init_device_mesh(self.root_device.type, (self.world_size,))
         self._units = [part for part in module.modules() if isinstance(part, BartEncoderLayer | BartDecoderLayer)]
         self._units.append(module)
         for unit in self._units:
