@@ -48,8 +48,6 @@ class FrozenCLIP(nn.Module):
     def __init__(self, clip: CLIP, merges: bytes | None = None) -> None:
         super().__init__()
         self.clip = clip.float().eval().requires_grad_(False)
-        if isinstance(clip.visual, ModifiedResNet):
-            clip.visual.to(memory_format=torch.channels_last)  # 7 to 9% faster on a CPU: benchmarks/channels_last.py
         self.merges = merges
 
     @classmethod
