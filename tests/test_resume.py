@@ -13,72 +13,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from distilling import arguments, start
+from distilling import start
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from resuming import assert_same, command, last, wait_for_checkpoints
 
 from vlkd_pl.checkpoint import keep_random_states, random_state_of, set_random_state
 from vlkd_pl.cli import main
 from vlkd_pl.commands.train import run
 from vlkd_pl.resume import CheckpointFiles, last_checkpoint
-
-NUM_STEPS = 6
-
-
-def command(world, folder, **options):
-    """A distillation with a validation in the middle of accumulated steps, that goes on if it was begun."""
-    loggers = [
-        {"class_path": kind, "init_args": {"save_dir": str(folder), "name": name, "version": None}}
-        for kind, name in (("TensorBoardLogger", "run"), ("CSVLogger", "csv"))
-    ]
-    callbacks = [
-        {"class_path": "ModelCheckpoint", "init_args": {"save_last": True, "every_n_train_steps": 1}},
-        {"class_path": "ModelCheckpoint", "init_args": {"monitor": "val/cider", "mode": "max", "filename": "best"}},
-    ]
-    settings = {
-        "ckpt_path": "last",
-        "trainer.default_root_dir": str(folder),
-        "trainer.max_steps": NUM_STEPS,
-        "trainer.accumulate_grad_batches": 2,
-        "trainer.val_check_interval": 5,
-        "trainer.limit_val_batches": 1,
-        "trainer.logger": json.dumps(loggers),
-        "trainer.callbacks": json.dumps(callbacks),
-        "data.init_args.num_eval_samples": 2,
-    }
-    return arguments(world, folder, **(settings | options))
-
-
-def checkpoints(folder):
-    return {(str(path), path.stat().st_mtime_ns) for path in folder.glob("run/version_0/checkpoints/*.ckpt")}
-
-
-def wait_for_checkpoints(process, folder, num):
-    """Waits until a process has written so many files."""
-    seen = checkpoints(folder)
-    written, end = 0, time.monotonic() + 300
-    while written < num and process.is_alive() and time.monotonic() < end:
-        time.sleep(0.002)
-        try:
-            now = checkpoints(folder)
-        except FileNotFoundError:  # rotated out
-            continue
-        written += len(now - seen)
-        seen |= now
-
-
-def last(folder):
-    """What a run ended with: after a kill between the last two files, ``last.ckpt`` is not the newest."""
-    checkpoint = torch.load(last_checkpoint([folder / "run" / "version_0" / "checkpoints"]), weights_only=True)
-    assert checkpoint["global_step"] == NUM_STEPS
-    (state,) = checkpoint["random_states"]
-    random_states = [state["python"], state["numpy"], state["cpu"].tolist()]
-    parts = ("state_dict", "optimizer_states", "lr_schedulers", "CC3MDataModule", "skipped_steps")
-    return random_states, {part: checkpoint[part] for part in parts}
-
-
-def assert_same(found, expected):
-    torch.testing.assert_close(found[1], expected[1], rtol=0, atol=0)
-    assert found[0] == expected[0]
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +47,7 @@ def test_a_killed_run_goes_on_as_the_uncut_one(world, tmp_path, uncut, num_worke
     kills = 0
     for _ in range(3):
         process = start(again)
-        wait_for_checkpoints(process, tmp_path, rng.randrange(1, 5))
+        wait_for_checkpoints([process], tmp_path, rng.randrange(1, 5))
         time.sleep(rng.uniform(0, 0.15))
         kills += process.is_alive()
         process.kill()
@@ -150,7 +92,7 @@ def test_slurms_signal_saves_and_requeues(world, tmp_path, uncut):
     again = command(world, tmp_path)
     for number in (1, 2):
         process = start(again, job)
-        wait_for_checkpoints(process, tmp_path, 2)
+        wait_for_checkpoints([process], tmp_path, 2)
         time.sleep(random.uniform(0, 0.05))
         os.kill(process.pid, signal.SIGUSR1)
         process.join()
@@ -166,7 +108,7 @@ def test_slurms_signal_saves_and_requeues(world, tmp_path, uncut):
 def test_sigterm_saves(world, tmp_path, uncut):
     again = command(world, tmp_path)
     process = start(again)
-    wait_for_checkpoints(process, tmp_path, 3)
+    wait_for_checkpoints([process], tmp_path, 3)
     process.terminate()
     process.join()
     assert process.exitcode == 143

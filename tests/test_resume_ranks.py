@@ -1,6 +1,5 @@
 """Runs of two ranks over gloo that are cut, and go on as if they had not been."""
 
-import json
 import os
 import random
 import signal
@@ -10,68 +9,22 @@ import time
 from pathlib import Path
 
 import pytest
+import resuming
 import torch
-from distilling import arguments, begin_ranks, joined
+from distilling import begin_ranks, joined
+from resuming import assert_same, checkpoints, wait_for_checkpoints
 
 from vlkd_pl.cli import main
 from vlkd_pl.resume import last_checkpoint
 
-NUM_STEPS = 6
-PARTS = ("state_dict", "optimizer_states", "lr_schedulers", "CC3MDataModule", "skipped_steps")
-
 
 def command(world, folder, **options):
-    """A distillation with workers and a validation in the middle of accumulated steps, that goes on if it was begun."""
-    logger = {"class_path": "CSVLogger", "init_args": {"save_dir": str(folder), "name": "run", "version": None}}
-    callbacks = [
-        {"class_path": "ModelCheckpoint", "init_args": {"save_last": True, "every_n_train_steps": 1}},
-        {"class_path": "ModelCheckpoint", "init_args": {"monitor": "val/cider", "mode": "max", "filename": "best"}},
-    ]
-    settings = {
-        "ckpt_path": "last",
-        "trainer.default_root_dir": str(folder),
-        "trainer.max_steps": NUM_STEPS,
-        "trainer.accumulate_grad_batches": 2,
-        "trainer.val_check_interval": 5,
-        "trainer.limit_val_batches": 1,
-        "trainer.logger": json.dumps(logger),
-        "trainer.callbacks": json.dumps(callbacks),
-        "data.init_args.num_eval_samples": 2,
-        "data.init_args.num_workers": 2,
-    }
-    return arguments(world, folder, **(settings | options))
-
-
-def checkpoints(folder):
-    return folder / "run" / "version_0" / "checkpoints"
-
-
-def wait_for_checkpoints(processes, folder, num):
-    """Waits until a run has written so many files."""
-    seen = {(path, path.stat().st_mtime_ns) for path in checkpoints(folder).glob("*.ckpt")}
-    written, end = 0, time.monotonic() + 100
-    while written < num and all(process.is_alive() for process in processes) and time.monotonic() < end:
-        time.sleep(0.002)
-        try:
-            now = {(path, path.stat().st_mtime_ns) for path in checkpoints(folder).glob("*.ckpt")}
-        except FileNotFoundError:  # rotated out
-            continue
-        written += len(now - seen)
-        seen |= now
+    """With workers too."""
+    return resuming.command(world, folder, **({"data.init_args.num_workers": 2} | options))
 
 
 def last(folder):
-    """What a run ended with."""
-    checkpoint = torch.load(last_checkpoint([checkpoints(folder)]), weights_only=True)
-    assert checkpoint["global_step"] == NUM_STEPS
-    assert len(checkpoint["random_states"]) == len(checkpoint["CC3MDataModule"]["positions"]) == 2
-    random_states = [(state["python"], state["numpy"], state["cpu"].tolist()) for state in checkpoint["random_states"]]
-    return random_states, {part: checkpoint[part] for part in PARTS}
-
-
-def assert_same(found, expected):
-    torch.testing.assert_close(found[1], expected[1], rtol=0, atol=0)
-    assert found[0] == expected[0]
+    return resuming.last(folder, num_ranks=2)
 
 
 @pytest.fixture(scope="module")

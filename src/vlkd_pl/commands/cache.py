@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -37,19 +35,12 @@ def main(arguments: Sequence[str]) -> int:
     )
     options, overrides = parser.parse_known_args(arguments[1:])
 
-    if "://" in options.output:
-        print(
-            f"vlkd-pl cache: {options.output} is no folder of a disk: write the cache to one, and copy it there",
-            file=sys.stderr,
-        )
-        return 1
-
     from vlkd_pl.commands.caching import make_cache
     from vlkd_pl.commands.train import told
 
     given = [argument for path in options.config for argument in ("--config", path)]
     try:
-        make_cache([*given, *overrides], Path(options.output), options.dtype, options.verify)
+        make_cache([*given, *overrides], options.output, options.dtype, options.verify)
     except Exception as error:
         return told(arguments[0], error)
     return 0

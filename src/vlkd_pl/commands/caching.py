@@ -19,6 +19,7 @@ from vlkd_pl.commands.train import VLKDCLI
 from vlkd_pl.data.cc3m import CC3MDataModule
 from vlkd_pl.data.features import SUFFIX, FeatureSettings, FeatureType, FeatureWriter, write_index
 from vlkd_pl.data.preparation import Progress
+from vlkd_pl.data.remote import is_address
 from vlkd_pl.data.shards import UniformSubset, find_shards, text_keys
 from vlkd_pl.data.uncached import UncachedDataModule
 from vlkd_pl.models.clip import FrozenCLIP
@@ -155,20 +156,23 @@ class CacheWriter(pl.Callback):
         self._bar.close()
 
 
-def make_cache(arguments: Sequence[str], folder: Path, dtype: FeatureType, check_content: bool = False) -> None:
+def make_cache(arguments: Sequence[str], output: str, dtype: FeatureType, check_content: bool = False) -> None:
     """Makes a cache, or what is missing of it.
 
     Args:
         arguments: The command line of ``vlkd-pl fit`` without the command.
-        folder: The cache.
+        output: Folder of the cache.
         dtype: Type of the image tokens.
         check_content: Whether to look for damage in the files that are there.
 
     Raises:
         FileNotFoundError: A shard, CLIP or BART's tokenizer cannot be found.
-        MisconfigurationException: The folder holds another cache, the disk has too little room, or more than
+        MisconfigurationException: It is an address, or holds another cache, the disk has too little room, or more than
             ``max_bad_share`` of the data is bad.
     """
+    if is_address(output):
+        raise MisconfigurationException(f"{output} is no folder of a disk: write the cache to one, and copy it there")
+    folder = Path(output)
     line = CacheCLI(
         pl.LightningModule,
         pl.LightningDataModule,
