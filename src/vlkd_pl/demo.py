@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import gradio as gr
 from PIL import Image
 
-from vlkd_pl.data.pictures import UNREADABLE, iter_pictures
+from vlkd_pl.data.images import UNREADABLE
+from vlkd_pl.data.pictures import iter_pictures
 from vlkd_pl.data.sample.language import questions
 from vlkd_pl.data.sample.renderer import render
 from vlkd_pl.data.sample.scenes import Item, Scene

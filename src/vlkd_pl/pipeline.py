@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from vlkd_pl.data.pictures import UNREADABLE, as_rgb, iter_pictures
+from vlkd_pl.data.images import UNREADABLE, as_rgb, open_image
+from vlkd_pl.data.pictures import iter_pictures
 from vlkd_pl.data.transforms import clip_transform
 from vlkd_pl.models.decoding import (
     ANSWER_DECODING,
@@ -282,7 +283,7 @@ def open_picture(picture: Picture) -> Image.Image:
         picture = _from_array(picture)
     if isinstance(picture, Image.Image):
         return as_rgb(picture)
-    with Image.open(picture) as image:
+    with open_image(picture) as image:
         return as_rgb(image)
 
 

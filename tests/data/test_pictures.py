@@ -10,13 +10,13 @@ import torch
 from PIL import Image, ImageDraw
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
+from vlkd_pl.data.images import as_rgb
 from vlkd_pl.data.pictures import (
     FolderDataModule,
     Picture,
     PictureDataModule,
     PictureDataset,
     PictureFinder,
-    as_rgb,
     check_present,
     collate_pictures,
     iter_pictures,

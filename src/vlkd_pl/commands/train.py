@@ -14,7 +14,7 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.strategies import FSDPStrategy, ModelParallelStrategy
 from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 
-from vlkd_pl.models.clip import CLIPFileError
+from vlkd_pl.errors import ModelFileError
 from vlkd_pl.predictions import PredictionWriter
 from vlkd_pl.resume import (
     CheckpointFiles,
@@ -136,7 +136,7 @@ def told(command: str, error: Exception) -> int:
         Exception: It is a defect, and the error itself.
     """
     reason: BaseException | None = error
-    while reason is not None and not isinstance(reason, FileNotFoundError | MisconfigurationException | CLIPFileError):
+    while reason is not None and not isinstance(reason, FileNotFoundError | MisconfigurationException | ModelFileError):
         reason = reason.__cause__
     if reason is None:
         raise error

@@ -16,13 +16,13 @@ from torch.utils.data import Dataset
 
 from vlkd_pl.batch import CaptioningBatch
 from vlkd_pl.data.base import ImageTexts
+from vlkd_pl.data.images import as_rgb, open_image
 from vlkd_pl.data.order import OrderedDataset
 from vlkd_pl.data.pictures import (
     PictureDataModule,
     PictureDataset,
     PictureFinder,
     TrainedPictureDataModule,
-    as_rgb,
     check_present,
     collate_pictures,
     iter_pictures,
@@ -163,7 +163,7 @@ class COCOCaptions(Dataset[ImageTexts]):
 
     def __getitem__(self, index: int) -> ImageTexts:
         sample = self.samples[index]
-        with Image.open(sample.file) as image:
+        with open_image(sample.file) as image:
             return {
                 "image": self.transform(as_rgb(image)),
                 "image_id": int(sample.image_id),

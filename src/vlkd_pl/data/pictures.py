@@ -11,21 +11,19 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vlkd_pl.batch import PictureBatch
 from vlkd_pl.data.base import CLIPTokenizer, clip_image_size, load_clip_tokenizer, one_thread
+from vlkd_pl.data.images import UNREADABLE, as_rgb, open_image
 from vlkd_pl.data.order import OrderedDataModule
 from vlkd_pl.data.transforms import clip_transform
 
 PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm"})
 """Endings of the files that are taken from a folder; a file that is named itself may have any."""
-
-UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
-"""What Pillow raises on a file that is no picture, is damaged, or is too large to be decoded safely."""
 
 _NUMBER = re.compile(r"(\d+)$")
 
@@ -74,21 +72,6 @@ def iter_pictures(paths: Iterable[str | Path]) -> Iterator[Path]:
             for name in sorted(files):
                 if os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES and not name.startswith("."):
                     yield Path(folder, name)
-
-
-def as_rgb(image: Image.Image) -> Image.Image:
-    """A picture as RGB, turned as its camera says; 16-bit grey becomes 8-bit, which Pillow itself would cut to white.
-
-    Raises:
-        OSError: The picture is damaged.
-        ValueError: Its pixels are floats, of which it is not known what is white.
-    """
-    if image.mode == "F":
-        raise ValueError("its pixels are floats: save it with 8 or 16 bits")
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):
-        image = image.convert("I").point(lambda value: value / 256).convert("L")
-    return image.convert("RGB")
 
 
 class PictureFinder:
@@ -172,7 +155,7 @@ class PictureDataset(Dataset[tuple[Tensor | None, Any, str]]):
         """The picture, what is known of it, and why it cannot be read where it is None."""
         sample = self.samples[index]
         try:
-            with Image.open(sample.file) as image:
+            with open_image(sample.file) as image:
                 return self.transform(as_rgb(image)), sample, ""
         except UNREADABLE as error:
             return None, sample, f"{sample.file}: {error}"

@@ -18,6 +18,7 @@ from torch import Tensor
 from webdataset.tariterators import base_plus_ext
 
 from vlkd_pl.data.base import ImageText
+from vlkd_pl.data.images import ImageSizeError, open_image, upright
 from vlkd_pl.data.remote import check_address, expand_wildcards, missing_files, open_file
 from vlkd_pl.data.tars import opened_tar, tar_headers, tar_members
 
@@ -30,10 +31,6 @@ COUNTED = (*SKIP_REASONS, "retries", "seen")
 """What is counted; ``retries`` are reads tried again, ``seen`` are raw samples looked at."""
 
 _IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
-# What a member is named says little of what it is: of Pillow's formats, some of which run other programs, just these.
-_IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
-# CLIP's transform enlarges the shorter side: a line of pixels would take gigabytes
-_MAX_ASPECT_RATIO = 100
 
 
 def find_shards(patterns: str | Sequence[str]) -> list[str]:
@@ -221,17 +218,14 @@ class SampleDecoder:
         if not text:
             return "empty_text"
         try:
-            with Image.open(io.BytesIO(raw[extension]), formats=_IMAGE_FORMATS) as image:
-                shorter, longer = sorted(image.size)
-                if shorter * longer > self.max_image_pixels or longer > _MAX_ASPECT_RATIO * shorter:
-                    return "too_large"
+            with open_image(io.BytesIO(raw[extension]), self.max_image_pixels) as image:
                 if image.mode != "RGB" and self.skip_non_rgb:
                     return "not_rgb"
                 if self.draft_size is not None:
                     image.draft(None, (self.draft_size, self.draft_size))
                 image.load()
-                pixels = image if image.mode == "RGB" else image.convert("RGB")
-        except Image.DecompressionBombError:
+                pixels = upright(image if image.mode == "RGB" else image.convert("RGB"))
+        except (ImageSizeError, Image.DecompressionBombError):
             return "too_large"
         except Exception:  # what Pillow's decoders raise on a damaged file differs between its versions
             return "unreadable_image"

@@ -17,6 +17,7 @@ from clip.model import CLIP, AttentionPool2d, ModifiedResNet, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vlkd_pl.errors import ModelFileError
 from vlkd_pl.files import file_sha256
 
 CLIP_NAMES = tuple(_URLS)
@@ -31,10 +32,6 @@ MERGES_FILE = "merges.txt.gz"
 
 _OFFICIAL_CHECKSUMS = {url.rsplit("/", 1)[1]: url.split("/")[-2] for url in _URLS.values()}
 _NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")
-
-
-class CLIPFileError(ValueError):
-    """A file is not the CLIP that it should be."""
 
 
 class FrozenCLIP(nn.Module):
@@ -62,7 +59,7 @@ class FrozenCLIP(nn.Module):
 
         Raises:
             FileNotFoundError: There is no such file, or a name's file cannot be downloaded.
-            CLIPFileError: The checksum is another, or the file holds no CLIP.
+            ModelFileError: The checksum is another, or the file holds no CLIP.
         """
         if str(clip) in CLIP_NAMES:
             path = _downloaded(str(clip), download_root)
@@ -76,7 +73,7 @@ class FrozenCLIP(nn.Module):
                 )
         expected = sha256 or _OFFICIAL_CHECKSUMS.get(path.name)
         if expected is not None and (found := file_sha256(path)) != expected:
-            raise CLIPFileError(
+            raise ModelFileError(
                 f"{path} has the sha256 {found}, not {expected}: download it anew, or give the right sha256"
             )
         merges = path.with_name(MERGES_FILE)
@@ -198,13 +195,13 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         path: A TorchScript archive, or a state dict in PyTorch's or safetensors' format.
 
     Raises:
-        CLIPFileError: The file is none of these.
+        ModelFileError: The file is none of these.
     """
     if path.suffix == ".safetensors":
         try:
             return safetensors.torch.load_file(path)
         except safetensors.SafetensorError as error:
-            raise CLIPFileError(f"{path} is not a safetensors file: {error}") from error
+            raise ModelFileError(f"{path} is not a safetensors file: {error}") from error
     try:
         return dict(torch.jit.load(str(path), map_location="cpu").state_dict())
     except RuntimeError:
@@ -212,11 +209,11 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zip and torch errors of many classes: each means the same to the user
-        raise CLIPFileError(
+        raise ModelFileError(
             f"{path} is neither a TorchScript archive nor a state dict of plain tensors: {error}"
         ) from error
     if not isinstance(weights, Mapping):
-        raise CLIPFileError(f"{path} holds a {type(weights).__name__}, not the state dict of a CLIP")
+        raise ModelFileError(f"{path} holds a {type(weights).__name__}, not the state dict of a CLIP")
     return dict(weights)
 
 
@@ -226,7 +223,7 @@ def build_clip(weights: dict[str, Tensor]) -> CLIP:
     As ``clip.model.build_model``, without its conversion to half precision.
 
     Raises:
-        CLIPFileError: The weights are not those of a CLIP.
+        ModelFileError: The weights are not those of a CLIP.
     """
     weights = {name: value.float() if value.is_floating_point() else value for name, value in weights.items()}
     weights = {name: value for name, value in weights.items() if name not in _NOT_WEIGHTS}
@@ -234,7 +231,7 @@ def build_clip(weights: dict[str, Tensor]) -> CLIP:
         clip = CLIP(**clip_sizes({name: tuple(value.shape) for name, value in weights.items()}))
         clip.load_state_dict(weights)
     except (KeyError, RuntimeError) as error:
-        raise CLIPFileError(f"the weights are not those of a CLIP of OpenAI's class: {error}") from error
+        raise ModelFileError(f"the weights are not those of a CLIP of OpenAI's class: {error}") from error
     return clip
 
 

@@ -82,7 +82,7 @@ class VLKDModel(nn.Module, ModelHubMixin):
 
         Raises:
             FileNotFoundError: CLIP or BART cannot be found.
-            CLIPFileError: The file holds no CLIP, or not the one that its checksum tells.
+            ModelFileError: The file holds no CLIP, or not the one that its checksum tells.
         """
         frozen_clip = FrozenCLIP.load(clip, clip_sha256)
         try:
