@@ -58,6 +58,22 @@ class _Gather(torch.autograd.Function):
         return total.chunk(torch.distributed.get_world_size())[rank()]
 
 
+def mean_over_ranks(count: Tensor) -> Tensor:
+    """The mean of each rank's count, which what ranks average has to be divided by; to be called on all ranks.
+
+    Args:
+        count: A number, of any type; it gets no gradient.
+
+    Returns:
+        Scalar, float32; ``count`` itself without ranks.
+    """
+    if not is_distributed():
+        return count
+    total = count.detach().float()
+    torch.distributed.all_reduce(total)
+    return total / torch.distributed.get_world_size()
+
+
 def check_equal_batches(size: int, device: torch.device) -> None:
     """Looks whether the batches of all ranks are equally large, as gathering and averaging over ranks take for granted.
 

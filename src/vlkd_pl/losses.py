@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vlkd_pl.distributed import check_equal_batches, gather_with_gradient, rank
+from vlkd_pl.distributed import check_equal_batches, gather_with_gradient, mean_over_ranks, rank
 from vlkd_pl.vocabulary import chunked_cross_entropy
 
 Reduction = Literal["mean", "sum"]
+
+MAX_LOGIT_SCALE = math.log(100)
+"""CLIP's bound on the learnable ln(1/τ) (Radford et al., 2021): τ is 0.01 at least."""
 
 
 def ttdm_loss(clip_text_embedding: Tensor, bart_text_embedding: Tensor, reduction: Reduction = "mean") -> Tensor:
@@ -31,6 +35,18 @@ def ttdm_loss(clip_text_embedding: Tensor, bart_text_embedding: Tensor, reductio
     squared = (_at_least_float32(clip_text_embedding) - _at_least_float32(bart_text_embedding)).square()
     per_text = squared.mean(-1) if reduction == "mean" else squared.sum(-1)
     return per_text.mean()
+
+
+@torch.no_grad()
+def clamp_logit_scale_(logit_scale: Tensor) -> None:
+    """Puts ln(1/τ) back to CLIP's bound, after each optimizer step.
+
+    Within the forward pass a clamp would have gradient 0 above the bound, and τ would never return from there.
+
+    Args:
+        logit_scale: ln(1/τ), of any shape; changed in place, also where ranks hold shards of it.
+    """
+    logit_scale.clamp_(max=MAX_LOGIT_SCALE)
 
 
 def itcl_loss(image_embedding: Tensor, text_embedding: Tensor, logit_scale: Tensor) -> Tensor:
@@ -66,14 +82,16 @@ def icti_loss(logits: Tensor, labels: Tensor, reduction: Reduction = "sum") -> T
     Args:
         logits: (B, L, V) of the decoder.
         labels: Token ids (B, L), -100 at padding.
-        reduction: ``sum`` over a text's tokens and mean over the B texts, as Eq. 2; or ``mean`` over all tokens.
+        reduction: ``sum`` over a text's tokens and mean over the B texts, as Eq. 2; or ``mean`` over all tokens, those
+            of all ranks.
 
     Returns:
-        Scalar in nats.
+        Scalar in nats, of which DistributedDataParallel takes the mean over ranks: for ``mean`` that is the mean over
+        the tokens of all ranks, however unequal their numbers are.
     """
     logits = _at_least_float32(logits).flatten(0, 1)
-    loss = functional.cross_entropy(logits, labels.flatten(), ignore_index=-100, reduction=reduction)
-    return loss / len(labels) if reduction == "sum" else loss
+    loss = functional.cross_entropy(logits, labels.flatten(), ignore_index=-100, reduction="sum")
+    return loss / (len(labels) if reduction == "sum" else mean_over_ranks((labels != -100).sum()))
 
 
 def chunked_icti_loss(
@@ -94,7 +112,7 @@ def chunked_icti_loss(
     """
     real = labels != -100
     loss = chunked_cross_entropy(hidden[real], weight, bias, labels[real], chunk_size)
-    return loss / (len(labels) if reduction == "sum" else real.sum())
+    return loss / (len(labels) if reduction == "sum" else mean_over_ranks(real.sum()))
 
 
 def label_smoothed_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.1) -> Tensor:
@@ -109,15 +127,16 @@ def label_smoothed_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.1) 
         smoothing: ε, in [0, 1).
 
     Returns:
-        Scalar in nats: the mean over all tokens.
+        Scalar in nats: the mean over all tokens, as a mean over ranks over those of all ranks.
     """
-    vocab_size = logits.shape[-1]
-    return functional.cross_entropy(
+    vocab_size, num_tokens = logits.shape[-1], (labels != -100).sum()
+    loss = functional.cross_entropy(
         _at_least_float32(logits).flatten(0, 1),
         labels.flatten(),
         ignore_index=-100,
         label_smoothing=smoothing * vocab_size / (vocab_size - 1),
     )
+    return loss * (num_tokens / mean_over_ranks(num_tokens))  # 1 without ranks
 
 
 def scst_loss(logits: Tensor, labels: Tensor, reward: Tensor, baseline: Tensor) -> Tensor:

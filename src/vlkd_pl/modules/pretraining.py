@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 import torch
@@ -14,15 +13,13 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from transformers import AutoTokenizer, BartConfig, BartForConditionalGeneration
 
-from vlkd_pl.losses import icti_loss, itcl_loss
+from vlkd_pl.losses import clamp_logit_scale_, icti_loss, itcl_loss
 from vlkd_pl.metrics.retrieval import recall_at_k
 from vlkd_pl.models.clip import FrozenCLIP, normalized
 from vlkd_pl.optim import linear_warmup_and_decay, parameter_groups
 
 if TYPE_CHECKING:
     from vlkd_pl.batch import InfillingBatch
-
-MAX_LOGIT_SCALE = math.log(100)
 
 
 class PretrainingModule(pl.LightningModule, ABC):
@@ -120,9 +117,14 @@ class CLIPPretrainingModule(PretrainingModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
         """One contrastive step."""
-        loss = itcl_loss(*self.embed(batch), self.clip.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp())
+        loss = itcl_loss(*self.embed(batch), self.clip.logit_scale.exp())
         self.log("train/loss", loss, prog_bar=True)
         return loss
+
+    def optimizer_step(self, *args: Any, **options: Any) -> None:
+        """Bounds the temperature after the step."""
+        super().optimizer_step(*args, **options)
+        clamp_logit_scale_(self.clip.logit_scale)
 
     def validation_step(self, batch: dict[str, Tensor], batch_index: int) -> None:
         """Keeps the batch's embeddings."""

@@ -15,13 +15,19 @@ from vlkd_pl.batch import CaptioningBatch
 from vlkd_pl.losses import scst_loss, token_kl_loss
 from vlkd_pl.metrics.cider import CIDErD
 from vlkd_pl.metrics.ptb import tokenize
-from vlkd_pl.models.decoding import Decoding, caption
 from vlkd_pl.models.prompts import caption_prompt
 from vlkd_pl.modules.captioning import CaptioningModule, caption_condition
+
+_END = "<eos>"
+"""The end token as a word of the reward: no word of a caption, since the tokenizer splits it."""
 
 
 class SCSTModule(CaptioningModule):
     """Raises the CIDEr-D of sampled captions (Rennie et al., 2017), from a model that captions already.
+
+    In the reward the end token counts as a word, as in the reference implementation (Luo, 2020): references have it, in
+    the document frequencies too, and samples that ended. Without it a caption that breaks off ("… on a") often has a
+    higher reward than the finished one.
 
     Document frequencies are those of the training references. A training sample is a picture with all its captions:
     ``train_by: picture`` of ``COCODataModule``. The paper gives no settings of its SCST; these are ours.
@@ -32,6 +38,7 @@ class SCSTModule(CaptioningModule):
             or that of the ``greedy`` caption without dropout, as in the original.
         kl_weight: Weight of the divergence from the model that training starts from; see ``token_kl_loss``.
         cross_entropy_weight: Weight of the loss of ``CaptioningModule`` on the same pictures.
+        end_token_in_reward: Whether the end token is a word of the reward.
         reward_cache: A folder to keep what the reward needs of the references in; see ``CIDErD``.
         **options: See ``CaptioningModule``.
 
@@ -45,6 +52,7 @@ class SCSTModule(CaptioningModule):
         baseline: Literal["others", "greedy"] = "others",
         kl_weight: float = 0.0,
         cross_entropy_weight: float = 0.0,
+        end_token_in_reward: bool = True,
         reward_cache: str | None = None,
         **options: Any,
     ) -> None:
@@ -57,6 +65,7 @@ class SCSTModule(CaptioningModule):
         self.num_samples = num_samples
         self.baseline = baseline
         self.loss_weights = {"scst": 1.0, "kl": kl_weight, "icti": cross_entropy_weight}
+        self.end_token_in_reward = end_token_in_reward
         self.reward_cache = reward_cache
         self.reward: CIDErD[int | str] | None = None
         # in a tuple, so that it is no part of the module: it is neither trained nor kept in checkpoints
@@ -70,7 +79,8 @@ class SCSTModule(CaptioningModule):
         """Gets the reward ready for the training references."""
         super().on_fit_start()
         references = {
-            image_id: [tokenize(text) for text in texts] for image_id, texts in self.data.training_references().items()
+            image_id: [self._rewarded(tokenize(text), has_ended=True) for text in texts]
+            for image_id, texts in self.data.training_references().items()
         }
         self.reward = CIDErD(references, Path(self.reward_cache) if self.reward_cache is not None else None)
         for model in self._start:
@@ -87,7 +97,7 @@ class SCSTModule(CaptioningModule):
         ids, num_given = self._sample(condition, mask)
         image_ids = [sample.image_id for sample in batch["samples"]]
         texts = self._read(ids[:, num_given:])
-        reward = self._reward(image_ids, texts)
+        reward = self._reward(image_ids, texts, ids[:, num_given:])
         baseline = self._baseline(image_ids, reward, image_tokens)
         self.log("train/reward", reward.mean(), prog_bar=True)
         self.log("train/baseline", baseline.mean())
@@ -106,25 +116,30 @@ class SCSTModule(CaptioningModule):
         return losses
 
     @torch.no_grad()
-    def _sample(self, condition: Tensor, mask: Tensor) -> tuple[Tensor, int]:
-        """Token ids (B · n, M) of captions after "A picture of", padded behind their end tokens.
+    def _sample(self, condition: Tensor, mask: Tensor, greedy: bool = False) -> tuple[Tensor, int]:
+        """Captions after "A picture of".
+
+        Args:
+            condition: C (B, S, d_2).
+            mask: (B, S), 1 at real positions.
+            greedy: Whether to take the likeliest tokens, of one caption each, in place of ``num_samples`` drawn ones.
 
         Returns:
-            The ids, with the decoder's start token, and how many of them were given. A caption that has no end after
-            the most tokens gets none: it is not its own.
+            Token ids (B · n, M), padded behind their end tokens, with the decoder's start token, and how many of them
+            were given. A caption that has no end after the most tokens gets none: it is not its own.
         """
         tokenizer, bart = self.model.tokenizer, self.model.bart
         words = tokenizer(caption_prompt(self.num_masks).before, add_special_tokens=False)["input_ids"]
         given = torch.tensor([bart.config.decoder_start_token_id, tokenizer.bos_token_id, *words], device=self.device)
+        drawn = {"do_sample": True, "top_k": 0, "num_return_sequences": self.num_samples}
+        likeliest = {"do_sample": False, "num_beams": 1, "num_return_sequences": 1}
         ids: Tensor = bart.generate(
             encoder_outputs=BaseModelOutput(last_hidden_state=condition.detach()),
             attention_mask=mask,
             decoder_input_ids=given.expand(len(condition), -1),
-            do_sample=True,
-            top_k=0,
-            num_return_sequences=self.num_samples,
             max_new_tokens=self.decoding.max_new_tokens,
             forced_eos_token_id=None,
+            **(likeliest if greedy else drawn),
         )
         return ids, len(given)
 
@@ -134,22 +149,34 @@ class SCSTModule(CaptioningModule):
         texts = self.model.tokenizer.batch_decode(ids, skip_special_tokens=True)
         return [tokenize(prompt.read(text, is_continuation=True)[0]) for text in texts]
 
-    def _reward(self, image_ids: list[int | str], texts: list[str]) -> Tensor:
-        """CIDEr-D (B, n) of n captions of each picture."""
+    def _rewarded(self, text: str, has_ended: bool) -> str:
+        """A caption as the reward compares it."""
+        return f"{text} {_END}" if has_ended and self.end_token_in_reward else text
+
+    def _reward(self, image_ids: list[int | str], texts: list[str], ids: Tensor) -> Tensor:
+        """CIDEr-D (B, n) of n captions of each picture.
+
+        Args:
+            image_ids: B pictures.
+            texts: B · n captions, see ``_read``.
+            ids: What they were read from (B · n, M): captions that have ended hold an end token.
+        """
         assert self.reward is not None
         num_each = len(texts) // len(image_ids)
-        scores = self.reward([image_id for image_id in image_ids for _ in range(num_each)], texts)
+        ended = (ids == self.model.tokenizer.eos_token_id).any(1).tolist()
+        captions = [self._rewarded(text, has_ended) for text, has_ended in zip(texts, ended, strict=True)]
+        scores = self.reward([image_id for image_id in image_ids for _ in range(num_each)], captions)
         return torch.tensor(scores, dtype=torch.float32, device=self.device).view(len(image_ids), num_each)
 
+    @torch.no_grad()
     def _baseline(self, image_ids: list[int | str], reward: Tensor, image_tokens: Tensor) -> Tensor:
         """What each of the rewards (B, n) is compared with."""
         if self.baseline == "others":
             return (reward.sum(1, keepdim=True) - reward) / (self.num_samples - 1)
         self.model.eval()
-        greedy = Decoding(max_new_tokens=self.decoding.max_new_tokens)
-        found = caption(self.model, image_tokens, self.num_masks, greedy)
+        ids, num_given = self._sample(*caption_condition(self.model, image_tokens, self.num_masks), greedy=True)
         self.model.train()
-        return self._reward(image_ids, [tokenize(texts[0].text) for texts in found]).expand_as(reward)
+        return self._reward(image_ids, self._read(ids[:, num_given:]), ids[:, num_given:]).expand_as(reward)
 
     @torch.no_grad()
     def _start_logits(self, image_tokens: Tensor, told: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from abc import ABC, abstractmethod
@@ -13,6 +14,7 @@ import torch
 from pytorch_lightning.utilities.rank_zero import rank_zero_info
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from vlkd_pl.batch import PictureBatch
 from vlkd_pl.checkpoint import (
@@ -28,7 +30,7 @@ from vlkd_pl.checkpoint import (
 from vlkd_pl.distributed import gather_objects, whole
 from vlkd_pl.modules.panel import caption_panel, log_panel
 from vlkd_pl.modules.report import Report
-from vlkd_pl.modules.skipping import SkippedSteps
+from vlkd_pl.modules.skipping import SkippedSteps, StepSkipped
 from vlkd_pl.optim import OptimizerName, linear_warmup_and_decay, make_optimizer, parameter_groups
 
 
@@ -46,8 +48,8 @@ class TaskModule(pl.LightningModule, ABC):
         total_steps: Optimizer steps after which the rate has fallen to 0; the trainer's own number by default.
         panel_size: Pictures in the caption panel.
         optimizer: ``adamw``, or ``lamb``; see ``make_optimizer``.
-        max_skipped_steps: The most optimizer steps that are left out in a run because a loss is NaN or infinite; with
-            one more training stops.
+        max_skipped_steps: The most optimizer steps that are skipped in a run because a loss or the gradient is NaN or
+            infinite; with one more training stops. The steps that float16's gradient scaler skips do not count.
 
     Attributes:
         loss_weights: The weight of each loss that ``compute_losses`` returns; 1 for those that it does not name.
@@ -134,14 +136,30 @@ class TaskModule(pl.LightningModule, ABC):
         return num_accumulated / num_left if batch_index >= num_batches - num_left else 1.0
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
-        """Leaves the weights and the optimizer as they are where the loss is NaN or infinite.
+        """Leaves the weights and the optimizer as they are where a loss or the gradient is NaN or infinite.
 
         Raises:
-            MisconfigurationException: That was so more than ``max_skipped_steps`` times.
+            MisconfigurationException: That was so more than ``max_skipped_steps`` times; or the scale of float16's
+                gradients keeps falling.
         """
         loss = optimizer_closure()  # the batch's forward and backward pass
-        if not self.skipped_steps.must_skip(self.trainer):
-            super().optimizer_step(epoch, batch_idx, optimizer, lambda: loss)
+        scaler = self._gradient_scaler
+        if scaler is None:
+            with contextlib.suppress(StepSkipped):
+                super().optimizer_step(epoch, batch_idx, optimizer, lambda: loss)
+            return
+        if self.skipped_steps.must_skip(self.trainer):  # before the scaler takes it for an overflow
+            return
+        num_overflows = self.skipped_steps.num_overflows
+        self.log("train/gradient_scale", scaler.get_scale())
+        super().optimizer_step(epoch, batch_idx, optimizer, lambda: loss)
+        if self.skipped_steps.num_overflows > num_overflows:
+            self.skipped_steps.check_scale(scaler.get_scale(), self.trainer.global_step)
+
+    @property
+    def _gradient_scaler(self) -> torch.amp.GradScaler | None:
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        return scaler if scaler is not None and scaler.is_enabled() else None
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer, with linear warm-up and linear decay to 0 (Tables 10 and 11, Appendix A)."""
@@ -171,6 +189,8 @@ class TaskModule(pl.LightningModule, ABC):
         """Logs the learning rate, the speed, and what the data skipped."""
         self.log("train/learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
         self.log("train/skipped_steps", float(self.skipped_steps.count))
+        if self._gradient_scaler is not None:
+            self.log("train/overflowed_steps", float(self.skipped_steps.num_overflows))
         if hasattr(self.data, "skipped"):
             num_skipped = float(sum(self.data.skipped.values()))
             self.log("data/skipped_samples", num_skipped, reduce_fx="sum", sync_dist=True)
@@ -195,13 +215,27 @@ class TaskModule(pl.LightningModule, ABC):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clips the gradient, and logs its norm, unscaled and before clipping: it is computed once for both."""
-        by_value = gradient_clip_algorithm == "value"
-        most = math.inf if by_value or gradient_clip_val is None else gradient_clip_val
-        trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        self.log("train/grad_norm", whole(torch.nn.utils.clip_grad_norm_(trained, most)))
-        if by_value:
+        """Clips the gradient, and logs its norm, unscaled and before clipping: it is computed once for both.
+
+        Raises:
+            StepSkipped: The norm or a loss is NaN or infinite, and no gradient scaler skips the step.
+            MisconfigurationException: That was so more than ``max_skipped_steps`` times.
+        """
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+        full_norm = whole(norm)
+        self.log("train/grad_norm", full_norm)
+        if self._gradient_scaler is None:
+            if self.skipped_steps.must_skip(self.trainer, full_norm):
+                raise StepSkipped
+        elif not full_norm.isfinite():
+            self.skipped_steps.num_overflows += 1
+            optimizer.zero_grad()  # the scaler steps where the norm alone has overflowed
+            return
+        if gradient_clip_algorithm == "value":
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_val:
+            clip_grads_with_norm_(parameters, gradient_clip_val, norm)
 
     # Validation, test and prediction
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vlkd_pl.batch import ImageTextBatch, InfillingBatch, PictureBatch
 from vlkd_pl.checkpoint import drop_clip, load_model, restore_clip
-from vlkd_pl.losses import chunked_icti_loss, icti_loss, itcl_loss, ttdm_loss
+from vlkd_pl.losses import chunked_icti_loss, clamp_logit_scale_, icti_loss, itcl_loss, ttdm_loss
 from vlkd_pl.metrics.captions import cider
 from vlkd_pl.metrics.retrieval import recall_at_k
 from vlkd_pl.models.decoding import CAPTION_DECODING, Decoding, caption
@@ -21,9 +21,6 @@ from vlkd_pl.modules.panel import Shown
 from vlkd_pl.modules.report import Report
 from vlkd_pl.modules.task import TaskModule
 from vlkd_pl.table import format_table
-
-MAX_LOGIT_SCALE = math.log(100)
-"""CLIP's own bound on the learnable ln(1/τ) (Radford et al., 2021)."""
 
 
 class Encoded(NamedTuple):
@@ -58,7 +55,7 @@ class VLKDModule(TaskModule):
         text_infilling_weight: Weight of infilling on text without pictures, where the data has it.
         ttdm_reduction: ``mean`` or ``sum`` over the dimensions; see ``ttdm_loss``.
         icti_reduction: ``sum`` or ``mean`` over a text's tokens; see ``icti_loss``.
-        temperature: τ at the start; it is learnt.
+        temperature: τ at the start; it is learnt, and 0.01 at least, as CLIP's own.
         start: ``random`` projections as in the paper, or W_e and W_i in ``closed_form`` from training captions.
         num_start_texts: Captions that the closed form is computed on.
         num_masks: m of the captioning prompt "A picture of <mask>×m.".
@@ -195,7 +192,7 @@ class VLKDModule(TaskModule):
         image_embedding, text_embedding = encoded.image_tokens[:, 0], encoded.bart_text_embedding
         losses = {
             "ttdm": ttdm_loss(encoded.clip_text_embedding, text_embedding, self.ttdm_reduction),
-            "itcl": itcl_loss(image_embedding, text_embedding, self.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()),
+            "itcl": itcl_loss(image_embedding, text_embedding, self.logit_scale.exp()),
             "icti": self._infilling_loss(encoded.corrupted_features, batch, encoded.image_tokens),
         }
         if "text_infilling" in batch:
@@ -216,8 +213,18 @@ class VLKDModule(TaskModule):
 
     def training_step(self, batch: Any, batch_index: int) -> Tensor:
         """The weighted sum of the losses; also logs the temperature that they are computed with."""
-        self.log("train/temperature", self.logit_scale.detach().clamp(max=MAX_LOGIT_SCALE).neg().exp())
+        self.log("train/temperature", self.logit_scale.detach().neg().exp())
         return super().training_step(batch, batch_index)
+
+    def on_train_start(self) -> None:
+        """Bounds a temperature that a run starts with, or that a checkpoint of version 0.4.0 holds."""
+        super().on_train_start()
+        clamp_logit_scale_(self.logit_scale)
+
+    def optimizer_step(self, *args: Any, **options: Any) -> None:
+        """Bounds the temperature after the step."""
+        super().optimizer_step(*args, **options)
+        clamp_logit_scale_(self.logit_scale)
 
     # The start
 
