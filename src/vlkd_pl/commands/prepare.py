@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ _BENCHMARKS = {
     "glue": "GLUE",
     "xsum": "XSum",
 }
+
+_TRAINING_REMEDIES = {"not_rgb": "skip_non_rgb false", "too_large": "max_image_pixels"}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -113,12 +116,20 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _cc3m(options: argparse.Namespace) -> int:
+    from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
     from vlkd_pl.data.download import download, link_counts
     from vlkd_pl.data.preparation import SampleLimits, begin, prepare_shards, shard_request
+    from vlkd_pl.data.remote import check_address, is_address
     from vlkd_pl.data.shards import find_shards, told_by_reason
 
     folder: Path = options.folder
     source = Path(options.source)
+    if is_address(options.source):
+        check_address(options.source)
+        raise MisconfigurationException(
+            f"{options.source} is not on a disk: copy the shards to one, and give the folder"
+        )
     limits = SampleLimits(
         options.min_side, options.max_pixels, options.max_aspect_ratio, options.min_words, options.max_words
     )
@@ -160,7 +171,17 @@ def _cc3m(options: argparse.Namespace) -> int:
 
 def _summary(manifest: dict[str, Any], folder: Path) -> str:
     num_shards, size = len(manifest["shards"]), manifest["bytes"] / 1e9
-    return f"{manifest['samples']:,} samples in {num_shards} shards, {size:.2f} GB, in {folder}; see manifest.json"
+    summary = f"{manifest['samples']:,} samples in {num_shards} shards, {size:.2f} GB, in {folder}; see manifest.json"
+    return summary + _skipped_in_training(manifest.get("skipped_in_training", {}))
+
+
+def _skipped_in_training(skipped: Mapping[str, int]) -> str:
+    """A further line on good samples that training skips by default; empty where there are none."""
+    from vlkd_pl.data.shards import told_by_reason
+
+    told = told_by_reason(skipped, "")
+    remedies = [f"--data.init_args.{_TRAINING_REMEDIES[reason]}" for reason in skipped if reason in _TRAINING_REMEDIES]
+    return f"\nkept, but skipped in training by default: {told} (used with {', '.join(remedies)})" if told else ""
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -168,14 +189,19 @@ def _check(options: argparse.Namespace) -> int:
 
     verification = ShardVerification(options.folder)
     num_samples = num_wrong = 0
+    skipped: Counter[str] = Counter()
     with shard_progress() as progress:
         for report in verification.reports(options.num_workers, progress):
             num_samples += report.num_samples
+            skipped.update(report.skipped_in_training)
             if report.problem:
                 num_wrong += 1
                 print(f"{report.name} {report.problem}", flush=True)
     by = "manifest.json" if verification.has_manifest else "decoding every sample"
-    print(f"{len(verification)} shards, {num_samples:,} samples, by {by}: {num_wrong or 'no'} shards with problems")
+    print(
+        f"{len(verification)} shards, {num_samples:,} samples, by {by}: {num_wrong or 'no'} shards with problems"
+        + _skipped_in_training(skipped or verification.skipped_in_training)
+    )
     return 1 if num_wrong else 0
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,15 @@ from vlkd_pl.data.fetching import default_copy, fetch_cache
 from vlkd_pl.data.infilling import TextInfilling
 from vlkd_pl.data.order import OrderedDataModule
 from vlkd_pl.data.remote import is_address
-from vlkd_pl.data.shards import SampleDecoder, UniformSubset, find_shards, read_captions, told_by_reason
+from vlkd_pl.data.shards import (
+    MAX_IMAGE_PIXELS,
+    KeepSample,
+    SampleDecoder,
+    UniformSubset,
+    find_shards,
+    read_captions,
+    told_by_reason,
+)
 from vlkd_pl.data.stream import ShardStream, TextCorpus
 from vlkd_pl.data.transforms import clip_transform
 from vlkd_pl.distributed import gather_objects
@@ -71,6 +78,8 @@ class CC3MDataModule(OrderedDataModule):
             shards are then not read, and need not be there. Of a folder on S3, GCS or HTTP each machine makes a copy
             before training; files that are there already are not copied again.
         features_copy: Local folder for that copy; one in ``~/.cache/vlkd_pl/features`` by default.
+        shuffle_buffer_bytes: Bytes of the raw samples in the buffer of each worker at most: of large samples it holds
+            fewer than ``shuffle_buffer``.
 
     Raises:
         FileNotFoundError: BART's tokenizer cannot be found.
@@ -91,7 +100,7 @@ class CC3MDataModule(OrderedDataModule):
         max_text_length: int = 64,
         mask_share: float | list[float] = 0.15,
         mean_span_length: float = 3.0,
-        max_image_pixels: int = 50_000_000,
+        max_image_pixels: int = MAX_IMAGE_PIXELS,
         skip_non_rgb: bool = True,
         draft_decoding: bool = False,
         max_bad_share: float = 0.1,
@@ -107,12 +116,14 @@ class CC3MDataModule(OrderedDataModule):
         num_eval_samples: int | None = None,
         features: str | None = None,
         features_copy: str | None = None,
+        shuffle_buffer_bytes: int = 1 << 30,
     ) -> None:
         super().__init__(seed)
         self.shard_patterns = shards
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.shuffle_buffer = shuffle_buffer
+        self.shuffle_buffer_bytes = shuffle_buffer_bytes
         self.subset_size = subset_size
         self.max_bad_share = max_bad_share
         self.text_corpus = text_corpus
@@ -142,7 +153,7 @@ class CC3MDataModule(OrderedDataModule):
             self.transform, max_image_pixels, skip_non_rgb, num_workers, self.image_size if draft_decoding else None
         )
         self.shards: list[str] = []
-        self.keep: Callable[[str], bool] = _every
+        self.keep: KeepSample | None = None
         self.corpus: TextCorpus | None = None
         self.cache: FeatureCache | None = None
         self._cached_samples: NDArray[np.int64] = np.empty(0, dtype=np.int64)
@@ -192,6 +203,7 @@ class CC3MDataModule(OrderedDataModule):
             self.collator,
             self.batch_size,
             self.shuffle_buffer,
+            self.shuffle_buffer_bytes,
             self.keep,
             self.corpus,
             self.seed,
@@ -369,7 +381,3 @@ class CC3MDataModule(OrderedDataModule):
                 f"data.shards: too much is bad, {num_bad} of {num_seen} samples and {skipped['broken_tar']} shards "
                 f"({skipped}): repair the shards, or raise data.max_bad_share from {self.max_bad_share}"
             )
-
-
-def _every(key: str) -> bool:
-    return True

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -150,7 +151,7 @@ class FeatureWriter:
     def finish(self, end: ShardEnd) -> None:
         """Writes the rest, and gives the file its name."""
         own = self._key_hashes
-        skipped = sorted(set(end.key_hashes) - set(own))
+        skipped = sorted((Counter(end.key_hashes) - Counter(own)).elements())
         # in an order in which each begins at a multiple of its type's size
         tensors: dict[str, NDArray[Any]] = {
             "clip_text_embedding": np.concatenate(self._embeddings),
@@ -421,9 +422,13 @@ class FeatureCache:
             )
         if size is None:
             return np.arange(len(self))
-        all_hashes = np.unique(np.concatenate([file.key_hashes for file in self.files]))
-        own = np.concatenate([file.key_hashes[: len(file)] for file in self.files])
-        return np.flatnonzero(own <= np.uint64(subset_threshold(all_hashes, size)))
+        hashes = np.concatenate([file.key_hashes for file in self.files])
+        threshold = subset_threshold(hashes, size)
+        chosen = hashes < threshold
+        last = np.flatnonzero(hashes == threshold)[: size - np.count_nonzero(chosen)]  # of equal keys the first
+        chosen[last] = True
+        own = np.concatenate([np.arange(len(file.key_hashes)) < len(file) for file in self.files])
+        return np.flatnonzero(chosen[own])
 
     def read(self, samples: Sequence[int] | NDArray[np.int64]) -> CachedSamples:
         """Samples by their numbers, in any order."""

@@ -10,6 +10,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -21,9 +22,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from webdataset.writer import TarWriter
 
-from vlkd_pl.data.base import one_thread
+from vlkd_pl.data.base import ImageText, one_thread
 from vlkd_pl.data.shards import (
+    BROKEN_SHARD,
+    MAX_IMAGE_PIXELS,
     SKIP_REASONS,
+    RawSample,
     SampleDecoder,
     count_samples,
     image_extension,
@@ -41,7 +45,6 @@ Progress = Callable[[str, int, int], None]
 """Is told what is done, how much of it, and of how much."""
 
 _UNFINISHED = "unfinished"
-_EVERY = 1 << 62
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class SampleLimits:
     """
 
     min_side: int = 64
-    max_pixels: int = 50_000_000
+    max_pixels: int = MAX_IMAGE_PIXELS
     max_aspect_ratio: float = 4.0
     min_words: int = 2
     max_words: int = 100
@@ -88,6 +91,8 @@ class _Part(NamedTuple):
 class ShardCheck(Dataset[int]):
     """Checks shards, and notes for each the places of the good samples, their digests, and what was lost and why.
 
+    It also notes which good samples training skips by default, and why.
+
     Args:
         sources: Shards.
         folder: Gets a note for each shard; what is noted there is not done again.
@@ -114,22 +119,30 @@ class ShardCheck(Dataset[int]):
         return index
 
     def note(self, index: int) -> dict[str, Any]:
-        """The note on a shard: ``samples`` read, ``lost`` by reason, ``places`` and, in hexadecimal, ``digests``."""
+        """The note on a shard.
+
+        It holds the number of ``samples``, those ``lost`` by reason, the ``places`` and, in hexadecimal, the
+        ``digests`` of the good ones, and ``skipped_in_training``: place and reason of those that training skips.
+        """
         return json.loads(self._path(index).read_bytes())
 
     def _path(self, index: int) -> Path:
         return self.folder / f"checked-{index:05d}.json"
 
     def _checked(self, source: str) -> dict[str, Any]:
-        decoder = SampleDecoder(_size, self.limits.max_pixels, skip_non_rgb=False, num_workers=0)
+        decoder = PreparationDecoder(self.limits.max_pixels)
         lost: Counter[str] = Counter()
         keys: set[str] = set()
         places: list[int] = []
         digests: list[str] = []
+        skipped: list[tuple[int, str]] = []
+        num_samples = 0
         try:
             for place, raw in enumerate(read_shard(source)):
-                sample = decoder(raw, 0)
-                if sample is None:
+                num_samples += 1
+                sample, skip_reason = decoder(raw)
+                if isinstance(sample, str):
+                    lost[sample] += 1
                     continue
                 width, height = sample["image"].tolist()
                 reason = self.limits.reason(width, height, sample["text"])
@@ -141,10 +154,43 @@ class ShardCheck(Dataset[int]):
                 keys.add(sample["key"])
                 places.append(place)
                 digests.append(_digest(raw[image_extension(raw) or ""], sample["text"]))
-        except (tarfile.TarError, ValueError):
-            decoder.count("broken_tar", 0)
-        lost.update(decoder.skipped)
-        return {"samples": decoder.num_seen, "lost": lost, "places": places, "digests": "".join(digests)}
+                if skip_reason is not None:
+                    skipped.append((place, skip_reason))
+        except tarfile.ReadError:
+            lost["broken_tar"] += 1
+        return {
+            "samples": num_samples,
+            "lost": lost,
+            "places": places,
+            "digests": "".join(digests),
+            "skipped_in_training": skipped,
+        }
+
+
+class PreparationDecoder:
+    """Decodes raw samples for their sizes, and says which of the readable ones training skips by default.
+
+    Args:
+        max_pixels: Pixels of an image at most.
+    """
+
+    def __init__(self, max_pixels: int) -> None:
+        self._in_training = SampleDecoder(_size, min(max_pixels, MAX_IMAGE_PIXELS), skip_non_rgb=True, num_workers=0)
+        self._lenient = SampleDecoder(_size, max_pixels, skip_non_rgb=False, num_workers=0)
+
+    def __call__(self, raw: RawSample) -> tuple[ImageText | str, str | None]:
+        """Decodes a sample.
+
+        Returns:
+            The sample, whose ``image`` is its width and height, or the reason why it is not readable; and the reason
+            why training skips a readable one, or None.
+        """
+        sample = self._in_training.decoded(raw)
+        if not isinstance(sample, str):
+            return sample, None
+        reason = sample
+        sample = self._lenient.decoded(raw)
+        return sample, None if isinstance(sample, str) else reason
 
 
 class ShardWriter(Dataset[int]):
@@ -236,10 +282,13 @@ def prepare_shards(
     checked = [check.note(index) for index in range(len(sources))]
     duplicate = _duplicates([note["digests"] for note in checked])
     kept: list[_Part] = []
+    skipped: Counter[str] = Counter()
     for source, note in zip(sources, checked, strict=True):
         mask, duplicate = np.split(duplicate, [len(note["places"])])
         kept.append(_Part(source, np.array(note["places"], dtype=np.int64)[~mask].tolist()))
         note["lost"]["duplicate"] = int(mask.sum())
+        of_kept = set(kept[-1].places)
+        skipped.update(reason for place, reason in note.get("skipped_in_training", ()) if place in of_kept)
     lost = {reason: sum(note["lost"].get(reason, 0) for note in checked) for reason in LOSS_REASONS}
     if not any(part.places for part in kept):
         raise MisconfigurationException(
@@ -255,6 +304,7 @@ def prepare_shards(
         "bytes": sum(shard["bytes"] for shard in shards),
         "read": sum(note["samples"] for note in checked),
         "lost": lost,
+        "skipped_in_training": skipped,
         "links": links,
         "sources": [
             {
@@ -319,11 +369,14 @@ class ShardReport(NamedTuple):
         name: Of its file.
         num_samples: Samples in it.
         problem: What is wrong with it; empty where nothing is.
+        skipped_in_training: Number of its readable samples that training skips by default, by reason; empty where the
+            shard is not decoded.
     """
 
     name: str
     num_samples: int
     problem: str
+    skipped_in_training: dict[str, int]
 
 
 class ShardVerification(Dataset[ShardReport]):
@@ -331,6 +384,10 @@ class ShardVerification(Dataset[ShardReport]):
 
     Args:
         folder: Of shards.
+
+    Attributes:
+        has_manifest: Whether the folder has a manifest.
+        skipped_in_training: Number of samples that the manifest says are skipped in training by default, by reason.
 
     Raises:
         FileNotFoundError: There is no such folder, or no shard in it.
@@ -343,6 +400,7 @@ class ShardVerification(Dataset[ShardReport]):
         self.folder = folder
         manifest = read_manifest(folder)
         self.has_manifest = manifest is not None
+        self.skipped_in_training: dict[str, int] = (manifest or {}).get("skipped_in_training", {})
         self.listed = {shard["name"]: shard for shard in manifest["shards"]} if manifest is not None else {}
         self.names = sorted({path.name for path in folder.glob("*.tar")} | self.listed.keys())
         if not self.names:
@@ -356,10 +414,10 @@ class ShardVerification(Dataset[ShardReport]):
         name = self.names[index]
         try:
             if self.has_manifest:
-                return ShardReport(name, *self._compared(self.folder / name, self.listed.get(name)))
+                return ShardReport(name, *self._compared(self.folder / name, self.listed.get(name)), {})
             return ShardReport(name, *_decoded(self.folder / name))
-        except (OSError, tarfile.TarError, ValueError) as error:
-            return ShardReport(name, 0, f"cannot be read: {error}")
+        except BROKEN_SHARD as error:
+            return ShardReport(name, 0, f"cannot be read: {error}", {})
 
     def reports(self, num_workers: int, progress: Progress) -> Iterator[ShardReport]:
         """Verifies all shards, in order, by so many processes."""
@@ -394,26 +452,34 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     try:
         manifest = json.loads(path.read_bytes())
         names = [shard["name"] for shard in manifest["shards"] if shard["bytes"] >= 0]
-    except (ValueError, KeyError, TypeError) as error:
+        sum(manifest.get("skipped_in_training", {}).values())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise MisconfigurationException(f"{path} is not a manifest of vlkd-pl prepare: {error!r}") from error
     if outside := [name for name in names if Path(name).name != name]:
         raise MisconfigurationException(f"{path} names {outside[0]!r}, which is not a file of its folder")
     return manifest
 
 
-def _decoded(path: Path) -> tuple[int, str]:
-    """The samples of a shard, and what is wrong with them."""
-    decoder = SampleDecoder(_size, SampleLimits.max_pixels, skip_non_rgb=False, num_workers=0)
+def _decoded(path: Path) -> tuple[int, str, dict[str, int]]:
+    """The number of samples of a shard, what is wrong with them, and which of the rest training skips by default."""
+    decoder = PreparationDecoder(SampleLimits.max_pixels)
     keys: Counter[str] = Counter()
+    lost: Counter[str] = Counter()
+    skipped: Counter[str] = Counter()
     problems = []
     try:
         for raw in read_shard(str(path)):
-            decoder(raw, 0)
             keys[raw["__key__"]] += 1
-    except (tarfile.TarError, ValueError) as error:
-        problems.append(f"is broken after {decoder.num_seen} samples: {error}")
-    problems.append(told_by_reason({**decoder.skipped, "repeated_key": keys.total() - len(keys)}, ""))
-    return decoder.num_seen, ", ".join(filter(None, problems))
+            sample, skip_reason = decoder(raw)
+            if isinstance(sample, str):
+                lost[sample] += 1
+            elif skip_reason is not None:
+                skipped[skip_reason] += 1
+    except tarfile.ReadError as error:
+        problems.append(f"is broken after {keys.total()} samples: {error}")
+    lost["repeated_key"] = keys.total() - len(keys)
+    problems.append(told_by_reason({reason: lost[reason] for reason in LOSS_REASONS}, ""))
+    return keys.total(), ", ".join(filter(None, problems)), dict(skipped)
 
 
 def _parts(kept: Sequence[_Part], samples_per_shard: int) -> Iterator[list[_Part]]:
@@ -431,16 +497,10 @@ def _parts(kept: Sequence[_Part], samples_per_shard: int) -> Iterator[list[_Part
         yield shard
 
 
-def _at(part: _Part) -> Iterator[dict[str, Any]]:
+def _at(part: _Part) -> Iterator[RawSample]:
     """The raw samples of a part; its shard is read no further."""
-    wanted = iter(part.places)
-    next_place = next(wanted, _EVERY)
-    for place, raw in enumerate(read_shard(part.source)):
-        if place == next_place:
-            yield raw
-            next_place = next(wanted, _EVERY)
-            if next_place == _EVERY:
-                return
+    places = set(part.places)
+    return islice(read_shard(part.source, lambda key, path, place: place in places), len(places))
 
 
 def _duplicates(digests: Sequence[str]) -> np.ndarray[Any, np.dtype[np.bool_]]:

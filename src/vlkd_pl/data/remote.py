@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -21,8 +22,15 @@ NUM_RETRIES = 5
 FIRST_WAIT_SECONDS = 1.0
 """The wait before the first of them; each further one waits twice as long as the one before."""
 
+URL_SCHEMES = ("s3", "gs", "gcs", "http", "https")
+"""The schemes of the addresses that are read: S3, Google Cloud Storage, and HTTP."""
+
+SCHEMES_VARIABLE = "VLKD_PL_URL_SCHEMES"
+"""The environment variable that names further schemes of fsspec to read, separated by commas."""
+
 _SCHEME = re.compile(r"[A-Za-z][\w+.-]+:")
 _SKIPPED_AT_ONCE = 1 << 20
+_BUFFER_SIZE = 4096  # bytes read at a header: contents that are skipped shall not be read with it
 
 
 def is_address(path: str) -> bool:
@@ -31,38 +39,64 @@ def is_address(path: str) -> bool:
 
 
 def check_address(path: str) -> None:
-    """Makes sure that a path is a local one or an address that fsspec knows.
+    """Makes sure that a path is a local one, or an address of ``URL_SCHEMES`` or of a scheme that the user allows.
+
+    Of a chained address, as ``zip://a.tar::s3://bucket/a.zip``, the scheme of every link must be allowed.
+
+    Args:
+        path: A path or address, whose braces have been expanded.
 
     Raises:
         MisconfigurationException: It is a command, as webdataset's ``pipe:``, or of another scheme; or the package
             that reads it is missing.
     """
-    refused = MisconfigurationException(
-        f"data: {path} is neither a path nor an address that is read (s3://, gs://, https://, …); commands are not run"
-    )
-    if not is_address(path):
-        if _SCHEME.match(path):
-            raise refused
+    if not is_address(path) and not _SCHEME.match(path):
         return
-    for scheme in (part.split("://")[0] for part in path.split("::") if is_address(part)):
+    refusal = f"data: {path} is neither a path nor an address that is read ({'://, '.join(URL_SCHEMES)}://)"
+    if not is_address(path):
+        raise MisconfigurationException(f"{refusal}: commands are not run")
+    allowed = {*URL_SCHEMES, *os.environ.get(SCHEMES_VARIABLE, "").replace(",", " ").split()}
+    refused = [scheme for scheme in _schemes(path) if scheme not in allowed]
+    if refused:
+        raise MisconfigurationException(
+            f"{refusal}: commands are not run, a local file is given by its path, and other schemes are read where the "
+            f"environment variable {SCHEMES_VARIABLE} names them, here {','.join(dict.fromkeys(refused))}"
+        )
+    for scheme in _schemes(path):
         try:
             fsspec.get_filesystem_class(scheme)
-        except ValueError:
-            raise refused from None
+        except ValueError as error:
+            raise MisconfigurationException(
+                f"data: {path} is of a scheme that fsspec does not know: {scheme}"
+            ) from error
         except ImportError as error:
             raise MisconfigurationException(
                 f"data: {path} needs a further package ({error}): pip install 'vlkd_pl[remote]' for S3 and GCS"
             ) from error
 
 
-def expand_wildcards(path: str) -> list[str]:
-    """The files that fit a path with ``*``, in order; the path itself where it has none.
+def _schemes(path: str) -> list[str]:
+    """The schemes of the links of an address, as fsspec takes them apart."""
+    links = path.split("::")
+    return [
+        link.split("://")[0] if "://" in link else link if re.fullmatch("[a-z]+", link) else "file" for link in links
+    ]
+
+
+def expand_wildcards(path: str, folder: str = "") -> list[str]:
+    """The files that fit a path with wildcards, in order; the path itself where it has none.
+
+    Args:
+        path: A path in the folder, or an address, in which ``*`` alone is a wildcard.
+        folder: A local folder, whose name is taken literally; it ends in a slash.
 
     Raises:
         MisconfigurationException: The store at an address does not answer, or lists no files.
     """
     if not is_address(path):
-        return sorted(glob.glob(path)) if glob.has_magic(path) else [path]
+        if Path(folder + path).is_file() or not glob.has_magic(path):
+            return [folder + path]
+        return sorted(glob.glob(glob.escape(folder) + path))
     if "*" not in path:  # a question mark begins the query of an https:// address
         return [path]
     with _answering(path):
@@ -106,22 +140,24 @@ def open_file(path: str, on_retry: Callable[[], None] | None = None) -> IO[bytes
         path: The path or address.
         on_retry: Called before each retry.
     """
-    return RemoteFile(path, on_retry) if is_address(path) else Path(path).open("rb")
+    return RemoteFile(path, on_retry) if is_address(path) else Path(path).open("rb", _BUFFER_SIZE)
 
 
 class RemoteFile:
     """A file at an address, opened anew where it was when reading fails.
 
     Args:
-        path: An address that fsspec knows.
+        path: An address; see ``check_address``.
         on_retry: Called before each retry.
     """
 
     def __init__(self, path: str, on_retry: Callable[[], None] | None = None) -> None:
+        check_address(path)
         self.path = path
         self.on_retry = on_retry
         self._position = 0
         self._file: Any = None
+        self._file_position = 0
 
     def __enter__(self) -> RemoteFile:
         return self
@@ -135,15 +171,9 @@ class RemoteFile:
             self._file.close()
             self._file = None
 
-    def tell(self) -> int:
-        """The position in bytes."""
-        return self._position
-
     def seek(self, position: int) -> int:
-        """Goes to a position, in bytes from the start."""
-        if position != self._position:
-            self.close()
-            self._position = position
+        """Moves to a position, in bytes from the start; the next read goes there."""
+        self._position = position
         return position
 
     def read(self, size: int) -> bytes:
@@ -169,20 +199,32 @@ class RemoteFile:
 
     def _read(self, size: int) -> bytes:
         if self._file is None:
-            self._file = self._opened()
+            self._open()
+        if self._file_position != self._position:
+            self._move()
         content: bytes = self._file.read(size)
         total = getattr(self._file, "size", None)
         if size and not content and total is not None and self._position < total:
             raise OSError(f"the connection ended at byte {self._position} of {total}")
         self._position += len(content)
+        self._file_position = self._position
         return content
 
-    def _opened(self) -> Any:
+    def _open(self) -> None:
         files, inner = url_to_fs(self.path)
-        file = files.open(inner, "rb")
+        self._file = files.open(inner, "rb")
+        self._file_position = 0
+
+    def _move(self) -> None:
         try:
-            file.seek(self._position)
+            self._file.seek(self._position)
+            self._file_position = self._position
+            return
         except ValueError:  # a server that cannot begin in the middle
-            while file.tell() < self._position and file.read(min(_SKIPPED_AT_ONCE, self._position - file.tell())):
-                pass
-        return file
+            if self._file_position > self._position:
+                self._open()
+        while left := self._position - self._file_position:
+            skipped = len(self._file.read(min(_SKIPPED_AT_ONCE, left)))
+            if not skipped:
+                break
+            self._file_position += skipped

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import io
+import re
 import tarfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import unicodedata
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from hashlib import blake2b
-from typing import Any
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,14 +19,19 @@ from numpy.typing import NDArray
 from PIL import Image
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor
-from webdataset.tariterators import base_plus_ext
 
 from vlkd_pl.data.base import ImageText
 from vlkd_pl.data.images import ImageSizeError, open_image, upright
-from vlkd_pl.data.remote import check_address, expand_wildcards, missing_files, open_file
-from vlkd_pl.data.tars import opened_tar, tar_headers, tar_members
+from vlkd_pl.data.remote import check_address, expand_wildcards, is_address, missing_files, open_file
+from vlkd_pl.data.tars import tar_members
 
 RawSample = dict[str, Any]
+
+KeepSample = Callable[[str, str, int], bool]
+"""Whether to take a sample, by its key, the path of its shard, and its place among all samples of the shard."""
+
+BROKEN_SHARD = (tarfile.ReadError, OSError)
+"""What reading a shard raises where it is corrupt or out of reach."""
 
 SKIP_REASONS = ("broken_tar", "missing_part", "unreadable_image", "not_rgb", "too_large", "empty_text")
 """Why a sample is skipped; ``broken_tar`` counts shards, of which the rest is lost."""
@@ -31,26 +40,47 @@ COUNTED = (*SKIP_REASONS, "retries", "seen")
 """What is counted; ``retries`` are reads tried again, ``seen`` are raw samples looked at."""
 
 _IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+MAX_IMAGE_PIXELS = 50_000_000
+"""Pixels of an image in training at most, by default."""
+
+PAIR_PARTS = (*_IMAGE_EXTENSIONS, "txt")
+"""Extensions of the parts of a sample that make a pair."""
+
+SAMPLE_PARTS = (*PAIR_PARTS, "json")
+"""Those and img2dataset's metadata; members with other extensions are not read."""
+
+_METADATA = re.compile(r"__[^/]*__(/|$)|(.*/)?__MACOSX/")  # webdataset's own, and what macOS adds
+_INVISIBLE_CATEGORIES = ("Cc", "Cf", "Mn", "Me", "Zl", "Zp", "Zs")
+_INVISIBLE_CHARACTERS = "\u115f\u1160\u2800\u3164\uffa0\ufffd"  # fillers, an empty pattern, and undecodable bytes
 
 
 def find_shards(patterns: str | Sequence[str]) -> list[str]:
     """The shards that patterns name.
 
+    The path of an existing file is taken literally, and so is the longest existing folder that a pattern begins with,
+    whatever ``[``, ``]``, ``{``, ``}`` and ``*`` they contain. Of the rest braces are expanded, and then wildcards.
+
     Args:
-        patterns: Paths, or addresses that fsspec reads (``s3://``, ``gs://``, ``https://``, …), with braces
+        patterns: Paths, or addresses (``s3://``, ``gs://``, ``https://``; see ``check_address``), with braces
             (``{00000..00331}.tar``) or wildcards (``*.tar``), the latter where the files can be listed.
 
     Raises:
         FileNotFoundError: A named shard does not exist, or a wildcard finds none.
-        MisconfigurationException: A pattern is a command, or an address of an unknown scheme.
+        MisconfigurationException: A pattern is a command, an address of a scheme that is not allowed, or has braces
+            that do not match.
     """
     shards: list[str] = []
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        check_address(pattern)
-        for path in braceexpand(pattern):
-            found = expand_wildcards(path)
+        folder, rest = _split_literal(pattern)
+        try:
+            expanded = list(braceexpand(rest))
+        except ValueError as error:
+            raise MisconfigurationException(f"data.shards: the braces of {pattern} do not match ({error})") from error
+        for path in expanded:
+            check_address(folder + path)
+            found = expand_wildcards(path, folder)
             if not found:
-                raise FileNotFoundError(f"data.shards: no shard fits {path}: give the paths of .tar files")
+                raise FileNotFoundError(f"data.shards: no shard fits {folder + path}: give the paths of .tar files")
             shards += found
     missing = missing_files(shards)
     if missing:
@@ -60,76 +90,141 @@ def find_shards(patterns: str | Sequence[str]) -> list[str]:
     return shards
 
 
-def read_shard(
-    path: str, select: Callable[[str], bool] | None = None, on_retry: Callable[[], None] | None = None
-) -> Iterator[RawSample]:
-    """The raw samples of a shard: the bytes of each part by its extension, and ``__key__``.
+def _split_literal(pattern: str) -> tuple[str, str]:
+    """The part of a pattern that exists, a file or its longest folder, and the rest."""
+    if is_address(pattern):
+        return "", pattern
+    if Path(pattern).is_file():
+        return pattern, ""
+    folder, slash, rest = pattern.rpartition("/")
+    while slash and not Path(folder + slash).is_dir():
+        folder, slash, _ = folder.rpartition("/")
+        rest = pattern[len(folder + slash) :]
+    return folder + slash, rest
 
-    Members that follow one another and have the same key are a sample; where a part comes again, so does the sample.
+
+def sample_name(name: str) -> tuple[str, str] | None:
+    """The key and the extension that a member's name gives, as webdataset splits it.
+
+    The key is the path up to the first dot of the file's name; the extension is the rest, in lower case. A sample is
+    the members with one key that follow one another; where an extension comes again, a new sample begins.
+
+    Args:
+        name: Name of a member of a tar.
+
+    Returns:
+        None for a file that is no part of a sample: without key or extension, hidden as the ``._`` files of macOS, or
+        in ``__MACOSX`` or webdataset's metadata.
+    """
+    folder, slash, base = name.rpartition("/")
+    stem, dot, extension = base.partition(".")
+    if not stem or not dot or _METADATA.match(name):
+        return None
+    return folder + slash + stem, extension.lower()
+
+
+class ShardSample(NamedTuple):
+    """A sample of a shard.
+
+    Attributes:
+        raw: ``__key__``, and the bytes of the parts that were read by their extensions.
+        extensions: Those of all its members.
+        place: Its number among all samples of the shard.
+        is_kept: Whether it was asked for; of others nothing is read.
+    """
+
+    raw: RawSample
+    extensions: set[str]
+    place: int
+    is_kept: bool
+
+
+def shard_samples(
+    path: str,
+    keep: KeepSample | None = None,
+    parts: Container[str] = SAMPLE_PARTS,
+    on_retry: Callable[[], None] | None = None,
+) -> Iterator[ShardSample]:
+    """All samples of a shard, of which only what is asked for is read; the rest is seeked over.
 
     Args:
         path: A tar file that is not compressed, on a local disk or at an address.
-        select: Which members to read; all by default.
+        keep: Which samples to read; all by default.
+        parts: Extensions of the parts to read.
         on_retry: Called each time that a connection broke and the read is tried again.
 
     Raises:
-        tarfile.TarError: The file is broken at this place, or ends without the mark of its end; all before it has been
-            yielded.
-        ValueError: The same, where a header holds nonsense.
+        tarfile.ReadError: The file is corrupt at this place, or ends without the mark of its end; all before it has
+            been yielded.
         OSError: It cannot be read.
     """
-    sample: RawSample = {}
+    sample: ShardSample | None = None
     try:
         with open_file(path, on_retry) as file:
-            for name, content in tar_members(file, select):
-                key, extension = base_plus_ext(name)
-                if key is None:
+            for member in tar_members(file):
+                named = sample_name(member.name)
+                if named is None:
                     continue
-                extension = extension.lower()
-                if sample and (key != sample["__key__"] or extension in sample):
-                    yield sample
-                    sample = {}
-                sample |= {extension: content, "__key__": key}
-    except (tarfile.TarError, ValueError):
-        if sample:
+                key, extension = named
+                if sample is None or key != sample.raw["__key__"] or extension in sample.extensions:
+                    if sample is not None:
+                        yield sample
+                    place = 0 if sample is None else sample.place + 1
+                    sample = ShardSample({"__key__": key}, set(), place, keep is None or keep(key, path, place))
+                if sample.is_kept and extension in parts:
+                    sample.raw[extension] = member.read()
+                else:
+                    member.skip()
+                sample.extensions.add(extension)
+    except tarfile.ReadError:
+        if sample is not None and sample.extensions:
             yield sample
         raise
-    if sample:
+    if sample is not None:
         yield sample
 
 
+def read_shard(
+    path: str,
+    keep: KeepSample | None = None,
+    parts: Container[str] = SAMPLE_PARTS,
+    on_retry: Callable[[], None] | None = None,
+) -> Iterator[RawSample]:
+    """The raw samples of a shard that are asked for; see ``shard_samples``."""
+    return (sample.raw for sample in shard_samples(path, keep, parts, on_retry) if sample.is_kept)
+
+
 def count_samples(path: str) -> int:
-    """The keys in a shard; none of its contents is read.
+    """The number of samples in a shard; none of its contents is read.
 
     Raises:
-        tarfile.TarError: The file is broken.
-        ValueError: The same, where a header holds nonsense.
+        tarfile.ReadError: The file is corrupt.
         OSError: It cannot be read.
     """
-    with open_file(path) as file, opened_tar(file, "r:") as archive:
-        return len({base_plus_ext(member.name)[0] for member in tar_headers(archive)} - {None})
+    return sum(1 for _ in shard_samples(path, parts=()))
 
 
-def read_captions(shards: Sequence[str], num: int, keep: Callable[[str], bool]) -> list[str]:
+def read_captions(shards: Sequence[str], num: int, keep: KeepSample | None = None) -> list[str]:
     """The first ``num`` captions of the shards, fewer where there are no more; broken shards are passed over."""
     captions: list[str] = []
     for path in shards:
         try:
-            for sample in read_shard(path, lambda name: name.endswith(".txt")):
-                text = sample.get("txt", b"").decode("utf-8", "replace").strip()
-                if text and keep(sample["__key__"]):
+            for raw in read_shard(path, keep, ("txt",)):
+                text = caption(raw)
+                if text:
                     captions.append(text)
                 if len(captions) == num:
                     return captions
-        except (tarfile.TarError, OSError, ValueError):
+        except BROKEN_SHARD:
             continue
     return captions
 
 
 class UniformSubset:
-    """A uniform subset of all samples, the same on every run and every machine.
+    """A uniform subset of all samples with a text, the same on every run and every machine.
 
-    It holds the samples whose keys have the smallest hashes. The keys are read from the headers of the tar files.
+    It holds the samples whose keys have the smallest hashes; of samples with the same key it takes the first. The keys
+    are read from the headers of the tar files.
 
     Args:
         shards: All shards.
@@ -140,12 +235,23 @@ class UniformSubset:
     """
 
     def __init__(self, shards: Sequence[str], size: int) -> None:
-        hashes = np.fromiter({key_hash(key) for path in shards for key in text_keys(path)}, dtype=np.uint64)
+        hashes = np.fromiter((key_hash(key) for path in shards for key, _ in text_keys(path)), dtype=np.uint64)
         self.threshold = subset_threshold(hashes, size)
+        num_last = size - int((hashes < self.threshold).sum())
+        # of the largest hash, which several samples with the same key may have
+        self._last: set[tuple[str, int]] | None = None
+        if num_last < (hashes == self.threshold).sum():
+            last = (
+                (path, place) for path in shards for key, place in text_keys(path) if key_hash(key) == self.threshold
+            )
+            self._last = set(islice(last, num_last))
 
-    def __call__(self, key: str) -> bool:
-        """Whether the subset holds the sample of this key."""
-        return key_hash(key) <= self.threshold
+    def __call__(self, key: str, path: str = "", place: int = 0) -> bool:
+        """Whether the subset holds a sample; see ``KeepSample``."""
+        value = key_hash(key)
+        if value == self.threshold and self._last is not None:
+            return (path, place) in self._last
+        return value <= self.threshold
 
 
 def key_hash(key: str) -> int:
@@ -214,7 +320,7 @@ class SampleDecoder:
         extension = image_extension(raw)
         if extension is None or "txt" not in raw:
             return "missing_part"
-        text = raw["txt"].decode("utf-8", "replace").strip()
+        text = caption(raw)
         if not text:
             return "empty_text"
         try:
@@ -261,12 +367,25 @@ def image_extension(raw: RawSample) -> str | None:
     return next((extension for extension in _IMAGE_EXTENSIONS if extension in raw), None)
 
 
-def text_keys(path: str) -> Iterator[str]:
-    """The keys of the samples with a text, of a broken shard those before it breaks; no contents are read."""
+def caption(raw: RawSample) -> str:
+    """The text of a raw sample; empty where it has none, or none that can be seen: see ``is_blank``."""
+    text: str = raw.get("txt", b"").decode("utf-8", "replace").strip()
+    return "" if is_blank(text) else text
+
+
+def is_blank(text: str) -> bool:
+    """Whether a text has nothing to read: only white space, NUL and control characters, and such as have no width."""
+    return all(
+        unicodedata.category(character) in _INVISIBLE_CATEGORIES or character in _INVISIBLE_CHARACTERS
+        for character in text
+    )
+
+
+def text_keys(path: str) -> Iterator[tuple[str, int]]:
+    """Key and place of each sample with a text, of a broken shard those before it breaks; no contents are read."""
     try:
-        with open_file(path) as file, opened_tar(file, "r:") as archive:
-            for member in tar_headers(archive):
-                if member.name.endswith(".txt"):
-                    yield member.name.removesuffix(".txt")
-    except (tarfile.TarError, OSError, ValueError):
+        for sample in shard_samples(path, parts=()):
+            if "txt" in sample.extensions:
+                yield sample.raw["__key__"], sample.place
+    except BROKEN_SHARD:
         return  # what a broken shard still gives is counted when it is read

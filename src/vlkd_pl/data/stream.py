@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from vlkd_pl.batch import ImageTextBatch, InfillingBatch, StreamPosition
 from vlkd_pl.data.base import Collator, ImageText
 from vlkd_pl.data.infilling import TextInfilling
-from vlkd_pl.data.shards import RawSample, SampleDecoder, read_shard
+from vlkd_pl.data.shards import BROKEN_SHARD, PAIR_PARTS, KeepSample, RawSample, SampleDecoder, read_shard
 
 
 class TextCorpus:
@@ -58,7 +57,8 @@ class ShardStream(IterableDataset[ImageTextBatch]):
         collator: Makes batches.
         batch_size: Pairs in a batch.
         shuffle_buffer: Raw samples that a worker holds to draw from.
-        keep: Which keys to take.
+        shuffle_buffer_bytes: Bytes of these samples at most; the buffer holds fewer samples where they are large.
+        keep: Which samples to take; None for all.
         corpus: Texts to put beside the pairs.
         seed: Decides the order.
         rank: Number of this process.
@@ -74,7 +74,8 @@ class ShardStream(IterableDataset[ImageTextBatch]):
         collator: Collator,
         batch_size: int,
         shuffle_buffer: int,
-        keep: Callable[[str], bool],
+        shuffle_buffer_bytes: int,
+        keep: KeepSample | None,
         corpus: TextCorpus | None,
         seed: int,
         rank: int,
@@ -87,6 +88,7 @@ class ShardStream(IterableDataset[ImageTextBatch]):
         self.collator = collator
         self.batch_size = batch_size
         self.shuffle_buffer = shuffle_buffer
+        self.shuffle_buffer_bytes = shuffle_buffer_bytes
         self.keep = keep
         self.corpus = corpus
         self.seed = seed
@@ -136,21 +138,27 @@ class ShardStream(IterableDataset[ImageTextBatch]):
         order = np.random.default_rng((self.seed, epoch)).permutation(len(self.shards))
         rng = np.random.default_rng((self.seed, epoch, part))
         buffer: list[RawSample] = []
+        num_bytes = 0
         for shard in order[part::num_parts]:
             for raw in self._kept(self.shards[shard], worker):
-                if len(buffer) < self.shuffle_buffer:
-                    buffer.append(raw)
-                    continue
-                drawn = int(rng.integers(len(buffer)))
-                yield buffer[drawn]
-                buffer[drawn] = raw
+                buffer.append(raw)
+                num_bytes += _num_bytes(raw)
+                num_choices = max(1, len(buffer) - 1)  # all but the newest, which takes the place of the one drawn
+                while len(buffer) > self.shuffle_buffer or num_bytes > self.shuffle_buffer_bytes:
+                    drawn = int(rng.integers(num_choices))
+                    buffer[drawn], buffer[-1] = buffer[-1], buffer[drawn]
+                    num_bytes -= _num_bytes(buffer[-1])
+                    yield buffer.pop()
+                    num_choices = len(buffer)
         for drawn in rng.permutation(len(buffer)):
             yield buffer[drawn]
 
     def _kept(self, path: str, worker: int) -> Iterator[RawSample]:
         try:
-            for raw in read_shard(path, on_retry=lambda: self.decoder.count("retries", worker)):
-                if self.keep(raw["__key__"]):
-                    yield raw
-        except (tarfile.TarError, OSError, ValueError):  # webdataset's own errors on odd members are ValueErrors
+            yield from read_shard(path, self.keep, PAIR_PARTS, on_retry=lambda: self.decoder.count("retries", worker))
+        except BROKEN_SHARD:
             self.decoder.count("broken_tar", worker)
+
+
+def _num_bytes(raw: RawSample) -> int:
+    return sum(map(len, raw.values()))

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -15,7 +14,16 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from vlkd_pl.batch import ShardBatch, ShardEnd
 from vlkd_pl.data.base import CLIPTokenizer, ImageText, one_thread
 from vlkd_pl.data.features import SUFFIX, FeatureSettings, finished_file
-from vlkd_pl.data.shards import SKIP_REASONS, RawSample, SampleDecoder, key_hash, read_shard
+from vlkd_pl.data.shards import (
+    BROKEN_SHARD,
+    PAIR_PARTS,
+    SKIP_REASONS,
+    KeepSample,
+    SampleDecoder,
+    ShardSample,
+    key_hash,
+    shard_samples,
+)
 
 
 def shard_names(shards: Sequence[str]) -> list[str]:
@@ -41,7 +49,7 @@ class UncachedShards(IterableDataset[ShardBatch]):
         decoder: Makes samples.
         clip_tokenizer: CLIP's tokenizer.
         batch_size: Most samples in a batch.
-        keep: Which keys to take.
+        keep: Which samples to take; None for all.
         rank: Number of this process.
         world_size: Processes, which share the shards.
     """
@@ -52,7 +60,7 @@ class UncachedShards(IterableDataset[ShardBatch]):
         decoder: SampleDecoder,
         clip_tokenizer: CLIPTokenizer,
         batch_size: int,
-        keep: Callable[[str], bool],
+        keep: KeepSample | None,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -74,12 +82,12 @@ class UncachedShards(IterableDataset[ShardBatch]):
         key_hashes: list[int] = []
         skipped = dict.fromkeys(SKIP_REASONS, 0)
         samples: list[ImageText] = []
-        for raw in self._raw(path, skipped):
-            if "txt" in raw:
-                key_hashes.append(key_hash(raw["__key__"]))
-            if not self.keep(raw["__key__"]):
+        for shard_sample in self._samples(path, skipped):
+            if "txt" in shard_sample.extensions:
+                key_hashes.append(key_hash(shard_sample.raw["__key__"]))
+            if not shard_sample.is_kept:
                 continue
-            sample = self.decoder.decoded(raw)
+            sample = self.decoder.decoded(shard_sample.raw)
             if isinstance(sample, str):
                 skipped[sample] += 1
                 continue
@@ -101,10 +109,10 @@ class UncachedShards(IterableDataset[ShardBatch]):
             "end": end,
         }
 
-    def _raw(self, path: str, skipped: dict[str, int]) -> Iterator[RawSample]:
+    def _samples(self, path: str, skipped: dict[str, int]) -> Iterator[ShardSample]:
         try:
-            yield from read_shard(path)
-        except (tarfile.TarError, OSError, ValueError):  # webdataset's own errors on odd members are ValueErrors
+            yield from shard_samples(path, self.keep, PAIR_PARTS)
+        except BROKEN_SHARD:
             skipped["broken_tar"] += 1
 
 
@@ -135,7 +143,7 @@ class UncachedDataModule(pl.LightningDataModule):
         decoder: SampleDecoder,
         clip_tokenizer: CLIPTokenizer,
         batch_size: int,
-        keep: Callable[[str], bool],
+        keep: KeepSample | None,
         num_workers: int = 0,
         check_content: bool = False,
     ) -> None:
