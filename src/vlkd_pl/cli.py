@@ -29,7 +29,6 @@ _COMMANDS = {
 """For each command the file under ``vlkd_pl/commands`` that runs it, and what it does."""
 
 _CHATTER = (
-    "pkg_resources is deprecated",  # by OpenAI's clip, on import
     "LightningCLI's args parameter",  # the arguments come from main()
     r"Found \d+ module\(s\) in eval mode",  # the frozen CLIP is meant to be
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # by Lightning, of its own code
