@@ -18,12 +18,24 @@ class MissingPackageError(ImportError):
     """A package that one feature needs is not installed. The message is one line and names the extra that brings it."""
 
 
+def missing_package(reason: object, extra: str) -> MissingPackageError:
+    """The error for a package that an extra of this package brings.
+
+    Args:
+        reason: What is missing.
+        extra: Name of the extra, as ``setup.cfg`` has it.
+    """
+    return MissingPackageError(
+        f"{reason}: it comes with the extra {extra}; run pip install '.[{extra}]' in the checkout of vlkd_pl"
+    )
+
+
 @contextmanager
 def needs_extra(extra: str) -> Iterator[None]:
     """Imports inside are of packages that an extra of this package brings.
 
     Args:
-        extra: Name of the extra, as ``setup.cfg`` has it.
+        extra: Name of the extra.
 
     Raises:
         MissingPackageError: An import fails.
@@ -31,6 +43,4 @@ def needs_extra(extra: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise MissingPackageError(
-            f"{error}: it comes with the extra {extra}; run pip install '.[{extra}]' in the checkout of vlkd_pl"
-        ) from error
+        raise missing_package(error, extra) from error
