@@ -4,9 +4,13 @@
 # make finetune  after make distill: every fine-tuning on the sample world, about half an hour
 # make demo      after make distill: a page to try the model on
 # make check     formatter, linter and type checker
+# make test-lowest   the tests on the lowest releases that setup.cfg allows, in .venv-lowest; on Python 3.10 to 3.12
+# make test-newest   the tests on the newest releases, in .venv-newest
+# make dist      wheel and source distribution, in dist
 
 PYTHON ?= python3
 VENV ?= .venv
+EXTRA ?= dev
 BIN := $(VENV)/bin
 RUN := runs/sample
 export TOKENIZERS_PARALLELISM := false
@@ -14,15 +18,14 @@ export TOKENIZERS_PARALLELISM := false
 # with one the figures do not depend on the number of cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help distill zeroshot finetune demo test test-slow check format sample-models clean
+.PHONY: help distill zeroshot finetune demo test test-slow test-lowest test-newest check dist format sample-models clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
 
-$(BIN)/.installed: setup.cfg pyproject.toml
+$(BIN)/.installed: setup.cfg pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check torch torchvision 'setuptools<81'
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check $(CONSTRAINTS:%=--constraint %) --editable '.[$(EXTRA)]'
 	touch $@
 
 distill: $(BIN)/.installed
@@ -60,6 +63,23 @@ demo: $(BIN)/.installed
 
 test: $(BIN)/.installed
 	$(BIN)/python -m pytest -q
+
+test-lowest: build/lowest.txt
+	$(MAKE) test VENV=.venv-lowest EXTRA=test CONSTRAINTS=$<
+
+test-newest:
+	rm -rf .venv-newest
+	$(MAKE) test VENV=.venv-newest
+
+build/lowest.txt: setup.cfg .ci/lowest.py
+	mkdir -p build
+	$(PYTHON) .ci/lowest.py > $@
+
+dist: $(BIN)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check build twine
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
 
 test-slow: $(BIN)/.installed
 	$(BIN)/python -m pytest -q -m slow

@@ -13,10 +13,10 @@ import copy
 import time
 
 import torch
-from clip.model import CLIP
 from real_size import Clock, machine, median
 
 from vlkd_pl.models.clip import FrozenCLIP
+from vlkd_pl.openai_clip import CLIP
 
 # embedding, picture, layers, width and patch of the picture encoder; width, heads and layers of the text encoder
 SIZES = {

@@ -10,20 +10,16 @@ from __future__ import annotations
 import argparse
 import json
 import time
-import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pycocoevalcap
+from pycocoevalcap.cider.cider_scorer import CiderScorer
 
-warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
-
-import pycocoevalcap  # noqa: E402
-from pycocoevalcap.cider.cider_scorer import CiderScorer  # noqa: E402
-
-from vlkd_pl.metrics.cider import CIDErD  # noqa: E402
-from vlkd_pl.metrics.ptb import tokenize  # noqa: E402
+from vlkd_pl.metrics.cider import CIDErD
+from vlkd_pl.metrics.ptb import tokenize
 
 JAR = Path(pycocoevalcap.__path__[0]) / "spice" / "spice-1.0.jar"
 

@@ -10,17 +10,14 @@ import json
 import subprocess
 import tempfile
 import time
-import warnings
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
+import pycocoevalcap
+from pycocoevalcap.tokenizer.ptbtokenizer import PUNCTUATIONS, STANFORD_CORENLP_3_4_1_JAR
 
-import pycocoevalcap  # noqa: E402
-from pycocoevalcap.tokenizer.ptbtokenizer import PUNCTUATIONS, STANFORD_CORENLP_3_4_1_JAR  # noqa: E402
-
-from vlkd_pl.metrics.ptb import tokenize, tokenize_all  # noqa: E402
+from vlkd_pl.metrics.ptb import tokenize, tokenize_all
 
 FOLDER = Path(pycocoevalcap.__path__[0])
 

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from clip.model import CLIP
 from transformers import AutoTokenizer, BartConfig, BartForConditionalGeneration
 
 import vlkd_pl
 from vlkd_pl.models.clip import FrozenCLIP
 from vlkd_pl.models.vlkd import VLKDModel
+from vlkd_pl.openai_clip import CLIP
 
 SAMPLE_BART = Path(vlkd_pl.__file__).parent / "data" / "sample" / "models" / "bart"
 BART_LARGE = BartConfig(activation_dropout=0.1, attention_dropout=0.1)

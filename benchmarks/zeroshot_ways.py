@@ -7,26 +7,23 @@ from __future__ import annotations
 
 import argparse
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
+import torch
+import transformers
+from PIL import Image
 
-import torch  # noqa: E402
-import transformers  # noqa: E402
-from PIL import Image  # noqa: E402
-
-from vlkd_pl.data.coco import CaptionedImage, read_coco_captions  # noqa: E402
-from vlkd_pl.data.transforms import clip_transform  # noqa: E402
-from vlkd_pl.data.vqav2 import Question, read_questions  # noqa: E402
-from vlkd_pl.metrics.captions import caption_scores  # noqa: E402
-from vlkd_pl.metrics.vqa import vqa_scores  # noqa: E402
-from vlkd_pl.models.decoding import Decoding, answer, caption  # noqa: E402
-from vlkd_pl.models.prompts import caption_passage  # noqa: E402
-from vlkd_pl.models.vlkd import VLKDModel  # noqa: E402
-from vlkd_pl.table import format_table  # noqa: E402
+from vlkd_pl.data.coco import CaptionedImage, read_coco_captions
+from vlkd_pl.data.transforms import clip_transform
+from vlkd_pl.data.vqav2 import Question, read_questions
+from vlkd_pl.metrics.captions import caption_scores
+from vlkd_pl.metrics.vqa import vqa_scores
+from vlkd_pl.models.decoding import Decoding, answer, caption
+from vlkd_pl.models.prompts import caption_passage
+from vlkd_pl.models.vlkd import VLKDModel
+from vlkd_pl.table import format_table
 
 BATCH_SIZE = 50
 

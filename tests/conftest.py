@@ -1,12 +1,15 @@
 """Folders of small random models, and a small sample world in the real file formats."""
 
+import importlib.util
 import os
 import random
+import sys
 from types import SimpleNamespace
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two threads on shared cores are slower than one
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import packaging.version
 import pytest
 import safetensors.torch
 import torch
@@ -25,6 +28,9 @@ from vlkd_pl.data.sample.writers import (
     write_shards,
 )
 from vlkd_pl.models.vlkd import VLKDModel
+
+if importlib.util.find_spec("pkg_resources") is None:  # setuptools has it no more, and the whole of clip asks for it
+    sys.modules["pkg_resources"] = SimpleNamespace(packaging=packaging)
 
 torch.set_num_threads(1)
 

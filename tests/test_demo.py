@@ -104,7 +104,10 @@ def test_examples_of_a_folder(tmp_path):
 def test_without_gradio_the_command_says_what_to_install(monkeypatch, capsys):
     monkeypatch.setattr(command, "find_spec", lambda name: None)
     assert main(["demo", "--model", "nothing"]) == 1
-    assert capsys.readouterr().err == "vlkd-pl demo: the page needs Gradio: pip install 'vlkd_pl[demo]'\n"
+    assert capsys.readouterr().err == (
+        "vlkd-pl demo: the page needs Gradio: it comes with the extra demo; run pip install '.[demo]' in the checkout "
+        "of vlkd_pl\n"
+    )
 
 
 @pytest.fixture

@@ -1,10 +1,10 @@
 """Small random models of the real classes."""
 
 import torch
-from clip.model import CLIP
 from transformers import BartConfig, BartForConditionalGeneration
 
 from vlkd_pl.data.sample.tokenizers import CONTEXT_LENGTH
+from vlkd_pl.openai_clip import CLIP
 
 
 def tiny_clip(kind="resnet", vocab_size=655, context_length=CONTEXT_LENGTH):

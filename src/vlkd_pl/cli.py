@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 
 from vlkd_pl import __version__
 
@@ -29,7 +30,6 @@ _COMMANDS = {
 """For each command the file under ``vlkd_pl/commands`` that runs it, and what it does."""
 
 _CHATTER = (
-    "pkg_resources is deprecated",  # by OpenAI's clip, on import
     "LightningCLI's args parameter",  # the arguments come from main()
     r"Found \d+ module\(s\) in eval mode",  # the frozen CLIP is meant to be
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # by Lightning, of its own code
@@ -58,9 +58,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"vlkd-pl: no command {arguments[0]!r}; the commands are {', '.join(_COMMANDS)}", file=sys.stderr)
         return 2
     _quiet()
+    arguments = _with_shipped_configs(arguments)
     command = import_module(f"vlkd_pl.commands.{_COMMANDS[arguments[0]][0]}")
     status: int = command.main(arguments)
     return status
+
+
+def _with_shipped_configs(arguments: Sequence[str]) -> list[str]:
+    """The arguments, with the package's own file for each --config under ``configs/`` that is not there."""
+    package = Path(__file__).parent
+    configs = package / "configs"
+    if not configs.is_dir():  # a checkout has them beside src
+        configs = package.parents[1] / "configs"
+    found = []
+    for place, argument in enumerate(arguments):
+        option, equals, path = argument.rpartition("=")
+        named = option in ("--config", "-c") if equals else place > 0 and arguments[place - 1] in ("--config", "-c")
+        shipped = configs.parent / path
+        if named and Path(path).parts[:1] == ("configs",) and not Path(path).exists() and shipped.is_file():
+            path = str(shipped)
+        found.append(f"{option}{equals}{path}")
+    return found
 
 
 def _quiet() -> None:

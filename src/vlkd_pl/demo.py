@@ -10,7 +10,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import gradio as gr
 from PIL import Image
 
 from vlkd_pl.data.images import UNREADABLE
@@ -18,8 +17,12 @@ from vlkd_pl.data.pictures import iter_pictures
 from vlkd_pl.data.sample.language import questions
 from vlkd_pl.data.sample.renderer import render
 from vlkd_pl.data.sample.scenes import Item, Scene
+from vlkd_pl.errors import needs_extra
 from vlkd_pl.models.decoding import Decoding, Reconstruction
 from vlkd_pl.pipeline import VLKD, PictureError
+
+with needs_extra("demo"):
+    import gradio as gr
 
 PICTURE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 """Pillow's names of the formats that are taken: those that every browser shows."""

@@ -8,6 +8,7 @@ import torch
 import torch.distributed
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 Item = TypeVar("Item")
 
@@ -107,12 +108,12 @@ def gather_objects(items: list[Item]) -> list[Item]:
 
 def is_sharded(tensor: Tensor) -> bool:
     """Whether each rank holds a shard of a tensor (a ``DTensor``)."""
-    return hasattr(tensor, "full_tensor")  # PyTorch 2.4 has the class elsewhere
+    return isinstance(tensor, DTensor)
 
 
 def whole(tensor: Tensor) -> Tensor:
     """A sharded tensor from the shards of all ranks, on each of them; any other as it is."""
-    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def sharded_as(like: Tensor, tensor: Tensor) -> Tensor:
@@ -122,12 +123,9 @@ def sharded_as(like: Tensor, tensor: Tensor) -> Tensor:
         like: A parameter. Where it is not sharded, or not of the tensor's shape, the tensor stays as it is.
         tensor: The same on all ranks.
     """
-    if not is_sharded(like) or like.shape != tensor.shape:
+    if not isinstance(like, DTensor) or like.shape != tensor.shape:
         return tensor
-    from torch.distributed.tensor import distribute_tensor  # in PyTorch 2.4 it is elsewhere, but nothing is sharded
-
-    sharded: Tensor = distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)  # type: ignore[attr-defined]
-    return sharded
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
 
 
 def gather_on_first_rank(tensor: Tensor) -> Tensor | None:

@@ -9,6 +9,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from vlkd_pl.errors import needs_extra
+
 OptimizerName = Literal["adamw", "lamb"]
 
 _NORMS = (nn.LayerNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm)
@@ -60,13 +62,17 @@ def make_optimizer(
         learning_rate: Of groups that have none of their own.
         betas: β_1 and β_2.
         eps: ε.
+
+    Raises:
+        MissingPackageError: LAMB is asked for without timm.
     """
     if name == "adamw":
         fused = all(parameter.is_cuda for group in groups for parameter in group["params"])
         adamw = torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=eps, fused=fused)
         adamw._step_supports_amp_scaling = False  # what GradScaler and Lightning ask
         return adamw
-    from timm.optim import Lamb  # brings all of timm, which takes seconds
+    with needs_extra("lamb"):
+        from timm.optim import Lamb  # brings all of timm, which takes seconds
 
     # the trainer clips gradients
     return Lamb(groups, lr=learning_rate, betas=betas, eps=eps, max_grad_norm=None)

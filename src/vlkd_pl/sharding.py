@@ -8,8 +8,8 @@ from typing import Any
 import torch
 import torch.distributed
 from pytorch_lightning.strategies import DDPStrategy
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.optim import Optimizer
 from transformers.models.bart.modeling_bart import BartDecoderLayer, BartEncoderLayer
 
@@ -25,23 +25,14 @@ class FSDP2Strategy(DDPStrategy):
 
     Args:
         **options: See ``DDPStrategy``: ``timeout``, ``process_group_backend`` and ``start_method``.
-
-    Raises:
-        MisconfigurationException: PyTorch is older than 2.7.
     """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        if torch.__version__ < "2.7":
-            raise MisconfigurationException(
-                f"FSDP2Strategy asks for PyTorch 2.7, and this is {torch.__version__}: update it, or train with DDP"
-            )
         self._units: list[Any] = []
 
     def configure_ddp(self) -> None:
         """Shards the module, where DDP would wrap it."""
-        from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
-
         module: Any = self.model
         frozen = {parameter for parameter in module.parameters() if not parameter.requires_grad}
         for parameter in module.parameters():

@@ -277,7 +277,7 @@ def test_without_img2dataset(tsv, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "img2dataset", None)
     assert prepare(tsv, tmp_path / "cc3m") == 1
     told = capsys.readouterr().err
-    assert "pip install 'vlkd_pl[prepare]'" in told
+    assert "pip install '.[prepare]'" in told
     assert told.count("\n") == 1
 
 

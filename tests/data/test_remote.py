@@ -117,7 +117,7 @@ def test_a_missing_package_is_named(monkeypatch):
         raise ImportError("Install s3fs to access S3")
 
     monkeypatch.setattr(vlkd_pl.data.remote.fsspec, "get_filesystem_class", unknown)
-    with pytest.raises(MisconfigurationException, match=r"Install s3fs to access S3.*pip install 'vlkd_pl\[remote\]'"):
+    with pytest.raises(MisconfigurationException, match=r"Install s3fs to access S3.*pip install '\.\[remote\]'"):
         find_shards("s3://bucket/a.tar")
 
 

@@ -7,6 +7,7 @@ import pytest
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from vlkd_pl.data.xsum import Document, XSUMDataModule, iter_documents, token_batches
+from vlkd_pl.errors import MissingPackageError
 
 PAIRS = [("a red fish. it is big.", "a fish"), ("two  boats\u2028at night.", "boats"), ("a tree.", "a tree")]
 EXPECTED = [
@@ -66,7 +67,7 @@ def test_without_the_network_the_error_says_what_to_give(monkeypatch):
 
 def test_without_datasets_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
-    with pytest.raises(MisconfigurationException, match=r"pip install 'vlkd_pl\[datasets\]'"):
+    with pytest.raises(MissingPackageError, match=r"pip install '\.\[datasets\]'"):
         list(iter_documents("EdinburghNLP/xsum", "val"))
 
 

@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 from threading import Event
 
 from vlkd_pl.commands.loading import add_model_options, load_model, positive
+from vlkd_pl.errors import missing_package
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str]) -> int:
         parser.error(f"there is no port {options.port}: give one up to 65535")
 
     if find_spec("gradio") is None:
-        print("vlkd-pl demo: the page needs Gradio: pip install 'vlkd_pl[demo]'", file=sys.stderr)
+        print(f"vlkd-pl demo: {missing_package('the page needs Gradio', 'demo')}", file=sys.stderr)
         return 1
     model = load_model(options, "demo")
     if model is None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from vlkd_pl.commands.loading import positive
 from vlkd_pl.commands.progress import shard_progress
+from vlkd_pl.errors import MissingPackageError
 
 _BENCHMARKS = {
     "coco": "COCO captions",
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
 
     try:
         status: int = options.run(options)
-    except (OSError, MisconfigurationException) as error:
+    except (OSError, MisconfigurationException, MissingPackageError) as error:
         told = str(error).splitlines()[-1]  # the error itself, where a worker's begins with its traceback
         print(f"vlkd-pl prepare {options.what}: {told.removeprefix('data.shards: ')}", file=sys.stderr)
         return 1

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from vlkd_pl.errors import MissingPackageError
 from vlkd_pl.metrics.captions import CAPTION_METRICS, CaptionScores, caption_scores
 from vlkd_pl.metrics.pairing import check_pairing, first_few
 from vlkd_pl.metrics.summaries import summary_scores
@@ -31,7 +32,7 @@ def main(arguments: Sequence[str]) -> int:
         scores: dict[str, Any] = options.score(options)
         if options.output is not None:
             options.output.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, MissingPackageError) as error:
         print(f"vlkd-pl score {options.kind}: {error}", file=sys.stderr)
         return 1
     return 0

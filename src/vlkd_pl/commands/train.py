@@ -14,7 +14,7 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.strategies import FSDPStrategy, ModelParallelStrategy
 from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 
-from vlkd_pl.errors import ModelFileError
+from vlkd_pl.errors import MissingPackageError, ModelFileError
 from vlkd_pl.predictions import PredictionWriter
 from vlkd_pl.resume import (
     CheckpointFiles,
@@ -136,7 +136,9 @@ def told(command: str, error: Exception) -> int:
         Exception: It is a defect, and the error itself.
     """
     reason: BaseException | None = error
-    while reason is not None and not isinstance(reason, FileNotFoundError | MisconfigurationException | ModelFileError):
+    while reason is not None and not isinstance(
+        reason, FileNotFoundError | MisconfigurationException | MissingPackageError | ModelFileError
+    ):
         reason = reason.__cause__
     if reason is None:
         raise error

@@ -18,6 +18,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from vlkd_pl.batch import EvaluationBatch, ImageTextBatch
 from vlkd_pl.data.infilling import TextInfilling, padded
+from vlkd_pl.openai_clip import SimpleTokenizer
 
 _CONTEXT_LENGTH = 77
 _MOST_WORDS = 1 << 17
@@ -63,8 +64,6 @@ class CLIPTokenizer:
     """
 
     def __init__(self, merges: bytes | None = None, context_length: int = _CONTEXT_LENGTH) -> None:
-        from clip.simple_tokenizer import SimpleTokenizer
-
         if merges is None:
             self.tokenizer = SimpleTokenizer()
         else:

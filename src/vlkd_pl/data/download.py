@@ -19,6 +19,8 @@ from typing import Any
 
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
+from vlkd_pl.errors import needs_extra
+
 _LINKS_PER_SHARD = 10_000
 _COUNTS = ("count", "successes", "failed_to_download", "failed_to_resize")
 _MOST_COMMON = 20
@@ -41,8 +43,8 @@ def download(
 
     Raises:
         FileNotFoundError: There is no such file.
-        MisconfigurationException: img2dataset is not installed, there is no link in the file, or img2dataset has left
-            some of them.
+        MisconfigurationException: There is no link in the file, or img2dataset has left some of them.
+        MissingPackageError: img2dataset is not installed.
     """
     output = folder / "download"
     num_links, num_broken = _write_links(tsv, folder / "links.tsv")
@@ -117,13 +119,8 @@ def _links(tsv: Path) -> Iterator[tuple[str, str]]:
 
 def _call_img2dataset(links: Path, output: Path, image_size: int, num_processes: int, num_threads: int) -> None:
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # or each worker would ask the network for a newer version
-    try:
+    with needs_extra("prepare"):
         import img2dataset
-    except ImportError as error:
-        raise MisconfigurationException(
-            f"img2dataset, which downloads the pictures, is not installed ({error}): pip install 'vlkd_pl[prepare]', "
-            "or give shards that it wrote elsewhere instead of the .tsv"
-        ) from error
     download = partial(
         img2dataset.download,
         url_list=str(links),

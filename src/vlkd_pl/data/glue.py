@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from vlkd_pl.batch import GLUE_LABELS, GLUEBatch, GLUETask
 from vlkd_pl.data.order import EpochOrder, OrderedDataModule, OrderedDataset
+from vlkd_pl.errors import needs_extra
 
 Split = Literal["train", "dev", "test"]
 
@@ -124,7 +125,8 @@ def read_dataset(source: str, task: GLUETask, split: str, part: str = "") -> tup
         FileNotFoundError: There is no such data set or split.
         MisconfigurationException: It is not of the task's format.
     """
-    import datasets
+    with needs_extra("datasets"):
+        import datasets
 
     folder = Path(source)
     try:

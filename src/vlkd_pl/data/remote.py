@@ -71,7 +71,8 @@ def check_address(path: str) -> None:
             ) from error
         except ImportError as error:
             raise MisconfigurationException(
-                f"data: {path} needs a further package ({error}): pip install 'vlkd_pl[remote]' for S3 and GCS"
+                f"data: {path} needs a further package ({error}): for S3 and GCS run pip install '.[remote]' in the "
+                "checkout of vlkd_pl"
             ) from error
 
 

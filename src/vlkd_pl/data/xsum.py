@@ -20,6 +20,7 @@ from vlkd_pl.batch import SummaryBatch
 from vlkd_pl.data.base import load_bart_tokenizer
 from vlkd_pl.data.infilling import Ids, padded
 from vlkd_pl.data.order import EpochOrder, OrderedDataModule, OrderedDataset
+from vlkd_pl.errors import needs_extra
 
 _HUB_NAMES = {"val": "validation"}
 _CHUNK_SIZE = 1000
@@ -73,7 +74,8 @@ def iter_documents(source: str, split: str, revision: str | None = None, summari
 
     Raises:
         FileNotFoundError: There is no such source or split.
-        MisconfigurationException: A file is of another format, ``datasets`` is not installed, or a column is missing.
+        MisconfigurationException: A file is of another format, or a column is missing.
+        MissingPackageError: ``datasets`` is not installed, and the source is none of text files.
     """
     folder = Path(source)
     if not folder.is_dir():
@@ -359,11 +361,6 @@ def _hub_rows(name: str, split: str, revision: str | None) -> Iterator[dict[str,
 
 
 def _datasets() -> Any:
-    try:
+    with needs_extra("datasets"):
         import datasets
-    except ImportError as error:
-        raise MisconfigurationException(
-            "data sets of Hugging Face need the package datasets: pip install 'vlkd_pl[datasets]', or give a folder "
-            "with train.source and train.target as data.source"
-        ) from error
     return datasets

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import evaluate
-from datasets import Features, Value
-from scipy.stats import pearsonr, spearmanr
-from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+from vlkd_pl.errors import needs_extra
+
+with needs_extra("glue"):
+    import evaluate
+    from datasets import Features, Value
+    from scipy.stats import pearsonr, spearmanr
+    from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 _CITATION = "Wang et al., GLUE: A multi-task benchmark and analysis platform for natural language understanding, 2019"
 

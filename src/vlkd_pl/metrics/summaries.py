@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
+
+from vlkd_pl.errors import needs_extra
 
 SUMMARY_METRICS = {"ROUGE-1": "rouge1", "ROUGE-2": "rouge2", "ROUGE-L": "rougeL", "ROUGE-Lsum": "rougeLsum"}
 """The scores, with their names in the package ``rouge-score``."""
@@ -28,18 +31,28 @@ def summary_scores(references: Sequence[str], predictions: Sequence[str]) -> dic
 
     Raises:
         ValueError: There are none, or not as many predictions as references.
+        MissingPackageError: ``rouge-score`` is not installed.
     """
-    from rouge_score.rouge_scorer import RougeScorer  # type: ignore[import-untyped]
-
+    scorer = rouge_scorer()
     if len(references) != len(predictions) or not references:
         raise ValueError(f"{len(references)} references and {len(predictions)} predictions: give one for each")
-    scorer = RougeScorer(list(SUMMARY_METRICS.values()), use_stemmer=True)
     totals = dict.fromkeys(SUMMARY_METRICS, 0.0)
     for reference, prediction in zip(references, predictions, strict=True):
         scores = scorer.score("\n".join(split_sentences(reference)), "\n".join(split_sentences(prediction)))
         for name, theirs in SUMMARY_METRICS.items():
             totals[name] += scores[theirs].fmeasure
     return {name: 100 * total / len(references) for name, total in totals.items()}
+
+
+def rouge_scorer() -> Any:
+    """The scorer of ``rouge-score``.
+
+    Raises:
+        MissingPackageError: It is not installed.
+    """
+    with needs_extra("summaries"):
+        from rouge_score.rouge_scorer import RougeScorer
+    return RougeScorer(list(SUMMARY_METRICS.values()), use_stemmer=True)
 
 
 def split_sentences(text: str) -> list[str]:

@@ -11,14 +11,14 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from clip.clip import _MODELS as _URLS
-from clip.clip import _download
-from clip.model import CLIP, AttentionPool2d, ModifiedResNet, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional
 
 from vlkd_pl.errors import ModelFileError
 from vlkd_pl.files import file_sha256
+from vlkd_pl.openai_clip import CLIP, AttentionPool2d, ModifiedResNet, VisionTransformer
+from vlkd_pl.openai_clip import CLIP_URLS as _URLS
+from vlkd_pl.openai_clip import download as _download
 
 CLIP_NAMES = tuple(_URLS)
 """Names of OpenAI's CLIPs; each is downloaded on first use and checked against the checksum in its address."""

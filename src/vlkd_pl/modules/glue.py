@@ -10,7 +10,6 @@ from torch.nn import functional
 from transformers.models.bart.modeling_bart import BartClassificationHead, shift_tokens_right
 
 from vlkd_pl.batch import GLUE_LABELS, GLUEBatch, GLUETask
-from vlkd_pl.metrics.glue import glue_scores
 from vlkd_pl.models.text import TextModel, TextRoute
 from vlkd_pl.modules.report import Report
 from vlkd_pl.modules.task import TaskModule
@@ -45,12 +44,16 @@ class GLUEModule(TaskModule):
 
     Raises:
         FileNotFoundError: There is no BART at ``model``.
+        MissingPackageError: The packages of the extra ``glue`` are not installed.
     """
 
     def __init__(
         self, model: str, task: GLUETask, route: TextRoute = "around", max_tokens: int = 512, **options: Any
     ) -> None:
+        from vlkd_pl.metrics.glue import glue_scores  # here: it asks for an extra
+
         super().__init__(**options)
+        self._glue_scores = glue_scores
         self.model = TextModel.load(model, route)
         self.task: GLUETask = task
         self.max_tokens = min(max_tokens, self.model.bart.config.max_position_embeddings)
@@ -112,7 +115,7 @@ class GLUEModule(TaskModule):
             files[_SUBMISSIONS[self.task, part]] = "".join(["index\tprediction\n", *rows])
             if any(item["label"] is None for item in own):
                 continue
-            found = glue_scores(self.task, [item["prediction"] for item in own], [item["label"] for item in own])
+            found = self._glue_scores(self.task, [item["prediction"] for item in own], [item["label"] for item in own])
             scores |= {f"{name}_{part}" if part else name: value for name, value in found.items()}
         if not scores:
             return Report({}, f"{len(items)} predictions; the labels are not known", files)

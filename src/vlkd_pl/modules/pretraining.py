@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 import torch
-from clip.model import CLIP
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from transformers import AutoTokenizer, BartConfig, BartForConditionalGeneration
@@ -16,6 +15,7 @@ from transformers import AutoTokenizer, BartConfig, BartForConditionalGeneration
 from vlkd_pl.losses import clamp_logit_scale_, icti_loss, itcl_loss
 from vlkd_pl.metrics.retrieval import recall_at_k
 from vlkd_pl.models.clip import FrozenCLIP, normalized
+from vlkd_pl.openai_clip import CLIP
 from vlkd_pl.optim import linear_warmup_and_decay, parameter_groups
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vlkd_pl.batch import SummaryBatch
 from vlkd_pl.losses import label_smoothed_loss
-from vlkd_pl.metrics.summaries import SUMMARY_METRICS, summary_scores
+from vlkd_pl.metrics.summaries import SUMMARY_METRICS, rouge_scorer, summary_scores
 from vlkd_pl.models.summaries import XSUM_DECODING, SummaryDecoding, summarize
 from vlkd_pl.models.text import TextModel, TextRoute
 from vlkd_pl.modules.report import Report
@@ -32,6 +32,7 @@ class SummarizationModule(TaskModule):
 
     Raises:
         FileNotFoundError: There is no BART at ``model``.
+        MissingPackageError: The package of the extra ``summaries`` is not installed.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class SummarizationModule(TaskModule):
         decoding: SummaryDecoding = XSUM_DECODING,
         **options: Any,
     ) -> None:
+        rouge_scorer()  # a package that is missing is told before training
         super().__init__(**options)
         self.model = TextModel.load(model, route)
         self.model.set_dropout(dropout, attention_dropout)

@@ -24,7 +24,7 @@ def clip_merges() -> bytes:
     Returns:
         A gzip file in the layout of OpenAI's ``bpe_simple_vocab_16e6.txt.gz``.
     """
-    from clip.simple_tokenizer import SimpleTokenizer, get_pairs
+    from vlkd_pl.openai_clip import SimpleTokenizer, get_pairs
 
     ranks = SimpleTokenizer().bpe_ranks
     used = set()
