@@ -126,7 +126,9 @@ def pickles():
             files[f"{name}_{protocol}.pt"] = pickle.dumps(call, protocol)
         files[f"{name}_zip.pt"] = saved({"state_dict": {"weight": call}})
         files[f"{name}_legacy.pt"] = saved([call], _use_new_zipfile_serialization=False)
-    files["legacy_magic.pt"] = pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(Call(os.system, ("touch ran",)), 2)
+    files["legacy_magic.pt"] = pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(
+        Call(os.system, ("touch ran",)), 2
+    )
     files["persistent.pt"] = zipped({"data.pkl": b"\x80\x02cos\nsystem\nX\x09\x00\x00\x00touch ranQ."})
     files["build.pt"] = zipped({"data.pkl": b"\x80\x02cos\nenviron\n}X\x01\x00\x00\x00aX\x01\x00\x00\x00bsb."})
     files["instance.pt"] = zipped({"data.pkl": b"(X\x09\x00\x00\x00touch ranios\nsystem\n."})
@@ -303,13 +305,20 @@ def write_barts(folder, bart_folder):
         "custom": {"model_type": "own", "auto_map": custom},
     }.items():
         (copy(name) / "config.json").write_text(json.dumps(config | settings))
-    for name, content in {"text": "{", "list": "[]", "empty": "", "lfs": "version https://git-lfs.github.com/spec/v1\n"}.items():
+    for name, content in {
+        "text": "{",
+        "list": "[]",
+        "empty": "",
+        "lfs": "version https://git-lfs.github.com/spec/v1\n",
+    }.items():
         (copy(f"config_{name}") / "config.json").write_text(content)
         (copy(f"tokenizer_{name}") / "tokenizer.json").write_text(content)
     (copy("config_depth") / "config.json").write_text("[" * 100_000)
-    changed = copy("code_in_tokenizer")
+    changed = copy("code_in_tokenizer_may_load")
     (changed / "code.py").write_text(code)
-    (changed / "tokenizer_config.json").write_text(json.dumps(tokenizer | {"tokenizer_class": "Own", "auto_map": custom}))
+    (changed / "tokenizer_config.json").write_text(
+        json.dumps(tokenizer | {"tokenizer_class": "Own", "auto_map": custom})
+    )
     for number, names in enumerate((["../../../etc/passwd"], ["/etc/passwd"], [5], [])):
         changed = copy(f"index_{number}")
         (changed / "model.safetensors").unlink()

@@ -60,7 +60,8 @@ def main():
     for name, load in loads:
         try:
             load()
-            wrong[name] = "was loaded"
+            if not name.endswith("may_load"):
+                wrong[name] = "was loaded"
         except ModelFileError as error:
             if "\n" in str(error) or not str(error):
                 wrong[name] = f"not one line: {error}"

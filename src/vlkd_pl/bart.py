@@ -27,11 +27,12 @@ _SIZES = (
     *("vocab_size", "max_position_embeddings", "d_model", "encoder_layers", "decoder_layers"),
     *("encoder_attention_heads", "decoder_attention_heads", "encoder_ffn_dim", "decoder_ffn_dim"),
 )
+_PROBABILITIES = ("dropout", "attention_dropout", "activation_dropout")
 _IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
 # Of a config.json no more is used: other entries of it can make transformers load code or further files.
 _SETTINGS = (
     *(*_SIZES, *_IDS, "decoder_start_token_id", "forced_eos_token_id", "activation_function", "init_std"),
-    *("dropout", "attention_dropout", "activation_dropout", "classifier_dropout"),
+    *(*_PROBABILITIES, "classifier_dropout"),
     *("encoder_layerdrop", "decoder_layerdrop", "scale_embedding", "tie_word_embeddings", "use_cache"),
 )
 _MOST_LAYERS = 200
@@ -55,7 +56,7 @@ def load_bart(bart: str) -> tuple[BartForConditionalGeneration, PreTrainedTokeni
         FileNotFoundError: There is no such folder or name.
         ModelFileError: It holds another model, or a file is missing, corrupt or of another BART.
     """
-    folder = model_folder(bart, "a BART", _DOWNLOADED)
+    folder = model_folder(bart, "BART", _DOWNLOADED)
     config = read_bart_config(folder)
     tokenizer = _load_tokenizer(folder, config)
     weights = _read_weights(folder)
@@ -74,7 +75,7 @@ def load_bart_tokenizer(bart: str) -> PreTrainedTokenizerBase:
     """
     if (Path(bart) / "bart").is_dir():
         bart = str(Path(bart) / "bart")
-    folder = model_folder(bart, "a BART", (_CONFIG_FILE, *_TOKENIZER_FILES))
+    folder = model_folder(bart, "BART", (_CONFIG_FILE, *_TOKENIZER_FILES))
     return _load_tokenizer(folder, read_bart_config(folder) if (folder / _CONFIG_FILE).exists() else None)
 
 
@@ -96,6 +97,10 @@ def read_bart_config(folder: Path) -> BartConfig:
     for name in _SIZES:
         if name in settings and (type(settings[name]) is not int or settings[name] < 1):
             raise ModelFileError(f"{path}: {name} is {settings[name]!r}, not a whole number above 0")
+    for name in _PROBABILITIES:
+        value = settings.get(name, 0)
+        if type(value) not in (int, float) or not 0 <= value < 1:
+            raise ModelFileError(f"{path}: {name} is {value!r}, not a number from 0 to below 1")
     for name in _IDS:
         if type(settings.get(name, 0)) is not int:
             raise ModelFileError(f"{path}: {name} is {settings[name]!r}, not a token's id")
@@ -170,8 +175,7 @@ def _build(folder: Path, config: BartConfig, weights: dict[str, Tensor]) -> Bart
         for name, value in weights.items()
     }
     _share_embeddings(folder, config, weights)
-    weights.setdefault(_LOGITS_BIAS, torch.zeros(expected[_LOGITS_BIAS].shape))
-    missing = [name for name in expected if name not in weights]
+    missing = [name for name in expected if name not in weights and name != _LOGITS_BIAS]
     if missing:
         raise ModelFileError(
             f"the weights in {folder} lack {len(missing)} of a BART's {len(expected)}, first {missing[0]}: they are "
@@ -180,8 +184,10 @@ def _build(folder: Path, config: BartConfig, weights: dict[str, Tensor]) -> Bart
     excess = [name for name in weights if name not in expected and ".layers." in name]
     if excess:
         raise ModelFileError(
-            f"the weights in {folder} hold {len(excess)} that a BART of its {_CONFIG_FILE} does not have, first {excess[0]}"
+            f"the weights in {folder} hold {len(excess)} that a BART of its {_CONFIG_FILE} does not have, first "
+            f"{excess[0]}"
         )
+    weights.setdefault(_LOGITS_BIAS, torch.zeros(1, len(weights[_EMBEDDINGS[0]])))
     for name, value in expected.items():
         if weights[name].shape != value.shape or not weights[name].is_floating_point():
             raise ModelFileError(
@@ -216,7 +222,7 @@ def differs_from(bart: str, model: BartForConditionalGeneration, tokenizer: PreT
         FileNotFoundError: There is no such folder or name.
         ModelFileError: Its configuration or tokenizer is missing, corrupt, or another model's.
     """
-    folder = model_folder(bart, "a BART", (_CONFIG_FILE, *_TOKENIZER_FILES))
+    folder = model_folder(bart, "BART", (_CONFIG_FILE, *_TOKENIZER_FILES))
     config = read_bart_config(folder)
     for name in (*_SIZES, "activation_function", "scale_embedding"):
         value, loaded = getattr(config, name), getattr(model.config, name)

@@ -156,8 +156,8 @@ def model_folder(name: str, what: str, files: Sequence[str] | None = None, **opt
     Args:
         name: A folder, or ``owner/name`` on the hub.
         what: What it is to hold, for errors.
-        files: Patterns of the files that are downloaded; all by default. Without those of ``.bin`` files where there are weights in
-            safetensors.
+        files: Patterns of the files that are downloaded; all by default. Those of ``.bin`` files are left out where
+            there are weights in safetensors.
         **options: ``revision``, ``cache_dir``, ``force_download``, ``local_files_only`` and ``token`` of
             ``snapshot_download``.
 
@@ -168,34 +168,36 @@ def model_folder(name: str, what: str, files: Sequence[str] | None = None, **opt
     path = Path(name)
     if path.is_dir():
         return path
+    remedy = f"give the folder of {what}, or owner/name on the Hugging Face hub"
     if path.exists():
-        raise ModelFileError(f"{name} is a file: give the folder of {what}")
+        raise ModelFileError(f"{what} cannot be loaded from {name}: it is a file; {remedy}")
     if "://" in name:
-        raise FileNotFoundError(f"{name} is an address: download {what} and give its folder, or its hub name owner/name")
+        raise FileNotFoundError(f"{what} cannot be loaded from {name}: addresses are not read; {remedy}")
     if not _HUB_NAME.fullmatch(name):
-        raise FileNotFoundError(f"there is no folder {name}: give the folder of {what}, or its hub name owner/name")
+        raise FileNotFoundError(f"{what} cannot be loaded from {name}: there is no such folder; {remedy}")
     # where its first part is a folder here, a name is a mistyped path rather than one on the hub
     local_only = options.pop("local_files_only", False) or path.parent.is_dir()
-    reason = f": {path.parent} is a folder on this machine" if path.parent.is_dir() else ""
+    reason = f"{path.parent} is a folder of this machine" if path.parent.is_dir() else "local_files_only is set"
+    options = {key: value for key, value in options.items() if value is not None}
     if not local_only:
         try:
             asked = {key: options[key] for key in ("revision", "token") if key in options}
-            found = HfApi().model_info(name, timeout=_HUB_SECONDS, **asked)
-            names = [sibling.rfilename for sibling in found.siblings or []]
+            info = HfApi().model_info(name, timeout=_HUB_SECONDS, **asked)
+            names = [sibling.rfilename for sibling in info.siblings or []]
             return Path(snapshot_download(name, allow_patterns=_patterns(files, names), **options))
         except (RepositoryNotFoundError, GatedRepoError) as error:
             raise FileNotFoundError(
-                f"there is no folder {name}, and no model of that name that you may read on the Hugging Face hub: give "
-                f"the folder of {what}, or its hub name"
+                f"{what} cannot be loaded from {name}: there is no such folder, and none on the Hugging Face hub that "
+                f"you may read; {remedy}"
             ) from error
         except Exception as error:  # of many classes, by the hub's client and its version: a cached copy may do
-            reason = f": {first_line(error)}"
+            reason = first_line(error)
     try:
         return Path(snapshot_download(name, local_files_only=True, **options))
     except Exception as error:
         raise FileNotFoundError(
-            f"there is no folder {name}, and the Hugging Face hub was not or cannot be asked for that name{reason}: "
-            f"give the folder of {what}, or its hub name where there is a network"
+            f"{what} cannot be loaded from {name}: there is no such folder, and the Hugging Face hub is not asked for "
+            f"the name, or does not answer ({reason}); {remedy}"
         ) from error
 
 

@@ -40,7 +40,7 @@ _DTYPES = {
     "ComplexDoubleStorage": torch.complex128,
 }
 # A real file has fewer by far: the largest CLIP's archive has about 100,000 in 500 kB.
-_MOST_OPCODES = 4_000_000
+_MOST_OPCODES = 2_000_000
 _MOST_PICKLE_BYTES = 64 << 20
 _MOST_TENSORS = 100_000
 _MOST_DEPTH = 100
@@ -258,7 +258,9 @@ class _ZipSource:
     def __init__(self, path: Path) -> None:
         self.archive = zipfile.ZipFile(path)
         roots = [name.split("/")[0] for name in self.archive.namelist() if name.count("/") == 1]
-        self.root = next(root for root in roots if self.has(f"{root}/data.pkl"))
+        self.root = next((root for root in roots if self.has(f"{root}/data.pkl")), "")
+        if not self.root:
+            raise ValueError("it is a zip file without data.pkl")
 
     def has(self, name: str) -> bool:
         return name in self.archive.NameToInfo

@@ -109,7 +109,11 @@ def parse_index(content: bytes) -> CacheIndex:
         raise ValueError("it is not the index of a cache") from error
     if parsed.settings.dtype not in ("float16", "int8") or parsed.settings.image_features not in ("pooled", "all"):
         raise ValueError(f"it has the settings {parsed.settings}")
-    if not parsed.files or "broken_tar" not in parsed.skipped or not all(type(num) is int and num >= 0 for num in counts):
+    if (
+        not parsed.files
+        or "broken_tar" not in parsed.skipped
+        or not all(type(num) is int and num >= 0 for num in counts)
+    ):
         raise ValueError("it has no valid numbers of samples")
     for name in parsed.files:
         if not name.isprintable() or "\\" in name or any(part in ("", ".", "..") for part in name.split("/")):

@@ -76,6 +76,10 @@ class FrozenCLIP(nn.Module):
             path = Path(clip)
             if path.is_dir():
                 path = path / WEIGHTS_FILE
+                if not path.exists():
+                    raise ModelFileError(
+                        f"the folder {clip} holds no {WEIGHTS_FILE}: give the folder or file of a CLIP"
+                    )
             try:
                 check_model_file(path)
             except FileNotFoundError as error:
@@ -246,7 +250,9 @@ def build_clip(weights: dict[str, Tensor], source: str = "weights") -> CLIP:
             f"{refusal}: missing, unexpected, or of another shape or type: {', '.join(wrong[:3])}{others}"
         )
     clip = CLIP(**sizes)
-    clip.load_state_dict({name: value.float() if value.is_floating_point() else value for name, value in weights.items()})
+    clip.load_state_dict(
+        {name: value.float() if value.is_floating_point() else value for name, value in weights.items()}
+    )
     return clip
 
 

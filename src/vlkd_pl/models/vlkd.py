@@ -271,7 +271,7 @@ class VLKDModel(nn.Module, ModelHubMixin):
             FileNotFoundError: There is no such folder or name.
             ModelFileError: A file is missing in the folder, corrupt, or of another model.
         """
-        folder = model_folder(str(pretrained_model_name_or_path), "a model that vlkd-pl fit wrote", **options)
+        folder = model_folder(str(pretrained_model_name_or_path), "a VLKD model", **options)
         image_features = read_image_features(folder)
         for name in (_PROJECTIONS_FILE, "clip", "bart"):
             if not (folder / name).exists():
