@@ -166,4 +166,51 @@ def test_searching(model_folder, files, tmp_path, capsys):
 @pytest.mark.parametrize("command", [["caption", "a.jpg"], ["ask", "a.jpg", "what?"], ["search", "a fish", "."]])
 def test_no_model(command, tmp_path, capsys):
     assert main([*command, "--model", str(tmp_path)]) == 1
-    assert f"there is no model in {tmp_path}" in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"the model {tmp_path} cannot be loaded: {tmp_path}/config.json is missing" in line
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (
+            "runs/nope",
+            "VLKD model cannot be loaded from runs/nope: there is no such folder, and the Hugging Face hub is",
+        ),
+        ("./nope", "VLKD model cannot be loaded from ./nope: there is no such folder; give the folder"),
+        ("a/b/c", "VLKD model cannot be loaded from a/b/c: there is no such folder; give the folder"),
+        ("https://example.org/a", "VLKD model cannot be loaded from https://example.org/a: addresses are not read"),
+        ("file.txt", "VLKD model cannot be loaded from file.txt: it is a file"),
+    ],
+)
+def test_a_model_that_is_missing_is_refused_at_once(model, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "file.txt").write_text("a")
+    monkeypatch.setattr("vlkd_pl.model_files.HfApi", None)  # nothing may be asked
+    assert main(["caption", "a.jpg", "--model", model]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
+def test_the_hub_is_asked_once(monkeypatch, capsys):
+    asked = []
+
+    class Hub:
+        def model_info(self, name, timeout):
+            asked.append((name, timeout))
+            raise OSError("no network")
+
+    monkeypatch.setattr("vlkd_pl.model_files.HfApi", Hub)
+    assert main(["caption", "a.jpg", "--model", "nobody/nothing"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "or does not answer (no network); give the folder" in line
+    assert asked == [("nobody/nothing", 5)]
+
+
+@pytest.mark.parametrize("device", ["nonsense", "cuda:99", "meta", ""])
+def test_a_device_that_is_missing_is_refused_before_the_model_is_loaded(device, capsys):
+    assert main(["caption", "a.jpg", "--model", "nowhere", "--device", device]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"the device {device!r} cannot be used" in line
+    assert "this machine has cpu" in line

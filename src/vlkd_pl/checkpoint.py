@@ -16,9 +16,15 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from transformers import BartForConditionalGeneration
 
+from vlkd_pl.bart import differs_from
 from vlkd_pl.distributed import gather_objects, gather_on_first_rank, is_sharded, sharded_as
+from vlkd_pl.errors import ModelFileError
+from vlkd_pl.models.clip import FrozenCLIP
 from vlkd_pl.models.vlkd import ImageFeatures, VLKDModel
+from vlkd_pl.weights import StoredTensor, read_pickle, read_tensors
 
+_MODEL_PREFIX = "model."
+_MOST_CHARACTERS = 300
 CLIP_PREFIX = "model.clip."
 """What the names of the frozen CLIP's weights begin with in a module's state dict."""
 
@@ -140,31 +146,55 @@ def load_model(
 
     Raises:
         FileNotFoundError: CLIP, BART or ``init_from`` cannot be found.
+        ModelFileError: A file of theirs is corrupt, incomplete, or of another model.
         MisconfigurationException: Something that is needed is not given; or the weights are of another size, or were
-            trained with another CLIP or other image features.
+            trained with another CLIP or other image features; or a model folder is given with another CLIP or BART.
     """
     if init_from is not None and not Path(init_from).exists():
         raise FileNotFoundError(f"init_from: there is no model folder or checkpoint at {init_from}")
-    source = VLKDModel.from_pretrained(init_from) if init_from is not None and Path(init_from).is_dir() else None
-    if source is not None and image_features not in (None, source.image_features):
-        raise MisconfigurationException(
-            f"init_from: {init_from} was trained with image_features {source.image_features}, not {image_features}: "
-            "leave image_features out"
-        )
-    if clip is None and bart is None and source is not None:
-        return source
+    if init_from is not None and Path(init_from).is_dir():
+        model = VLKDModel.from_pretrained(init_from)
+        _check_same(model, clip, bart, image_features, clip_sha256, init_from)
+        return model
     if clip is None or bart is None:
         raise MisconfigurationException(
             "give both clip and bart to the model, also with a checkpoint as init_from; or a model folder as init_from"
         )
-    features = image_features or (source.image_features if source is not None else "pooled")
-    model = VLKDModel.load(clip, bart, features, clip_sha256)
-    if source is not None:
-        weights = {f"model.{name}": value for name, value in source.state_dict().items()}
-        _load_weights(model, {_FINGERPRINT: source.clip.fingerprint, "state_dict": weights}, init_from)
-    elif init_from is not None:
+    model = VLKDModel.load(clip, bart, image_features or "pooled", clip_sha256)
+    if init_from is not None:
         load_weights(model, init_from)
     return model
+
+
+def _check_same(
+    model: VLKDModel,
+    clip: str | None,
+    bart: str | None,
+    image_features: ImageFeatures | None,
+    clip_sha256: str | None,
+    init_from: str,
+) -> None:
+    """Checks that what is passed beside a model folder is what the folder holds: training starts from the folder.
+
+    Raises:
+        FileNotFoundError: CLIP or BART cannot be found.
+        MisconfigurationException: One differs.
+    """
+    remedy = "leave out that of the two that is wrong (null in a config), or give another model folder"
+    if image_features not in (None, model.image_features):
+        raise MisconfigurationException(
+            f"init_from: {init_from} was trained with image_features {model.image_features}, not {image_features}: "
+            "leave image_features out"
+        )
+    if clip is not None and (other := FrozenCLIP.load(clip, clip_sha256).fingerprint) != model.clip.fingerprint:
+        raise MisconfigurationException(
+            f"init_from: {init_from} holds the CLIP {model.clip.fingerprint}, but model.clip, {clip}, is the CLIP "
+            f"{other}: {remedy}"
+        )
+    if bart is not None and (difference := differs_from(bart, model.bart, model.tokenizer)):
+        raise MisconfigurationException(
+            f"init_from: the BART in {init_from} is another than model.bart, {bart}, which has {difference}: {remedy}"
+        )
 
 
 def load_weights(model: VLKDModel, path: str | Path) -> None:
@@ -172,26 +202,36 @@ def load_weights(model: VLKDModel, path: str | Path) -> None:
 
     Args:
         model: Gets the weights of BART and of the projections.
-        path: A checkpoint of a ``VLKDModule`` or of a subclass.
+        path: A checkpoint of a ``VLKDModule`` or of a subclass; nothing in it is executed.
 
     Raises:
         FileNotFoundError: There is no such file.
+        ModelFileError: It is no such checkpoint, or corrupt.
         MisconfigurationException: The weights are of another size, or were trained with another CLIP.
     """
-    _load_weights(model, torch.load(path, map_location="cpu", weights_only=True), path)
+    path = Path(path)
+    checkpoint = read_pickle(path)
+    stored = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
+    if not isinstance(stored, dict) or not isinstance(checkpoint.get(_FINGERPRINT), str):
+        raise ModelFileError(f"{path} is not a checkpoint of a model with CLIP and BART that vlkd-pl fit wrote")
+    tensors = {name: value for name, value in stored.items() if isinstance(value, StoredTensor)}
+    weights = read_tensors({name: value for name, value in tensors.items() if name.startswith(_MODEL_PREFIX)}, path)
+    _load_weights(model, {_FINGERPRINT: checkpoint[_FINGERPRINT], "state_dict": weights}, path)
 
 
 def _load_weights(model: VLKDModel, checkpoint: dict[str, Any], path: str | Path | None) -> None:
     restore_clip(checkpoint, model)
-    prefix = "model."
     weights = {
-        name.removeprefix(prefix): value for name, value in checkpoint["state_dict"].items() if name.startswith(prefix)
+        name.removeprefix(_MODEL_PREFIX): value
+        for name, value in checkpoint["state_dict"].items()
+        if name.startswith(_MODEL_PREFIX)
     }
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
+        reason = " ".join(str(error).split())
         raise MisconfigurationException(
-            f"init_from: {path} does not fit --model.bart and --model.clip: {error}"
+            f"init_from: {path} does not fit --model.bart and --model.clip: {reason[:_MOST_CHARACTERS]}"
         ) from error
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from vlkd_pl.data.images import UNREADABLE, as_rgb, open_image
 from vlkd_pl.data.pictures import iter_pictures
 from vlkd_pl.data.transforms import clip_transform
+from vlkd_pl.model_files import first_line
 from vlkd_pl.models.decoding import (
     ANSWER_DECODING,
     CAPTION_DECODING,
@@ -74,7 +75,7 @@ class VLKD:
     """
 
     def __init__(self, model: VLKDModel, device: str | torch.device | None = None, batch_size: int = 16) -> None:
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = usable_device(device)
         self.model = model.to(self.device).eval()
         self.batch_size = batch_size
         self._transform = clip_transform(model.clip.image_size)
@@ -89,11 +90,12 @@ class VLKD:
             batch_size: See the class.
 
         Raises:
-            FileNotFoundError: The folder is there but holds no model.
+            FileNotFoundError: There is no such folder or name.
+            ModelFileError: A file is missing in the folder, corrupt, or of another model.
+            ValueError: There is no such device on this machine.
         """
-        if Path(model).exists() and not (Path(model) / "config.json").is_file():
-            raise FileNotFoundError(f"there is no model in {model}: give the folder that vlkd-pl fit names")
-        return cls(VLKDModel.from_pretrained(str(model)), device, batch_size)
+        device = usable_device(device)
+        return cls(VLKDModel.from_pretrained(model), device, batch_size)
 
     # Captions
 
@@ -266,6 +268,30 @@ class VLKD:
             if tensors:
                 image_tokens = self.model.clip.encode_image(torch.stack(tensors).to(self.device))
             yield batch, image_tokens, errors
+
+
+def usable_device(device: str | torch.device | None) -> torch.device:
+    """The device that is named, if this machine has it.
+
+    Args:
+        device: ``cpu``, ``cuda``, ``cuda:1``, …; None for a GPU where there is one.
+
+    Raises:
+        ValueError: There is no such device on this machine.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        usable = torch.device(device)
+        if usable.type == "meta":
+            raise ValueError("it computes nothing")
+        torch.zeros(1, device=usable).cpu()
+    except (RuntimeError, AssertionError, ValueError, NotImplementedError, TypeError) as error:
+        devices = ", ".join(["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))])
+        raise ValueError(
+            f"the device {str(device)!r} cannot be used ({first_line(error)}): this machine has {devices}"
+        ) from error
+    return usable
 
 
 def open_picture(picture: Picture) -> Image.Image:

@@ -1,5 +1,7 @@
 """Tokenizers and collation."""
 
+from pathlib import Path
+
 import clip
 import numpy as np
 import pytest
@@ -12,6 +14,8 @@ from transformers import AutoTokenizer
 from vlkd_pl.data.base import CLIPTokenizer, Collator, clip_image_size, load_bart_tokenizer, load_clip_tokenizer
 from vlkd_pl.data.infilling import TextInfilling
 from vlkd_pl.data.transforms import clip_transform
+from vlkd_pl.errors import ModelFileError
+from vlkd_pl.model_files import merges_vocab_size
 from vlkd_pl.models.clip import normalized
 
 TEXTS = ["A photograph of a giraffe, eating.", "two dogs", "x" * 400]
@@ -54,7 +58,7 @@ def test_image_size_of_folders_and_strangers(clip_folder):
 
 
 def test_missing_bart_tokenizer(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no tokenizer of BART"):
+    with pytest.raises(FileNotFoundError, match="BART cannot be loaded from"):
         load_bart_tokenizer(str(tmp_path / "nothing"))
 
 
@@ -121,6 +125,49 @@ def test_words_are_forgotten_when_there_are_too_many(clip_folder, monkeypatch):
     text = "a red fish left of a blue boat in the snow"
     assert tokenizer([text])[0, 1:-1].tolist() == tokenizer.tokenizer.encode(text)
     assert len(tokenizer._ids_of_word) <= 3
+
+
+def test_very_long_words_are_cut_and_ordinary_text_is_not():
+    tokenizer = CLIPTokenizer()
+    texts = [
+        "pneumonoultramicroscopicsilicovolcanoconiosis " * 3,
+        "https://example.org/" + "a-long/path_" * 40,
+        "\u4e00\u4e8c\u4e09" * 200,
+        "\U0001f602" * 600,
+        "x" * 1000,
+        "caf\u00e9" * 300,
+        "a" + " " * 3000 + "b",
+        "word " * 900,
+    ]
+    expected = clip.tokenize(texts, truncate=True)
+    assert (tokenizer(texts) == expected).all()
+    lengths = []
+    encode = tokenizer.tokenizer.bpe
+    tokenizer.tokenizer.bpe = lambda symbols: lengths.append(len(symbols)) or encode(symbols)
+    rng = np.random.default_rng(0)
+    letters = "".join(rng.choice(list("abcdefghijklmnopqrstuvwxyz"), 50_000))
+    for text in (letters, f"caf\u00e9 {letters}", "\u00e9" * 50_000, f"&amp;{letters}"):
+        assert tokenizer([text]).shape == (1, 77)
+    assert max(lengths) <= 2048
+
+
+@pytest.mark.parametrize("clip_kind", ["folder", "file"])
+def test_merges_must_make_the_vocabulary(clip_folder, tmp_path, clip_kind):
+    path = tmp_path / "clip.safetensors"
+    path.write_bytes((clip_folder / "clip.safetensors").read_bytes())
+    if clip_kind == "file":
+        path = path.rename(tmp_path / "other.safetensors")
+        (tmp_path / "merges.txt.gz").write_bytes((clip_folder / "merges.txt.gz").read_bytes())
+    with pytest.raises(
+        ModelFileError, match=r"embeds 655 tokens, but it has no merges.txt.gz, and OpenAI's makes 49408"
+    ):
+        load_clip_tokenizer(str(tmp_path if clip_kind == "folder" else path))
+
+
+def test_a_real_file_of_merges_is_read():
+    from clip.simple_tokenizer import default_bpe
+
+    assert merges_vocab_size(Path(default_bpe()).read_bytes()) == 49408
 
 
 @pytest.fixture

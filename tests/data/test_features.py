@@ -1,5 +1,6 @@
 """The files of cached features: what is read is what was written, and damage is told."""
 
+import json
 import pickle
 
 import numpy as np
@@ -163,6 +164,39 @@ def test_a_damaged_index_is_told(folder):
     (folder / "index.json").write_text((folder / "index.json").read_text()[:50])
     with pytest.raises(MisconfigurationException, match=r"index.json is damaged"):
         FeatureCache(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("files", {"../outside": 11}),
+        ("files", {"/etc/outside": 11}),
+        ("files", {"a/../../outside": 11}),
+        ("files", {"a//b": 1}),
+        ("files", {"..\\\\outside": 1}),
+        ("files", {"a\x00b": 1}),
+        ("files", {"": 1}),
+        ("files", {"0": "11"}),
+        ("files", {"0": -1}),
+        ("files", {"0": True}),
+        ("files", ["0"]),
+        ("files", {}),
+        ("files", None),
+        ("skipped", {}),
+        ("skipped", {"broken_tar": None}),
+        ("settings", {"clip": "a"}),
+        ("settings", SETTINGS._asdict() | {"dtype": "object"}),
+        ("settings", SETTINGS._asdict() | {"dtype": ["float16"]}),
+        ("settings", SETTINGS._asdict() | {"image_features": "../../x"}),
+        ("settings", SETTINGS._asdict() | {"other": 1}),
+    ],
+)
+def test_an_index_with_odd_names_or_values_is_refused(folder, name, value):
+    index = json.loads((folder / "index.json").read_text())
+    (folder / "index.json").write_text(json.dumps(index | {name: value}))
+    with pytest.raises(MisconfigurationException, match=r"index.json is damaged") as refused:
+        FeatureCache(folder)
+    assert "\n" not in str(refused.value)
 
 
 def test_a_file_of_another_cache_is_refused(folder):

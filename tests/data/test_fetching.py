@@ -114,7 +114,7 @@ def test_no_file_is_written_outside_of_the_folder(cache, address, tmp_path):
     index = json.loads((cache / "index.json").read_text())
     index["files"]["../outside"] = 1
     (cache / "index.json").write_text(json.dumps(index))
-    with pytest.raises(MisconfigurationException, match=r"names a file outside of its folder: \.\./outside"):
+    with pytest.raises(MisconfigurationException, match=r"names the file '\.\./outside', outside of its folder"):
         fetch_cache(address, tmp_path / "copy")
     with pytest.raises(MisconfigurationException, match="commands are not run"):
         fetch_cache("pipe://cat", tmp_path / "copy")

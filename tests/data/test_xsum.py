@@ -186,7 +186,7 @@ def test_nothing_to_read(tmp_path, bart_folder):
         make(tmp_path, str(bart_folder)).setup("test")
     with pytest.raises(MisconfigurationException, match=r"data\.max_tokens is 60, less than the 64 tokens"):
         make(tmp_path, str(bart_folder), max_length=64)
-    with pytest.raises(FileNotFoundError, match=r"no tokenizer of BART at .*nowhere"):
+    with pytest.raises(FileNotFoundError, match=r"BART cannot be loaded from .*nowhere"):
         make(tmp_path, str(tmp_path / "nowhere"))
 
 

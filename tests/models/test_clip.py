@@ -1,5 +1,6 @@
 """The frozen CLIP against OpenAI's own forward, and its files."""
 
+import gzip
 import math
 import pickle
 import shutil
@@ -15,7 +16,10 @@ from PIL import Image
 from tiny_models import tiny_clip
 from torch.nn.functional import normalize
 
-from vlkd_pl.models.clip import CLIP_NAMES, FrozenCLIP, build_clip, clip_sizes, normalized
+from vlkd_pl.data.sample.tokenizers import clip_merges
+from vlkd_pl.errors import ModelFileError
+from vlkd_pl.files import file_sha256
+from vlkd_pl.models.clip import _OFFICIAL_CHECKSUMS, CLIP_NAMES, FrozenCLIP, build_clip, clip_sizes, normalized
 
 KINDS = ["resnet", "vit"]
 
@@ -138,16 +142,38 @@ def files(tmp_path):
         torch.jit.save(torch.jit.trace(model, example, check_trace=False), str(tmp_path / "archive.pt"))
     torch.save(model.state_dict(), tmp_path / "state.pt")
     safetensors.torch.save_file(model.state_dict(), tmp_path / "state.safetensors")
-    FrozenCLIP(model, b"merges").save(tmp_path / "folder")
+    wrapped = {f"module.{name}": value for name, value in model.state_dict().items()}
+    for key in ("state_dict", "model_state_dict", "model"):
+        torch.save({key: wrapped, "epoch": 3, "optimizer": {(1, 2): torch.zeros(2)}}, tmp_path / f"{key}.pt")
+    torch.save(wrapped, tmp_path / "module.pt", pickle_protocol=4)
+    torch.save(model.state_dict(), tmp_path / "legacy.pt", _use_new_zipfile_serialization=False)
+    FrozenCLIP(model, clip_merges()).save(tmp_path / "folder")
+    shutil.copy(tmp_path / "folder" / "clip.safetensors", tmp_path / "copied.safetensors")
     return tmp_path
 
 
-@pytest.mark.parametrize("name", ["archive.pt", "state.pt", "state.safetensors", "folder"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "archive.pt",
+        "state.pt",
+        "state_dict.pt",
+        "model_state_dict.pt",
+        "model.pt",
+        "module.pt",
+        "legacy.pt",
+        "state.safetensors",
+        "copied.safetensors",
+        "folder",
+    ],
+)
 def test_every_format_gives_the_same_model(files, name):
-    loaded = FrozenCLIP.load(str(files / name))
+    path = files / name
+    is_marked = name in ("folder", "copied.safetensors")
+    loaded = FrozenCLIP.load(str(path), sha256=None if is_marked else file_sha256(path).upper())
     assert loaded.fingerprint == FrozenCLIP(tiny_clip()).fingerprint
     torch.testing.assert_close(loaded.encode_image(pictures()), FrozenCLIP(tiny_clip()).encode_image(pictures()))
-    assert loaded.merges == (b"merges" if name == "folder" else None)
+    assert loaded.merges == (clip_merges() if name == "folder" else None)
 
 
 def test_archive_with_openais_extra_entries(tmp_path):
@@ -169,7 +195,7 @@ def test_saved_in_half_precision_only_where_nothing_is_lost(tmp_path):
     for value in model.state_dict().values():
         if value.is_floating_point():
             value.copy_(value.half())
-    FrozenCLIP(model).save(tmp_path / "half")
+    FrozenCLIP(model, clip_merges()).save(tmp_path / "half")
     sizes = {name: (tmp_path / name / "clip.safetensors").stat().st_size for name in ("full", "half")}
     assert sizes["half"] < 0.6 * sizes["full"]
     assert FrozenCLIP.load(tmp_path / "half").fingerprint == FrozenCLIP(model).fingerprint
@@ -195,6 +221,59 @@ def test_checksums(files):
     shutil.copy(files / "state.pt", files / "ViT-B-16.pt")
     with pytest.raises(match="5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f"):
         FrozenCLIP.load(files / "ViT-B-16.pt")
+
+
+@pytest.mark.parametrize("name", ["archive.pt", "state.pt", "state_dict.pt", "state.safetensors"])
+def test_a_file_that_nobody_vouches_for_is_refused(files, name, monkeypatch):
+    digest = file_sha256(files / name)
+    with pytest.raises(ModelFileError, match=f"QuickGELU and heads of width 64, pass --model.clip_sha256 {digest}$"):
+        FrozenCLIP.load(files / name)
+    monkeypatch.setitem(_OFFICIAL_CHECKSUMS, "ViT-B-16.pt", digest)  # OpenAI's, whatever its name
+    FrozenCLIP.load(files / name)
+
+
+def test_a_folder_of_an_earlier_release_is_loaded(clip_folder):
+    with safetensors.safe_open(clip_folder / "clip.safetensors", "pt") as file:
+        assert not file.metadata()
+    assert FrozenCLIP.load(clip_folder).merges == clip_merges()
+    assert FrozenCLIP.load(clip_folder / "clip.safetensors").merges == clip_merges()
+
+
+def test_a_folder_without_its_merges_is_refused(clip_folder, tmp_path):
+    shutil.copy(clip_folder / "clip.safetensors", tmp_path)
+    with pytest.raises(ModelFileError, match=r"embeds 655 tokens, but it has no merges.txt.gz"):
+        FrozenCLIP.load(tmp_path)
+    (tmp_path / "merges.txt.gz").write_bytes(gzip.compress(b"#\na b\nc d"))
+    with pytest.raises(ModelFileError, match=r"embeds 655 tokens, but its own merges.txt.gz makes 516"):
+        FrozenCLIP.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a git-lfs pointer, not the file itself"),
+        (b"", "is empty"),
+        (b"<html>", "is not a file of weights"),
+    ],
+)
+def test_a_file_that_is_no_weights_is_refused(content, message, tmp_path):
+    for name in ("clip.pt", "clip.safetensors"):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ModelFileError, match=message if name == "clip.pt" or b"html" not in content else "corrupt"):
+            FrozenCLIP.load(tmp_path / name)
+
+
+def test_other_shapes_and_types_are_refused():
+    weights = tiny_clip("vit").state_dict()
+    name = "visual.transformer.resblocks.1.mlp.c_fc.weight"
+    for value in (weights[name][:5], weights[name].long(), weights[name].to(torch.complex64)):
+        with pytest.raises(ModelFileError, match=f"^mine.pt: not a CLIP .* of another shape or type: {name}$"):
+            build_clip(weights | {name: value}, "mine.pt")
+    with pytest.raises(ModelFileError, match=r"unexpected, or .*: visual\.extra"):
+        build_clip(weights | {"visual.extra": torch.zeros(1)})
+    del weights[name]
+    with pytest.raises(ModelFileError, match=f"missing, .*: {name}"):
+        build_clip(weights)
 
 
 def test_a_name_that_cannot_be_downloaded(tmp_path, monkeypatch):
@@ -230,7 +309,7 @@ class Payload:
 )
 def test_nothing_in_a_file_is_run(tmp_path, write):
     write(Payload(tmp_path / "ran"), tmp_path / "bad.pt")
-    with pytest.raises(match="neither a TorchScript archive nor a state dict"):
+    with pytest.raises(ModelFileError):
         FrozenCLIP.load(tmp_path / "bad.pt")
     assert not (tmp_path / "ran").exists()
 

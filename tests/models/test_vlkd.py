@@ -177,6 +177,20 @@ def test_folder_round_trip(model, tmp_path, kind):
 
 def test_missing_bart(clip_folder, tmp_path):
     with pytest.raises(
-        FileNotFoundError, match=r"BART cannot be loaded from .*nothing: give a folder with config\.json"
+        FileNotFoundError, match=r"BART cannot be loaded from .*nothing: there is no such folder; give the folder"
     ):
         VLKDModel.load(str(clip_folder), str(tmp_path / "nothing"))
+
+
+def test_the_exported_tokenizer_does_not_depend_on_what_it_was_used_for(model, tmp_path):
+    model.save_pretrained(tmp_path / "fresh")
+    model.tokenizer(["a red fish"], padding="max_length", max_length=9, truncation=True)
+    model.tokenizer(["a red fish", "two"], padding=True)
+    model.save_pretrained(tmp_path / "used")
+    assert model.tokenizer.backend_tokenizer.padding is not None
+    VLKDModel.from_pretrained(tmp_path / "used").save_pretrained(tmp_path / "again")
+    files = {path.name for path in (tmp_path / "fresh" / "bart").iterdir()}
+    assert {"tokenizer.json", "tokenizer_config.json"} <= files
+    for name in files:
+        contents = [(tmp_path / folder / "bart" / name).read_bytes() for folder in ("fresh", "used", "again")]
+        assert contents[0] == contents[1] == contents[2], name

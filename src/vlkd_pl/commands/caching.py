@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Sequence
@@ -23,7 +22,7 @@ from vlkd_pl.data.remote import is_address
 from vlkd_pl.data.shards import UniformSubset, find_shards, text_keys
 from vlkd_pl.data.uncached import UncachedDataModule
 from vlkd_pl.models.clip import FrozenCLIP
-from vlkd_pl.models.vlkd import ImageFeatures
+from vlkd_pl.models.vlkd import ImageFeatures, read_image_features
 from vlkd_pl.modules.features import FeatureModule, Features
 
 _NUM_COUNTED = 3
@@ -57,7 +56,15 @@ class CacheCLI(VLKDCLI):
         if not isinstance(self.datamodule, CC3MDataModule):
             raise MisconfigurationException(f"{type(self.datamodule).__name__} has no shards: give CC3MDataModule")
         self.clip = FrozenCLIP.load(clip, model.get("clip_sha256"))
-        self.image_features = model.get("image_features") or _image_features(model.get("init_from"))
+        folder = model.get("init_from")
+        self.image_features = model.get("image_features") or _image_features(folder)
+        if folder is not None and model.get("clip") is not None and Path(folder).is_dir():
+            trained_with = FrozenCLIP.load(Path(folder) / "clip").fingerprint
+            if trained_with != self.clip.fingerprint:
+                raise MisconfigurationException(
+                    f"init_from: {folder} holds the CLIP {trained_with}, but model.clip, {clip}, is the CLIP "
+                    f"{self.clip.fingerprint}: leave out that of the two that is wrong"
+                )
         self.trainer = self.instantiate_trainer(logger=False)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:
@@ -247,5 +254,4 @@ def _image_features(init_from: str | None) -> ImageFeatures:
     """What the model takes that a run starts from."""
     if init_from is None or not Path(init_from).is_dir():
         return "pooled"
-    features: ImageFeatures = json.loads((Path(init_from) / "config.json").read_text())["image_features"]
-    return features
+    return read_image_features(Path(init_from))

@@ -40,5 +40,6 @@ def load_model(options: argparse.Namespace, command: str) -> VLKD | None:
     try:
         return VLKD.from_pretrained(options.model, options.device, options.batch_size)
     except (OSError, ValueError, RuntimeError) as error:
-        print(f"vlkd-pl {command}: the model {options.model} cannot be loaded: {error}", file=sys.stderr)
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        print(f"vlkd-pl {command}: the model {options.model} cannot be loaded: {reason}", file=sys.stderr)
         return None

@@ -72,7 +72,9 @@ class VLKDCLI(LightningCLI):
         return self.subcommand == "fit" and self.config.fit.ckpt_path == "last"
 
     def before_instantiate_classes(self) -> None:
-        """With ``fit --ckpt_path last``, goes on in the folder of the last run."""
+        """With ``fit --ckpt_path last``, goes on in the folder of the last run; evaluates a model folder as it is."""
+        if self.subcommand not in (None, "fit"):
+            _prefer_model_folder(self.config[self.subcommand])
         logger = self.config.fit.trainer.logger if self._goes_on else None
         go_on_in_last_version(logger[0] if isinstance(logger, list) and logger else logger)
 
@@ -120,6 +122,21 @@ def main(arguments: Sequence[str]) -> int:
     except Exception as error:
         return told(arguments[0], error)
     return int(any(writer.num_skipped for writer in _writers(trainer)))
+
+
+def _prefer_model_folder(config: Any) -> None:
+    """Of a model folder to start from, takes all that it holds: what the configuration of its training names may be
+    another CLIP or BART, or be missing on this machine.
+    """
+    folder = config.get("model.init_args.init_from")
+    if folder is None or not Path(folder).is_dir():
+        return
+    for name in ("clip", "bart", "image_features", "clip_sha256"):
+        if f"model.init_args.{name}" in config:
+            config[f"model.init_args.{name}"] = None
+    for name in ("clip", "bart"):
+        if f"data.init_args.{name}" in config:
+            config[f"data.init_args.{name}"] = str(Path(folder) / name)
 
 
 def _writers(trainer: Any) -> list[PredictionWriter]:

@@ -2,26 +2,42 @@
 
 from __future__ import annotations
 
-import tempfile
+import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypedDict, cast
+from typing import TypedDict
 from zlib import crc32
 
 import numpy as np
 import torch
-from huggingface_hub.utils import HFValidationError
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
-from safetensors import safe_open
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from vlkd_pl.bart import load_bart_tokenizer
 from vlkd_pl.batch import EvaluationBatch, ImageTextBatch
 from vlkd_pl.data.infilling import TextInfilling, padded
-from vlkd_pl.openai_clip import SimpleTokenizer
+from vlkd_pl.errors import ModelFileError
+from vlkd_pl.model_files import check_merges, read_merges
+from vlkd_pl.openai_clip import SimpleTokenizer, basic_clean
+from vlkd_pl.weights import weight_shapes
+
+__all__ = [
+    "CLIPTokenizer",
+    "Collator",
+    "ImageText",
+    "ImageTexts",
+    "clip_image_size",
+    "load_bart_tokenizer",
+    "load_clip_tokenizer",
+    "one_thread",
+]
 
 _CONTEXT_LENGTH = 77
 _MOST_WORDS = 1 << 17
+_MOST_CHARACTERS = 20_000
+_LONG_WORD = 512
+_WEIGHTS_FILE = "clip.safetensors"
+_MERGES_FILE = "merges.txt.gz"
 _IMAGE_SIZES = {"RN50x4": 288, "RN50x16": 384, "RN50x64": 448, "ViT-L/14@336px": 336}
 _DEFAULT_IMAGE_SIZE = 224
 _OFFICIAL = ("RN50", "RN101", "RN50x4", "RN50x16", "RN50x64", "ViT-B/32", "ViT-B/16", "ViT-L/14", "ViT-L/14@336px")
@@ -64,13 +80,8 @@ class CLIPTokenizer:
     """
 
     def __init__(self, merges: bytes | None = None, context_length: int = _CONTEXT_LENGTH) -> None:
-        if merges is None:
-            self.tokenizer = SimpleTokenizer()
-        else:
-            with tempfile.TemporaryDirectory() as folder:  # SimpleTokenizer reads its merges from a file alone
-                path = Path(folder) / "merges.txt.gz"
-                path.write_bytes(merges)
-                self.tokenizer = SimpleTokenizer(str(path))
+        # gzip.open, by which it reads its merges, takes a file as well as a path
+        self.tokenizer = SimpleTokenizer() if merges is None else SimpleTokenizer(io.BytesIO(merges))
         self.context_length = context_length
         self._ids_of_word: dict[str, list[int]] = {}
         self.start_id = self.tokenizer.encoder["<|startoftext|>"]
@@ -78,22 +89,40 @@ class CLIPTokenizer:
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """Token ids (B, L) int64, 0 at padding."""
-        room = self.context_length - 2
-        rows = [np.array([self.start_id, *self._encoded(text)[:room], self.end_id]) for text in texts]
+        rows = [np.array([self.start_id, *self._encoded(text), self.end_id]) for text in texts]
         return padded(rows, 0)[0]
 
     def _encoded(self, text: str) -> list[int]:
-        """OpenAI's ids of a text, those of plain words from memory: in printable ASCII there is nothing to repair."""
-        if not (text.isascii() and text.isprintable()) or "&" in text:
-            return cast(list[int], self.tokenizer.encode(text))
+        """The first of OpenAI's ids of a text, as many as there is room for; those of known words from memory."""
+        room = self.context_length - 2
+        if not (text.isascii() and text.isprintable()) or "&" in text:  # else there is nothing to repair
+            return self._encoded_word(basic_clean(text[:_MOST_CHARACTERS]).lower(), room)
         ids: list[int] = []
         for word in text.lower().split():
             if word not in self._ids_of_word:
                 if len(self._ids_of_word) == _MOST_WORDS:
                     self._ids_of_word.clear()
-                self._ids_of_word[word] = self.tokenizer.encode(word)
+                self._ids_of_word[word] = self._encoded_word(word, room)
             ids += self._ids_of_word[word]
-        return ids
+            if len(ids) >= room:
+                break
+        return ids[:room]
+
+    def _encoded_word(self, word: str, room: int) -> list[int]:
+        """The first ids of a word or text, as many as there is room for.
+
+        Byte-pair encoding takes time in the square of a word's length. Of a long one the first part is enough where it
+        gives twice the ids: where it is cut changes the ids at that place alone.
+        """
+        tokenizer, length = self.tokenizer, _LONG_WORD
+        while True:
+            ids = []
+            for piece in tokenizer.pat.findall(word[:length]):
+                symbols = "".join(tokenizer.byte_encoder[byte] for byte in piece.encode())
+                ids += [tokenizer.encoder[symbol] for symbol in tokenizer.bpe(symbols).split(" ")]
+            if length >= len(word) or len(ids) >= 2 * room:
+                return ids[:room]
+            length *= 2
 
 
 def load_clip_tokenizer(clip: str) -> CLIPTokenizer:
@@ -101,13 +130,22 @@ def load_clip_tokenizer(clip: str) -> CLIPTokenizer:
 
     Args:
         clip: A name, a file, or a folder with ``clip.safetensors``, whose ``merges.txt.gz`` is used where it has one.
+
+    Raises:
+        ModelFileError: The CLIP is corrupt, or the merges do not make its vocabulary.
     """
-    folder = Path(clip)
-    if not (folder / "clip.safetensors").is_file():
+    path = _weights_path(clip)
+    if path is None:
         return CLIPTokenizer()
-    merges = folder / "merges.txt.gz"
-    context_length = _shape(folder, "positional_embedding")[0]
-    return CLIPTokenizer(merges.read_bytes() if merges.is_file() else None, context_length)
+    shapes = weight_shapes(path)
+    merges_path = path.with_name(_MERGES_FILE)
+    merges = read_merges(merges_path) if path.name == _WEIGHTS_FILE and merges_path.is_file() else None
+    try:
+        vocab_size, context_length = shapes["token_embedding.weight"][0], shapes["positional_embedding"][0]
+    except (KeyError, IndexError) as error:
+        raise ModelFileError(f"{path}: not a CLIP of OpenAI's class, it has no text encoder") from error
+    check_merges(path, vocab_size, merges)
+    return CLIPTokenizer(merges, context_length)
 
 
 def clip_image_size(clip: str) -> int:
@@ -119,36 +157,21 @@ def clip_image_size(clip: str) -> int:
     Raises:
         MisconfigurationException: It is another file: its size is not known from its name.
     """
-    folder = Path(clip)
-    if (folder / "clip.safetensors").is_file():
-        positions = _shape(folder, "visual.attnpool.positional_embedding", "visual.positional_embedding")[0]
-        with safe_open(folder / "clip.safetensors", "np") as weights:
-            is_vit = "visual.proj" in weights.keys()  # noqa: SIM118 - not a dict
-        patch_size = _shape(folder, "visual.conv1.weight")[-1] if is_vit else 32
-        return round((positions - 1) ** 0.5) * patch_size
+    path = _weights_path(clip)
+    if path is not None and path.name == _WEIGHTS_FILE:
+        shapes = weight_shapes(path)
+        try:
+            is_vit = "visual.proj" in shapes
+            positions = shapes["visual.positional_embedding" if is_vit else "visual.attnpool.positional_embedding"][0]
+            return round((positions - 1) ** 0.5) * (shapes["visual.conv1.weight"][-1] if is_vit else 32)
+        except (KeyError, IndexError) as error:
+            raise ModelFileError(f"{path}: not a CLIP of OpenAI's class, it has no image encoder") from error
     for name in _OFFICIAL:
-        if clip == name or folder.name == f"{name.replace('/', '-').replace('@', '-')}.pt":
+        if clip == name or Path(clip).name == f"{name.replace('/', '-').replace('@', '-')}.pt":
             return _IMAGE_SIZES.get(name, _DEFAULT_IMAGE_SIZE)
     raise MisconfigurationException(
         f"the picture size of the CLIP {clip} cannot be told from its name: give --data.image_size"
     )
-
-
-def load_bart_tokenizer(bart: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a BART.
-
-    Args:
-        bart: Hugging Face name, or a local folder: a BART's, or a model's that ``vlkd-pl fit`` wrote.
-
-    Raises:
-        FileNotFoundError: There is none.
-    """
-    if (Path(bart) / "bart").is_dir():
-        bart = str(Path(bart) / "bart")
-    try:
-        return AutoTokenizer.from_pretrained(bart)
-    except (OSError, HFValidationError) as error:
-        raise FileNotFoundError(f"there is no tokenizer of BART at {bart}: give a folder that holds one") from error
 
 
 class Collator:
@@ -208,12 +231,12 @@ class Collator:
         }
 
 
-def _shape(folder: Path, *names: str) -> list[int]:
-    """The shape of the first of these weights that a CLIP's folder has, without reading the weights."""
-    with safe_open(folder / "clip.safetensors", "np") as weights:
-        present = set(weights.keys())
-        shape: list[int] = weights.get_slice(next(name for name in names if name in present)).get_shape()
-    return shape
+def _weights_path(clip: str) -> Path | None:
+    """The file of a CLIP's weights, None where it is a name or missing."""
+    path = Path(clip)
+    if path.is_dir() or (path / _WEIGHTS_FILE).exists():
+        path = path / _WEIGHTS_FILE
+    return path if clip not in _OFFICIAL and path.exists() else None
 
 
 def one_thread(worker: int) -> None:

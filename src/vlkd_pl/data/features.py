@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
@@ -76,6 +77,49 @@ class FeatureSettings(NamedTuple):
         """The bytes of a sample without its caption and key: image tokens, text embedding, places and hash."""
         of_token = 2 * embedding_dim if self.dtype == "float16" else embedding_dim + 2
         return num_tokens * of_token + 2 * embedding_dim + 24
+
+
+class CacheIndex(NamedTuple):
+    """What ``index.json`` of a cache holds.
+
+    Attributes:
+        settings: What decided the cache's content.
+        skipped: How many samples of the shards were skipped for each reason.
+        files: The number of samples in each file, by its path below the folder without its suffix.
+    """
+
+    settings: FeatureSettings
+    skipped: dict[str, int]
+    files: dict[str, int]
+
+
+def parse_index(content: bytes) -> CacheIndex:
+    """Parses the ``index.json`` of a cache.
+
+    Args:
+        content: The file's bytes.
+
+    Raises:
+        ValueError: It is corrupt, or names a file outside of the cache's folder.
+    """
+    try:
+        index = json.loads(content)
+        parsed = CacheIndex(FeatureSettings(**index[_SETTINGS]), index[_SKIPPED], index["files"])
+        counts = [*parsed.skipped.values(), *parsed.files.values()]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError("it is not the index of a cache") from error
+    if parsed.settings.dtype not in ("float16", "int8") or parsed.settings.image_features not in ("pooled", "all"):
+        raise ValueError(f"it has the settings {parsed.settings}")
+    if (
+        not parsed.files
+        or "broken_tar" not in parsed.skipped
+        or not all(type(num) is int and num >= 0 for num in counts)
+    ):
+        raise ValueError("it has no valid numbers of samples")
+    for name in parsed.files:
+        if not name.isprintable() or "\\" in name or any(part in ("", ".", "..") for part in name.split("/")):
+            raise ValueError(f"it names the file {name!r}, outside of its folder")
+    return parsed
 
 
 class DamagedFileError(Exception):
@@ -212,7 +256,10 @@ class FeatureFile:
             metadata = header.pop("__metadata__")
             for name, described in header.items():
                 begin, end = described["data_offsets"]
-                self._places[name] = (described["dtype"], described["shape"], begin, end)
+                dtype, shape = described["dtype"], described["shape"]
+                if begin < 0 or end - begin != math.prod(shape) * np.dtype(_TYPES[dtype]).itemsize:
+                    raise ValueError(f"{name} has another size than its shape")
+                self._places[name] = (dtype, shape, begin, end)
             self.settings = FeatureSettings(**json.loads(metadata[_SETTINGS]))
             self.skipped: dict[str, int] = json.loads(metadata[_SKIPPED])
             self._sha256: str = metadata[_SHA256]
@@ -328,20 +375,22 @@ class FeatureCache:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         try:
-            index = json.loads((self.folder / INDEX_FILE).read_text())
+            index = parse_index((self.folder / INDEX_FILE).read_bytes())
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f"data.features: {folder} holds no {INDEX_FILE}: it is no cache, or not finished; then {_REMEDY}"
             ) from error
-        except ValueError as error:
-            raise MisconfigurationException(f"data.features: {folder}/{INDEX_FILE} is damaged: {_REMEDY}") from error
-        self.settings = FeatureSettings(**index[_SETTINGS])
-        self.skipped: dict[str, int] = index[_SKIPPED]
+        except (OSError, ValueError) as error:
+            raise MisconfigurationException(
+                f"data.features: {folder}/{INDEX_FILE} is damaged ({error}): {_REMEDY}"
+            ) from error
+        self.settings = index.settings
+        self.skipped = index.skipped
         try:
-            self.files = [FeatureFile(self.folder / f"{name}{SUFFIX}") for name in index["files"]]
+            self.files = [FeatureFile(self.folder / f"{name}{SUFFIX}") for name in index.files]
         except DamagedFileError as error:
             raise MisconfigurationException(f"data.features: {error}: {_REMEDY}") from error
-        for file, num in zip(self.files, index["files"].values(), strict=True):
+        for file, num in zip(self.files, index.files.values(), strict=True):
             if file.settings != self.settings or len(file) != num:
                 raise MisconfigurationException(f"data.features: {file.path} is of another cache: {_REMEDY}")
         self._ends = np.cumsum([len(file) for file in self.files])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import socket
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from pathlib import Path
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_info
 
-from vlkd_pl.data.features import HEADER_SIZE, INDEX_FILE, SUFFIX, DamagedFileError, FeatureFile
+from vlkd_pl.data.features import HEADER_SIZE, INDEX_FILE, SUFFIX, DamagedFileError, FeatureFile, parse_index
 from vlkd_pl.data.remote import RemoteFile, check_address
 from vlkd_pl.files import written_whole
 
@@ -44,17 +43,13 @@ def fetch_cache(address: str, folder: Path) -> None:
     try:
         with RemoteFile(f"{base}/{INDEX_FILE}") as remote:
             index = b"".join(_blocks(remote))
-        names = [f"{name}{SUFFIX}" for name in json.loads(index)["files"]]
+        names = [f"{name}{SUFFIX}" for name in parse_index(index).files]
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"data.features: {address} holds no {INDEX_FILE}: it is no cache, or not finished"
         ) from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError) as error:
         raise MisconfigurationException(f"data.features: {base}/{INDEX_FILE} cannot be read ({error})") from error
-    root = folder.resolve()
-    outside = [name for name in names if not (root / name).resolve().is_relative_to(root)]
-    if outside:
-        raise MisconfigurationException(f"data.features: {address} names a file outside of its folder: {outside[0]}")
     with ThreadPoolExecutor(_NUM_CONNECTIONS) as threads:
         copied = list(threads.map(lambda name: _fetch(f"{base}/{name}", folder / name), names))
     with written_whole(folder / INDEX_FILE, _part(folder / INDEX_FILE)) as file:

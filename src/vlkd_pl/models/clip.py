@@ -16,9 +16,11 @@ from torch.nn import functional
 
 from vlkd_pl.errors import ModelFileError
 from vlkd_pl.files import file_sha256
+from vlkd_pl.model_files import check_merges, check_model_file, first_line, read_merges
 from vlkd_pl.openai_clip import CLIP, AttentionPool2d, ModifiedResNet, VisionTransformer
 from vlkd_pl.openai_clip import CLIP_URLS as _URLS
 from vlkd_pl.openai_clip import download as _download
+from vlkd_pl.weights import read_weights
 
 CLIP_NAMES = tuple(_URLS)
 """Names of OpenAI's CLIPs; each is downloaded on first use and checked against the checksum in its address."""
@@ -31,6 +33,10 @@ WEIGHTS_FILE = "clip.safetensors"
 MERGES_FILE = "merges.txt.gz"
 
 _OFFICIAL_CHECKSUMS = {url.rsplit("/", 1)[1]: url.split("/")[-2] for url in _URLS.values()}
+_CLASS = {"activation": "quick_gelu", "head_width": "64"}
+"""Metadata of a file that ``save`` wrote: what the weights do not tell."""
+_MOST_LAYERS = 200
+_MOST_POSITIONS = 4096
 _NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")
 
 
@@ -54,12 +60,15 @@ class FrozenCLIP(nn.Module):
         Args:
             clip: One of ``CLIP_NAMES``; or a TorchScript archive as OpenAI publishes them, a state dict (``.pt`` or
                 ``.safetensors``), or a folder that ``save`` wrote.
-            sha256: Checksum that the file must have. By default that of OpenAI, where the file's name is OpenAI's.
+            sha256: Checksum that the file must have. By default that of OpenAI, where the file's name is OpenAI's. It
+                vouches for any other file: what a CLIP computes with its weights, QuickGELU and heads of width 64, the
+                weights do not tell.
             download_root: Folder of downloaded files; ``~/.cache/clip`` by default.
 
         Raises:
             FileNotFoundError: There is no such file, or a name's file cannot be downloaded.
-            ModelFileError: The checksum is another, or the file holds no CLIP.
+            ModelFileError: The checksum is another; the file is corrupt or holds no CLIP; it is neither OpenAI's, nor
+                written by ``save``, nor vouched for; or the merges do not make the CLIP's vocabulary.
         """
         if str(clip) in CLIP_NAMES:
             path = _downloaded(str(clip), download_root)
@@ -67,18 +76,31 @@ class FrozenCLIP(nn.Module):
             path = Path(clip)
             if path.is_dir():
                 path = path / WEIGHTS_FILE
-            if not path.is_file():
+                if not path.exists():
+                    raise ModelFileError(
+                        f"the folder {clip} holds no {WEIGHTS_FILE}: give the folder or file of a CLIP"
+                    )
+            try:
+                check_model_file(path)
+            except FileNotFoundError as error:
+                place = clip if "://" in str(clip) else path  # a path has one slash of an address alone
                 raise FileNotFoundError(
-                    f"there is no CLIP at {path}: give the path of a file, or one of the names {', '.join(CLIP_NAMES)}"
-                )
-        expected = sha256 or _OFFICIAL_CHECKSUMS.get(path.name)
-        if expected is not None and (found := file_sha256(path)) != expected:
+                    f"there is no CLIP at {place}: give the path of a file, or one of the names {', '.join(CLIP_NAMES)}"
+                ) from error
+        expected = sha256.lower() if sha256 else _OFFICIAL_CHECKSUMS.get(path.name)
+        if expected is not None and (digest := file_sha256(path)) != expected:
             raise ModelFileError(
-                f"{path} has the sha256 {found}, not {expected}: download it anew, or give the right sha256"
+                f"{path} has the sha256 {digest}, not {expected}: download it again, or pass the right clip_sha256"
             )
-        merges = path.with_name(MERGES_FILE)
-        use_merges = path.name == WEIGHTS_FILE and merges.is_file()
-        return cls(build_clip(read_state_dict(path)), merges.read_bytes() if use_merges else None)
+        model = build_clip(read_weights(path), str(path))
+        if expected is None:
+            _check_class(path)
+        frozen = cls(model)
+        if path.name == WEIGHTS_FILE:
+            merges = path.with_name(MERGES_FILE)
+            frozen.merges = read_merges(merges) if merges.is_file() else None
+            check_merges(path, frozen.vocab_size, frozen.merges)
+        return frozen
 
     def save(self, folder: str | Path) -> None:
         """Writes ``clip.safetensors``, in half precision where that loses nothing, and the merges if it has its own."""
@@ -88,7 +110,7 @@ class FrozenCLIP(nn.Module):
         floating = [value for value in weights.values() if value.is_floating_point()]
         if all(torch.equal(value, value.half().float()) for value in floating):
             weights = {name: value.half() if value.is_floating_point() else value for name, value in weights.items()}
-        safetensors.torch.save_file(weights, folder / WEIGHTS_FILE)
+        safetensors.torch.save_file(weights, folder / WEIGHTS_FILE, metadata=_CLASS)
         if self.merges is not None:
             (folder / MERGES_FILE).write_bytes(self.merges)
 
@@ -188,50 +210,49 @@ def normalized(image: Tensor) -> Tensor:
     return values
 
 
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Reads CLIP's weights from a file without running anything that it holds.
-
-    Args:
-        path: A TorchScript archive, or a state dict in PyTorch's or safetensors' format.
-
-    Raises:
-        ModelFileError: The file is none of these.
-    """
-    if path.suffix == ".safetensors":
-        try:
-            return safetensors.torch.load_file(path)
-        except safetensors.SafetensorError as error:
-            raise ModelFileError(f"{path} is not a safetensors file: {error}") from error
-    try:
-        return dict(torch.jit.load(str(path), map_location="cpu").state_dict())
-    except RuntimeError:
-        pass  # not a TorchScript archive: it may be a state dict
-    try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickle, zip and torch errors of many classes: each means the same to the user
-        raise ModelFileError(
-            f"{path} is neither a TorchScript archive nor a state dict of plain tensors: {error}"
-        ) from error
-    if not isinstance(weights, Mapping):
-        raise ModelFileError(f"{path} holds a {type(weights).__name__}, not the state dict of a CLIP")
-    return dict(weights)
-
-
-def build_clip(weights: dict[str, Tensor]) -> CLIP:
+def build_clip(weights: dict[str, Tensor], source: str = "weights") -> CLIP:
     """Builds a CLIP of the sizes that its weights tell, in float32.
 
-    As ``clip.model.build_model``, without its conversion to half precision.
+    As ``clip.model.build_model``, without its conversion to half precision. Nothing is built before the shapes are
+    known to be those of a CLIP.
+
+    Args:
+        weights: The state dict.
+        source: Where it came from, for errors.
 
     Raises:
         ModelFileError: The weights are not those of a CLIP.
     """
-    weights = {name: value.float() if value.is_floating_point() else value for name, value in weights.items()}
     weights = {name: value for name, value in weights.items() if name not in _NOT_WEIGHTS}
+    shapes = {name: tuple(value.shape) for name, value in weights.items()}
+    refusal = f"{source}: not a CLIP of OpenAI's class"
     try:
-        clip = CLIP(**clip_sizes({name: tuple(value.shape) for name, value in weights.items()}))
-        clip.load_state_dict(weights)
-    except (KeyError, RuntimeError) as error:
-        raise ModelFileError(f"the weights are not those of a CLIP of OpenAI's class: {error}") from error
+        sizes = clip_sizes(shapes)
+        layers = sizes["vision_layers"] if isinstance(sizes["vision_layers"], tuple) else (sizes["vision_layers"],)
+        if max(*layers, sizes["transformer_layers"]) > _MOST_LAYERS or sizes["context_length"] > _MOST_POSITIONS:
+            raise ValueError(f"too many layers or positions: {sizes}")
+        with torch.device("meta"):
+            expected = CLIP(**sizes).state_dict()
+    except (KeyError, IndexError, ValueError, TypeError, ArithmeticError, AssertionError, RuntimeError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else first_line(error)
+        raise ModelFileError(f"{refusal}: {reason}") from error
+    wrong = [
+        name
+        for name in sorted(expected.keys() | weights.keys())
+        if name not in expected
+        or (name not in weights and not name.endswith("num_batches_tracked"))
+        or (name in weights and shapes[name] != tuple(expected[name].shape))
+        or (name in weights and weights[name].is_floating_point() != expected[name].is_floating_point())
+    ]
+    if wrong:
+        others = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise ModelFileError(
+            f"{refusal}: missing, unexpected, or of another shape or type: {', '.join(wrong[:3])}{others}"
+        )
+    clip = CLIP(**sizes)
+    clip.load_state_dict(
+        {name: value.float() if value.is_floating_point() else value for name, value in weights.items()}
+    )
     return clip
 
 
@@ -273,6 +294,28 @@ def clip_sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     }
 
 
+def _check_class(path: Path) -> None:
+    """Checks that a file is known to hold a CLIP of OpenAI's class, which equal shapes do not tell.
+
+    Raises:
+        ModelFileError: It may be another trainer's.
+    """
+    if path.name == WEIGHTS_FILE:  # written by ``save``, which marks files only since release 0.4.1
+        return
+    if path.suffix == ".safetensors":
+        with safetensors.safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+        if metadata.items() >= _CLASS.items():
+            return
+    digest = file_sha256(path)
+    if digest not in _OFFICIAL_CHECKSUMS.values():
+        raise ModelFileError(
+            f"{path} is not one of OpenAI's files, and its weights do not tell what they are computed with: OpenAI's "
+            "class has QuickGELU and heads of width 64, other trainers often GELU or other heads, which are not "
+            f"supported. If you know that it has QuickGELU and heads of width 64, pass --model.clip_sha256 {digest}"
+        )
+
+
 def _downloaded(name: str, download_root: str | None) -> Path:
     root = download_root or str(Path.home() / ".cache" / "clip")
     try:
@@ -282,6 +325,8 @@ def _downloaded(name: str, download_root: str | None) -> Path:
             f"CLIP {name} is not in {root} and cannot be downloaded ({error.reason}): fetch {_URLS[name]} where "
             "there is a network, and put it there or give its path"
         ) from error
+    except (RuntimeError, OSError) as error:
+        raise ModelFileError(f"CLIP {name} cannot be downloaded to {root}: {first_line(error)}") from error
 
 
 def _resnet_tokens(visual: ModifiedResNet, image: Tensor) -> Tensor:

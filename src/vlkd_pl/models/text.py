@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Literal
 
 from torch import Tensor, nn
-from transformers import AutoTokenizer, BartForConditionalGeneration, PreTrainedTokenizerBase
+from transformers import BartForConditionalGeneration, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.bart.modeling_bart import BartAttention, shift_tokens_right
 
+from vlkd_pl.bart import load_bart
 from vlkd_pl.models.vlkd import VLKDModel
 
 TextRoute = Literal["around", "through"]
@@ -48,20 +49,14 @@ class TextModel(nn.Module):
                 ViT-B/16); in the sample world it does not. A plain BART has no projections, so that both are the same.
 
         Raises:
-            FileNotFoundError: There is no BART at ``model``.
+            FileNotFoundError: There is no such folder or name.
+            ModelFileError: It holds no BART, or a file is missing or corrupt.
         """
         if (Path(model) / "bart").is_dir():
             joint = VLKDModel.from_pretrained(model)
             projections = (joint.text_projection, joint.text_back_projection) if route == "through" else None
             return cls(joint.bart, joint.tokenizer, projections)
-        try:
-            return cls(BartForConditionalGeneration.from_pretrained(model), AutoTokenizer.from_pretrained(model))
-        except (OSError, ValueError) as error:
-            first_line = str(error).strip().splitlines()[0]
-            raise FileNotFoundError(
-                f"BART cannot be loaded from {model}: give a model folder of vlkd-pl fit, a folder with BART's own "
-                f"files, or a Hugging Face name where there is a network ({first_line})"
-            ) from error
+        return cls(*load_bart(model))
 
     def encode(self, ids: Tensor, mask: Tensor) -> Tensor:
         """What the decoder attends to.

@@ -9,19 +9,23 @@ from typing import Any, Literal
 
 import safetensors.torch
 import torch
-from huggingface_hub import ModelHubMixin, snapshot_download
-from huggingface_hub.utils import HFValidationError
+from huggingface_hub import ModelHubMixin
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoTokenizer, BartForConditionalGeneration, GenerationConfig, PreTrainedTokenizerBase
+from transformers import BartForConditionalGeneration, GenerationConfig, PreTrainedTokenizerBase
 from transformers.models.bart.modeling_bart import shift_tokens_right
 
+from vlkd_pl.bart import clean_tokenizer, load_bart
+from vlkd_pl.errors import ModelFileError
+from vlkd_pl.model_files import model_folder, read_config
 from vlkd_pl.models.clip import FrozenCLIP
+from vlkd_pl.weights import read_weights
 
 ImageFeatures = Literal["pooled", "patches", "all"]
 
 _POSITIONS = {"pooled": slice(0, 1), "patches": slice(1, None), "all": slice(None)}
 _FORMAT_VERSION = 1
+_PROJECTIONS_FILE = "model.safetensors"
 _PROJECTIONS = ("text_projection", "image_projection", "text_back_projection")
 
 
@@ -82,19 +86,9 @@ class VLKDModel(nn.Module, ModelHubMixin):
 
         Raises:
             FileNotFoundError: CLIP or BART cannot be found.
-            ModelFileError: The file holds no CLIP, or not the one that its checksum tells.
+            ModelFileError: A file is missing in a folder, corrupt, or of another model.
         """
-        frozen_clip = FrozenCLIP.load(clip, clip_sha256)
-        try:
-            model = BartForConditionalGeneration.from_pretrained(bart)
-            tokenizer = AutoTokenizer.from_pretrained(bart)
-        except (OSError, HFValidationError) as error:
-            first_line = str(error).strip().splitlines()[0]
-            raise FileNotFoundError(
-                f"BART cannot be loaded from {bart}: give a folder with config.json, model.safetensors and the "
-                f"tokenizer's files, or a Hugging Face name where there is a network ({first_line})"
-            ) from error
-        return cls(frozen_clip, model, tokenizer, image_features)
+        return cls(FrozenCLIP.load(clip, clip_sha256), *load_bart(bart), image_features)
 
     # Ways to train
 
@@ -259,25 +253,59 @@ class VLKDModel(nn.Module, ModelHubMixin):
         config = {"format_version": _FORMAT_VERSION, "image_features": self.image_features}
         (save_directory / "config.json").write_text(json.dumps(config, indent=1))
         projections = {name: getattr(self, name).weight.detach().cpu().contiguous() for name in _PROJECTIONS}
-        safetensors.torch.save_file(projections, save_directory / "model.safetensors")
+        safetensors.torch.save_file(projections, save_directory / _PROJECTIONS_FILE)
         self.clip.save(save_directory / "clip")
         self.bart.save_pretrained(save_directory / "bart")
-        self.tokenizer.save_pretrained(save_directory / "bart")
+        clean_tokenizer(self.tokenizer).save_pretrained(save_directory / "bart")
 
     @classmethod
-    def _from_pretrained(cls, *, model_id: str, **options: Any) -> VLKDModel:
-        folder = Path(model_id)
-        if not folder.is_dir():
-            names = ("revision", "cache_dir", "force_download", "local_files_only", "token")
-            folder = Path(snapshot_download(model_id, **{name: options[name] for name in names if name in options}))
-        config = json.loads((folder / "config.json").read_text())
-        if config.get("format_version") != _FORMAT_VERSION:
-            raise ValueError(f"{folder} is not a model folder of format {_FORMAT_VERSION}: see its config.json")
-        model = cls.load(str(folder / "clip"), str(folder / "bart"), config["image_features"])
-        projections = safetensors.torch.load_file(folder / "model.safetensors")
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> VLKDModel:
+        """Loads a model that ``save_pretrained`` wrote.
+
+        Args:
+            pretrained_model_name_or_path: Its folder, or its name on the Hugging Face hub.
+            **options: Of a name: ``revision``, ``cache_dir``, ``force_download``, ``local_files_only`` and ``token``,
+                as ``huggingface_hub.snapshot_download`` takes them.
+
+        Raises:
+            FileNotFoundError: There is no such folder or name.
+            ModelFileError: A file is missing in the folder, corrupt, or of another model.
+        """
+        folder = model_folder(str(pretrained_model_name_or_path), "a VLKD model", **options)
+        image_features = read_image_features(folder)
+        for name in (_PROJECTIONS_FILE, "clip", "bart"):
+            if not (folder / name).exists():
+                raise ModelFileError(f"{folder / name} is missing: the folder was not copied or written completely")
+        projections = read_weights(folder / _PROJECTIONS_FILE)
+        model = cls.load(str(folder / "clip"), str(folder / "bart"), image_features)
         for name in _PROJECTIONS:
-            getattr(model, name).weight.data.copy_(projections[name])
+            value, weight = projections.get(name), getattr(model, name).weight.data
+            if value is None or value.shape != weight.shape or not value.is_floating_point():
+                raise ModelFileError(
+                    f"{folder / _PROJECTIONS_FILE} holds no {name} of shape {list(weight.shape)}, as its clip and bart "
+                    "have it: its files are of different models"
+                )
+            weight.copy_(value)
         return model
+
+
+def read_image_features(folder: Path) -> ImageFeatures:
+    """Reads V of Eq. (1) from the ``config.json`` of a model folder.
+
+    Args:
+        folder: A folder that ``VLKDModel.save_pretrained`` wrote.
+
+    Raises:
+        ModelFileError: It is missing or corrupt, or the folder is of another kind or format.
+    """
+    path = folder / "config.json"
+    config = read_config(path)
+    if config.get("format_version") != _FORMAT_VERSION:
+        raise ModelFileError(f"{path} is not that of a model of vlkd-pl fit in format {_FORMAT_VERSION}")
+    image_features: ImageFeatures = config.get("image_features")  # type: ignore[assignment]
+    if not isinstance(image_features, str) or image_features not in _POSITIONS:
+        raise ModelFileError(f"{path}: image_features is {image_features!r}, not one of {', '.join(_POSITIONS)}")
+    return image_features
 
 
 def _ridge_regression(source: Tensor, target: Tensor, ridge: float, towards: Tensor | None = None) -> Tensor:
