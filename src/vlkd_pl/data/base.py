@@ -18,6 +18,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from vlkd_pl.batch import EvaluationBatch, ImageTextBatch
 from vlkd_pl.data.infilling import TextInfilling, padded
+from vlkd_pl.data.workers import end_with_main_process
 
 _CONTEXT_LENGTH = 77
 _MOST_WORDS = 1 << 17
@@ -220,3 +221,4 @@ def _shape(folder: Path, *names: str) -> list[int]:
 def one_thread(worker: int) -> None:
     """For a worker of a ``DataLoader``: more threads would take the cores from the other workers."""
     torch.set_num_threads(1)
+    end_with_main_process()

@@ -16,12 +16,14 @@ from torch.nn import functional
 from transformers import AutoTokenizer, BartForConditionalGeneration, GenerationConfig, PreTrainedTokenizerBase
 from transformers.models.bart.modeling_bart import shift_tokens_right
 
+from vlkd_pl.files import complete_update, updated_together
 from vlkd_pl.models.clip import FrozenCLIP
 
 ImageFeatures = Literal["pooled", "patches", "all"]
 
 _POSITIONS = {"pooled": slice(0, 1), "patches": slice(1, None), "all": slice(None)}
 _FORMAT_VERSION = 1
+_CONFIG = "config.json"
 _PROJECTIONS = ("text_projection", "image_projection", "text_back_projection")
 
 
@@ -255,9 +257,29 @@ class VLKDModel(nn.Module, ModelHubMixin):
 
     # Folders
 
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
+        """Write the model folder atomically: a kill at any moment leaves the old model or the new one.
+
+        Args:
+            save_directory: The folder. Files of other names in it stay as they are; so does a ``README.md``.
+            **options: See ``ModelHubMixin.save_pretrained``.
+
+        Returns:
+            The address of the commit, where ``push_to_hub`` is set.
+
+        Raises:
+            OSError: The folder cannot be written; an earlier model stays.
+        """
+        folder = Path(save_directory)
+        with updated_together(folder, _CONFIG) as incomplete:
+            address: str | None = super().save_pretrained(incomplete, **({"repo_id": folder.name} | options))
+            if (folder / "README.md").exists():
+                (incomplete / "README.md").unlink(missing_ok=True)
+        return address
+
     def _save_pretrained(self, save_directory: Path) -> None:
         config = {"format_version": _FORMAT_VERSION, "image_features": self.image_features}
-        (save_directory / "config.json").write_text(json.dumps(config, indent=1))
+        (save_directory / _CONFIG).write_text(json.dumps(config, indent=1))
         projections = {name: getattr(self, name).weight.detach().cpu().contiguous() for name in _PROJECTIONS}
         safetensors.torch.save_file(projections, save_directory / "model.safetensors")
         self.clip.save(save_directory / "clip")
@@ -270,7 +292,8 @@ class VLKDModel(nn.Module, ModelHubMixin):
         if not folder.is_dir():
             names = ("revision", "cache_dir", "force_download", "local_files_only", "token")
             folder = Path(snapshot_download(model_id, **{name: options[name] for name in names if name in options}))
-        config = json.loads((folder / "config.json").read_text())
+        complete_update(folder, _CONFIG)
+        config = json.loads((folder / _CONFIG).read_text())
         if config.get("format_version") != _FORMAT_VERSION:
             raise ValueError(f"{folder} is not a model folder of format {_FORMAT_VERSION}: see its config.json")
         model = cls.load(str(folder / "clip"), str(folder / "bart"), config["image_features"])
