@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import copy
 import random
+import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import BartForConditionalGeneration
 
@@ -35,6 +39,74 @@ _PENDING_GRADIENTS = "pending_gradients"
 RandomState = dict[str, Any]
 
 
+def read_checkpoint(path: str | Path, required: Iterable[str] = (), map_location: Any = "cpu") -> dict[str, Any]:
+    """Read a checkpoint file without ever unpickling objects from it.
+
+    Args:
+        path: A regular file on a local disk, or an address that fsspec knows.
+        required: Entries that the checkpoint must have besides ``state_dict``.
+        map_location: Where the tensors go; see ``torch.load``.
+
+    Returns:
+        The entries of the checkpoint; ``state_dict`` maps names to tensors.
+
+    Raises:
+        FileNotFoundError: The file does not exist.
+        ModelFileError: It is no regular file, is corrupt, or is not a checkpoint that ``vlkd-pl fit`` wrote.
+    """
+    if "://" not in str(path):
+        if not Path(path).exists():
+            raise FileNotFoundError(f"there is no checkpoint at {path}")
+        if not Path(path).is_file():  # a FIFO would block, a device may never end
+            kind = "a directory" if Path(path).is_dir() else "not a regular file"
+            raise ModelFileError(f"the checkpoint {path} is {kind}: give a .ckpt file that vlkd-pl fit wrote")
+    try:
+        with fsspec.open(str(path), "rb") if "://" in str(path) else open(path, "rb") as file:
+            with zipfile.ZipFile(file) as archive:
+                if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                    raise ValueError("its records are compressed")  # PyTorch never does: it may be a bomb
+            file.seek(0)
+            checkpoint = torch.load(file, map_location=map_location, weights_only=True)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"there is no checkpoint at {path}") from error
+    except Exception as error:  # what a corrupt pickle raises differs with every byte
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelFileError(f"the checkpoint {path} is corrupt or not a checkpoint ({reason})") from error
+    weights = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
+    if not isinstance(weights, dict) or not all(isinstance(weight, Tensor) for weight in weights.values()):
+        raise ModelFileError(f"{path} is not a checkpoint that vlkd-pl fit wrote: it has no state_dict of tensors")
+    missing = [entry for entry in required if entry not in checkpoint]
+    if missing:
+        raise ModelFileError(f"{path} is not a checkpoint that vlkd-pl fit wrote: it lacks {', '.join(missing)}")
+    return checkpoint
+
+
+def check_weights(checkpoint: dict[str, Any], module: nn.Module) -> None:
+    """Check that a checkpoint holds exactly a module's weights.
+
+    Args:
+        checkpoint: The entries of a checkpoint.
+        module: The module that the weights are for.
+
+    Raises:
+        ModelFileError: Weights are missing, left over, or of other shapes.
+    """
+    weights, expected = checkpoint["state_dict"], module.state_dict()
+    faults = [f"it lacks {name}" for name in expected if name not in weights]
+    faults += [f"it also holds {name}" for name in weights if name not in expected]
+    faults += [
+        f"its {name} has the shape {tuple(weights[name].shape)} and not {tuple(weight.shape)}"
+        for name, weight in expected.items()
+        if name in weights and isinstance(weight, Tensor) and weights[name].shape != weight.shape
+    ]
+    if faults:
+        more = f", and {len(faults) - 1} more" if len(faults) > 1 else ""
+        raise ModelFileError(
+            f"the checkpoint does not fit this {type(module).__name__}: {faults[0]}{more}: give a checkpoint of the same "
+            "module, CLIP and BART"
+        )
+
+
 def drop_clip(checkpoint: dict[str, Any], model: VLKDModel) -> None:
     """Takes the frozen CLIP out of a checkpoint and leaves its fingerprint: what never changes need not be kept."""
     weights = checkpoint["state_dict"]
@@ -46,9 +118,12 @@ def restore_clip(checkpoint: dict[str, Any], model: VLKDModel) -> None:
     """Puts the model's own CLIP into a checkpoint that ``drop_clip`` made, so that it loads strictly.
 
     Raises:
+        ModelFileError: It is the checkpoint of something else.
         MisconfigurationException: The checkpoint was trained with another CLIP.
     """
     trained_with = checkpoint.get(_FINGERPRINT)
+    if trained_with is None:
+        raise ModelFileError("the checkpoint does not say which CLIP it was trained with: it is not of a VLKDModule")
     if trained_with != model.clip.fingerprint:
         raise MisconfigurationException(
             f"the checkpoint was trained with the CLIP {trained_with}, but --model.clip is the CLIP "
@@ -248,13 +323,21 @@ class ExportModel(pl.Callback):
     def __init__(self, dirpath: str | None = None) -> None:
         self.dirpath = dirpath
 
-    def on_fit_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Writes the folder on the first rank, also where a resumed run finds nothing left to train."""
+    def folder(self, trainer: pl.Trainer) -> Path:
+        """The folder that the model of a run goes to; to be called on all ranks."""
         log_dir = trainer.log_dir or trainer.default_root_dir  # asked on all ranks: it is broadcast
+        return Path(self.dirpath or Path(log_dir) / "model")
+
+    def on_fit_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Write the folder on the first rank, also where a resumed run finds nothing left to train.
+
+        Raises:
+            MisconfigurationException: It cannot be written.
+        """
+        folder = self.folder(trainer)
         weights = trainer.strategy.lightning_module_state_dict()  # asked on all ranks: shards are gathered
         if not trainer.is_global_zero:
             return
-        folder = Path(self.dirpath or Path(log_dir) / "model")
         trained: Any = module.model
         model: Any = _unsharded(trained)
         best = _best_checkpoint(trainer)
@@ -262,7 +345,13 @@ class ExportModel(pl.Callback):
             load_weights(model, best.best_model_path)
         else:
             _load_weights(model, {_FINGERPRINT: model.clip.fingerprint, "state_dict": weights}, None)
-        model.save_pretrained(folder)
+        try:
+            model.save_pretrained(folder)
+        except (OSError, SafetensorError) as error:
+            raise MisconfigurationException(
+                f"the model folder {folder} cannot be written ({error}), and what was there stays: make room, and run "
+                "the same command with --ckpt_path last, which writes it without training again"
+            ) from error
         print(f"model: {folder}" + (f", of {best.monitor} {best.best_model_score:.4f}" if best is not None else ""))
 
 

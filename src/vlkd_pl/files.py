@@ -1,13 +1,16 @@
-"""Files that are there whole or not at all, and their checksums."""
+"""Files and directories that are written atomically, and checksums of files."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+
+_INCOMING, _INCOMPLETE = ".incoming", ".incoming.part"
 
 
 @contextmanager
@@ -51,11 +54,76 @@ def finish(file: IO[bytes], path: Path) -> None:
     os.fsync(file.fileno())
     file.close()
     os.replace(file.name, path)
-    folder = os.open(path.parent, os.O_RDONLY)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or the list of a directory's files, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(descriptor)
     finally:
-        os.close(folder)
+        os.close(descriptor)
+
+
+@contextmanager
+def updated_together(folder: Path, first: str) -> Iterator[Path]:
+    """Replace several files and subdirectories of a directory as one.
+
+    They are written to a hidden subdirectory, which gets another name when all of it is on the disk: from then on the
+    update counts as done, and ``complete_update`` moves what a killed process has not moved yet. What is not replaced
+    stays as it is. Where writing fails, everything does.
+
+    Args:
+        folder: The directory; made if it is missing.
+        first: The file that readers open first. It is taken away before the others are replaced and put back when all
+            are, so that a reader that does not know of updates never sees files of both kinds.
+
+    Yields:
+        The directory to write the new files and subdirectories to.
+
+    Raises:
+        OSError: They cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    complete_update(folder, first)
+    incomplete = folder / _INCOMPLETE
+    shutil.rmtree(incomplete, ignore_errors=True)
+    incomplete.mkdir()
+    try:
+        yield incomplete
+        for path in [*incomplete.rglob("*"), incomplete]:
+            _sync(path)
+        incomplete.rename(folder / _INCOMING)
+    except BaseException:
+        shutil.rmtree(incomplete, ignore_errors=True)
+        raise
+    complete_update(folder, first)
+
+
+def complete_update(folder: Path, first: str) -> None:
+    """Finish an update of a directory whose process was killed after everything had been written.
+
+    Args:
+        folder: The directory.
+        first: See ``updated_together``.
+
+    Raises:
+        OSError: The directory cannot be written.
+    """
+    incoming = folder / _INCOMING
+    if not incoming.is_dir():
+        return
+    _sync(folder)
+    (folder / first).unlink(missing_ok=True)
+    _sync(folder)
+    for path in sorted(incoming.iterdir(), key=lambda path: path.name == first):
+        target = folder / path.name
+        if target.is_dir() and not target.is_symlink():
+            shutil.rmtree(target)
+        path.replace(target)
+    _sync(folder)
+    incoming.rmdir()
 
 
 def write_text(path: Path, text: str, part: Path | None = None) -> None:

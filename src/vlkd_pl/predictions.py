@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
 import pytorch_lightning as pl
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from vlkd_pl.distributed import gather_objects
+from vlkd_pl.files import written_whole
 
 
 class PredictionWriter(pl.Callback):
@@ -50,10 +53,19 @@ class PredictionWriter(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Writes the predictions of a batch, and names the files that are no pictures."""
+        """Writes the predictions of a batch, and names the files that are no pictures.
+
+        Raises:
+            MisconfigurationException: They cannot be written.
+        """
         assert self._file is not None
-        self._file.writelines(f"{json.dumps(record, ensure_ascii=False)}\n" for record in outputs)
-        self._file.flush()
+        try:
+            self._file.writelines(f"{json.dumps(record, ensure_ascii=False)}\n" for record in outputs)
+            self._file.flush()
+        except OSError as error:
+            raise MisconfigurationException(
+                f"{self._file.name} cannot be written ({error}): make room for it"
+            ) from error
         self.num_written += len(outputs)
         self.num_skipped += len(batch["unreadable"])
         for reason in batch["unreadable"]:
@@ -68,18 +80,20 @@ class PredictionWriter(pl.Callback):
             sum(gather_objects([number])) for number in (self.num_written, self.num_skipped)
         )
         if trainer.is_global_zero:
-            with path.open("wb") as joined:
-                for rank in range(trainer.world_size):
-                    part = _part(path, rank)
+            parts = [_part(path, rank) for rank in range(trainer.world_size)]
+            with written_whole(path) as joined:
+                for part in parts:
                     with part.open("rb") as lines:
                         shutil.copyfileobj(lines, joined)
-                    part.unlink()
+            for part in parts:
+                part.unlink()
             print(f"{self.num_written} predictions, {self.num_skipped} pictures skipped: {path}")
 
     def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
         """Says where the predictions are that were made before the run was cut."""
         if self._file is not None and not self._file.closed:
-            self._file.close()
+            with suppress(OSError):  # the disk may be full
+                self._file.close()
             print(f"vlkd-pl predict: cut after {self.num_written} predictions: {self._file.name}", file=sys.stderr)
 
     def _path(self, trainer: pl.Trainer) -> Path:

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
-import pickle
+import logging
+import os
 import signal
+import sys
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, ModelCheckpoint
-from pytorch_lightning.loggers import CSVLogger
-from pytorch_lightning.plugins.environments import SLURMEnvironment
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.plugins.environments import LightningEnvironment, SLURMEnvironment
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
-from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 
+from vlkd_pl.checkpoint import read_checkpoint
+from vlkd_pl.errors import ModelFileError
 from vlkd_pl.files import written_whole
+from vlkd_pl.runs import checkpoint_directories
 
 _TEMPORARY = "checkpoint.tmp"
 _INTERRUPTED = "interrupted.ckpt"
+_REQUEUED = "hpc_ckpt_*.ckpt"
+_ENTRIES = ("pytorch-lightning_version", "epoch", "global_step")
+_TRAINING_ENTRIES = (*_ENTRIES, "loops", "optimizer_states", "lr_schedulers")
 
 
 class CheckpointFiles(TorchCheckpointIO):
@@ -32,11 +38,15 @@ class CheckpointFiles(TorchCheckpointIO):
     stays, and nothing is rotated out until one has been written again. When not even the first of a run can be written
     training stops.
 
+    Args:
+        resumes: Whether checkpoints are read to resume training, which needs more than the weights.
+
     Attributes:
         num_failed: Checkpoints that could not be written.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, resumes: bool = False) -> None:
+        self.resumes = resumes
         self.num_failed = 0
         self._last_written: Path | None = None
         self._last_failed = False
@@ -76,7 +86,7 @@ class CheckpointFiles(TorchCheckpointIO):
         rank_zero_warn(f"{reason}: training goes on, and {self._last_written} stays the last good one")
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
-        """Reads a checkpoint, without ever unpickling objects from it, whatever ``weights_only`` is.
+        """Read a checkpoint, without ever unpickling objects from it, whatever ``weights_only`` is.
 
         Args:
             path: A file on a local disk, or an address that fsspec knows.
@@ -84,20 +94,17 @@ class CheckpointFiles(TorchCheckpointIO):
             weights_only: Not used.
 
         Raises:
-            FileNotFoundError: There is no such file.
-            MisconfigurationException: It is broken, or no checkpoint.
+            FileNotFoundError: The file does not exist.
+            ModelFileError: It is corrupt or no checkpoint; or holds the weights alone, where training is to be resumed.
         """
         try:
-            with fsspec.open(str(path), "rb") as file:
-                return torch.load(file, map_location=map_location, weights_only=True)
+            return read_checkpoint(path, _TRAINING_ENTRIES if self.resumes else _ENTRIES, map_location)
         except FileNotFoundError as error:
-            raise FileNotFoundError(f"ckpt_path: there is no checkpoint at {path}") from error
-        except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
+            raise FileNotFoundError(f"ckpt_path: {error}") from error
+        except ModelFileError as error:
             others = [other for other in _newest_first([Path(path).parent]) if other != Path(path) and _is_whole(other)]
-            advice = f"; the newest good one beside it is {others[0]}" if others else ""
-            raise MisconfigurationException(
-                f"the checkpoint {path} is broken or is none ({_first_line(error)}){advice}"
-            ) from error
+            advice = f"; the newest good one next to it is {others[0]}" if others else ""
+            raise ModelFileError(f"ckpt_path: {error}{advice}") from error
 
     def remove_checkpoint(self, path: Any) -> None:
         """Removes a checkpoint; not before a later one has been written."""
@@ -119,17 +126,38 @@ def _first_line(error: BaseException) -> str:
 
 
 def last_checkpoint(folders: Iterable[str | Path]) -> Path | None:
-    """The newest whole checkpoint in folders, whatever its name, or None; broken ones are warned of."""
-    for path in _newest_first(folders):
+    """The newest intact checkpoint in folders, whatever its name, or None; corrupt ones are warned of."""
+    return _newest_intact(_newest_first(folders))
+
+
+def last_of_run(trainer: pl.Trainer) -> Path | None:
+    """The newest intact checkpoint of a trainer's run, with those that Lightning writes when SLURM ends a job.
+
+    To be called on all ranks.
+    """
+    root = Path(trainer.default_root_dir)
+    return _newest_intact(
+        _newest_first(checkpoint_directories(trainer), [*root.glob(_REQUEUED), *root.glob(_INTERRUPTED)])
+    )
+
+
+def is_requeued(trainer: pl.Trainer) -> bool:
+    """Whether Lightning will resume by itself from what it wrote when SLURM ended the job."""
+    return SLURMEnvironment.detect() and any(Path(trainer.default_root_dir).glob(_REQUEUED))
+
+
+def _newest_intact(paths: Iterable[Path]) -> Path | None:
+    for path in paths:
         if _is_whole(path):
             return path
-        rank_zero_warn(f"the checkpoint {path} is broken: the one before it is taken")
+        rank_zero_warn(f"the checkpoint {path} is corrupt: the one before it is taken")
     return None
 
 
-def _newest_first(folders: Iterable[str | Path]) -> list[Path]:
-    found = {path for folder in folders for path in Path(folder).glob("*.ckpt") if path.exists()}
-    return sorted(found, key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
+def _newest_first(folders: Iterable[str | Path], more: Iterable[Path] = ()) -> list[Path]:
+    found = {*more, *(path for folder in folders for path in Path(folder).glob("*.ckpt"))}
+    files = [path for path in found if path.is_file()]  # a FIFO would block
+    return sorted(files, key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
 
 
 def _is_whole(path: Path) -> bool:
@@ -140,51 +168,50 @@ def _is_whole(path: Path) -> bool:
         return False
 
 
-def checkpoint_folders(trainer: pl.Trainer) -> list[Path]:
-    """Where a trainer's checkpoints lie, with those that Lightning writes when SLURM ends a job."""
-    log_dir = trainer.log_dir or trainer.default_root_dir
-    callbacks = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
-    return [Path(callback.dirpath or Path(log_dir) / "checkpoints") for callback in callbacks] + [
-        Path(trainer.default_root_dir)
-    ]
+def is_of_run(path: str | Path, trainer: pl.Trainer) -> bool:
+    """Whether a checkpoint lies where a trainer's run writes its own; to be called on all ranks."""
+    folders = [*checkpoint_directories(trainer), Path(trainer.default_root_dir)]
+    return Path(path).resolve().parent in [folder.resolve() for folder in folders]
 
 
 def remove_requeued_before(last: Path) -> None:
-    """Removes what Lightning wrote beside a checkpoint at earlier ends of a SLURM job: it keeps one for each."""
-    for path in last.parent.glob("hpc_ckpt_*.ckpt"):
+    """Remove what Lightning wrote next to a checkpoint at earlier ends of a SLURM job: it keeps one for each."""
+    for path in last.parent.glob(_REQUEUED):
         if path.stat().st_mtime_ns < last.stat().st_mtime_ns:
             path.unlink()
 
 
-def go_on_in_last_version(logger: Any) -> None:
-    """Lets a logger go on in the newest ``version_N`` folder that holds checkpoints, if there is one.
+def reuse_last_version(loggers: Sequence[Any]) -> None:
+    """Let loggers continue in the newest ``version_N`` folder of the first one that holds checkpoints, if there is one.
 
     Without it each start would have a folder of its own, where none of the earlier checkpoints are found.
 
     Args:
-        logger: The configuration of a TensorBoardLogger or CSVLogger, with ``class_path`` and ``init_args``; one with a
-            version stays as it is.
+        loggers: The configurations of TensorBoardLoggers or CSVLoggers, with ``class_path`` and ``init_args``; one with
+            a version stays as it is.
     """
-    options = getattr(logger, "init_args", None)
-    if options is None or "version" not in options or options.version is not None or options.get("save_dir") is None:
+    unnumbered = [logger.init_args for logger in loggers if _has_no_version(logger)]
+    if not unnumbered or unnumbered[0] is not getattr(loggers[0], "init_args", None):
         return
-    root = Path(options.save_dir) / str(options.get("name") or "")
+    root = Path(unnumbered[0].save_dir) / str(unnumbered[0].get("name") or "")
     versions = [
         int(path.name.removeprefix("version_"))
         for path in root.glob("version_*")
         if path.name.removeprefix("version_").isdigit() and any(path.glob("checkpoints/*.ckpt"))
     ]
-    if versions:
+    for options in unnumbered if versions else ():
         options.version = max(versions)
 
 
-def keep_logged(trainer: pl.Trainer) -> None:
-    """Keeps the file of a ``CSVLogger`` from an earlier start, which it would delete, as ``metrics_before_N.csv``."""
-    for logger in trainer.loggers:
-        path = Path(logger.log_dir) / "metrics.csv" if isinstance(logger, CSVLogger) else None
-        if path is not None and path.is_file() and trainer.is_global_zero:
-            number = 1 + len(list(path.parent.glob("metrics_before_*.csv")))
-            path.rename(path.with_name(f"metrics_before_{number}.csv"))
+def _has_no_version(logger: Any) -> bool:
+    options = getattr(logger, "init_args", {})
+    kind = getattr(logger, "class_path", "").rpartition(".")[2]
+    return (
+        kind in ("TensorBoardLogger", "CSVLogger")
+        and "version" in options
+        and options.version is None
+        and options.get("save_dir") is not None
+    )
 
 
 class SaveOnSignal(Callback):
@@ -194,6 +221,8 @@ class SaveOnSignal(Callback):
     the middle of an optimizer step; and of several ranks each tells the others of SIGTERM at once, in the middle of
     what else they tell each other, so that all wait for ever. This lets both wait for the end of the optimizer step:
     SIGUSR1 until all ranks have it, SIGTERM until one has. On SIGTERM it writes ``interrupted.ckpt`` and ends the run.
+
+    The first SIGINT (Ctrl-C) is handled as SIGTERM; the second ends the process at once.
     """
 
     def __init__(self) -> None:
@@ -209,10 +238,19 @@ class SaveOnSignal(Callback):
             signal.signal(signal.SIGUSR1, self._note)
         if trainer.world_size > 1:
             signal.signal(signal.SIGTERM, self._note)
+        signal.signal(signal.SIGINT, self._interrupt)  # Lightning puts the old one back when training ends
+        logging.getLogger("pytorch_lightning.trainer.connectors.signal_connector").setLevel(logging.WARNING)
         self._step = trainer.global_step
 
     def _note(self, number: int, frame: Any) -> None:
         self._received.add(number)
+
+    def _interrupt(self, number: int, frame: Any) -> None:
+        self._received.add(number)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if sys.stderr.isatty():  # a handler may interrupt a print, so that it cannot print itself
+            os.write(2, b"\x1b[?25h\nsaving at the end of the step; press Ctrl-C again to end at once\n")
+        signal.raise_signal(signal.SIGTERM)
 
     def on_train_batch_end(self, trainer: pl.Trainer, *arguments: Any) -> None:
         """Hands SIGUSR1 over to Lightning; on SIGTERM ends the run on all ranks.
@@ -231,8 +269,15 @@ class SaveOnSignal(Callback):
             raise SIGTERMException
 
     def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
-        """Writes ``interrupted.ckpt`` beside the other checkpoints."""
-        if isinstance(exception, SIGTERMException):
-            path = checkpoint_folders(trainer)[0] / _INTERRUPTED
-            trainer.save_checkpoint(path)
-            rank_zero_info(f"SIGTERM: saved {path}")
+        """Write ``interrupted.ckpt`` next to the other checkpoints; gives the exception its exit status."""
+        if not isinstance(exception, SIGTERMException):
+            return
+        path = (*checkpoint_directories(trainer), Path(trainer.default_root_dir))[0] / _INTERRUPTED
+        trainer.save_checkpoint(path)
+        interrupted = trainer.strategy.reduce_boolean_decision(signal.SIGINT in self._received, all=False)
+        exception.code = 128 + (signal.SIGINT if interrupted else signal.SIGTERM)
+        if trainer.is_global_zero:
+            name = "SIGINT" if interrupted else "SIGTERM"
+            print(f"vlkd-pl fit: {name}: saved {path}; --ckpt_path last resumes from it", file=sys.stderr)
+        elif isinstance(trainer.strategy.cluster_environment, LightningEnvironment):  # type: ignore[attr-defined]
+            exception.code = 0  # Lightning kills the first rank, with status 137, where one that it started fails

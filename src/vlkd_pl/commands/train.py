@@ -4,27 +4,32 @@ from __future__ import annotations
 
 import signal
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import transformers
-from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.strategies import FSDPStrategy, ModelParallelStrategy
 from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 
+from vlkd_pl.data.workers import worker_failure
+from vlkd_pl.distributed import lost_rank
 from vlkd_pl.errors import MissingPackageError, ModelFileError
+from vlkd_pl.logs import METRICS_FILE, ContinueLogs, set_up_logs
 from vlkd_pl.predictions import PredictionWriter
 from vlkd_pl.resume import (
     CheckpointFiles,
     SaveOnSignal,
-    checkpoint_folders,
-    go_on_in_last_version,
-    keep_logged,
-    last_checkpoint,
+    is_of_run,
+    is_requeued,
+    last_of_run,
     remove_requeued_before,
+    reuse_last_version,
 )
+from vlkd_pl.runs import check_no_run, check_writable, removed_if_failed
 
 
 class _Part:
@@ -72,11 +77,11 @@ class VLKDCLI(LightningCLI):
         return self.subcommand == "fit" and self.config.fit.ckpt_path == "last"
 
     def before_instantiate_classes(self) -> None:
-        """With ``fit --ckpt_path last``, goes on in the folder of the last run; evaluates a model folder as it is."""
+        """With ``fit --ckpt_path last``, continue in the folder of the last run; evaluate a model folder as it is."""
         if self.subcommand not in (None, "fit"):
             _prefer_model_folder(self.config[self.subcommand])
-        logger = self.config.fit.trainer.logger if self._goes_on else None
-        go_on_in_last_version(logger[0] if isinstance(logger, list) and logger else logger)
+        loggers = self.config.fit.trainer.logger if self._goes_on else None
+        reuse_last_version(loggers if isinstance(loggers, list) else [loggers])
 
     def instantiate_trainer(self, **options: Any) -> pl.Trainer:
         """The trainer, with what every run has.
@@ -85,26 +90,72 @@ class VLKDCLI(LightningCLI):
         none.
         """
         trainer: Any = super().instantiate_trainer(**options)
+        if trainer.precision in ("16-true", "bf16-true"):
+            raise MisconfigurationException(
+                f"trainer.precision: {trainer.precision} would keep the weights in 16 bits, in which CLIP's features and "
+                f"the small steps of training get lost: give {trainer.precision.removesuffix('true')}mixed, or 32-true"
+            )
         if isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy):
             raise MisconfigurationException(
                 "trainer.strategy: Lightning's own strategies that shard a model do not work with these modules: give "
                 "--config configs/overlays/fsdp.yaml, or vlkd_pl.FSDP2Strategy"
             )
-        trainer.strategy.checkpoint_io = CheckpointFiles()
+        trainer.strategy.checkpoint_io = CheckpointFiles(resumes=self.subcommand == "fit")
         if self.subcommand == "fit":
-            trainer.callbacks.append(SaveOnSignal())
+            trainer.callbacks += [SaveOnSignal(), ContinueLogs()]
         if self.subcommand == "predict" and not _writers(trainer):
             trainer.callbacks.append(PredictionWriter())
         return trainer
 
     def before_fit(self) -> None:
-        """With ``--ckpt_path last``, takes the newest good checkpoint; starts anew where there is none."""
+        """With ``--ckpt_path last``, take the newest intact checkpoint; start anew where there is none.
+
+        Raises:
+            MisconfigurationException: A new run would write where another one has written.
+        """
+        path = self.config_init.fit.ckpt_path
         if self._goes_on:
-            last = last_checkpoint(checkpoint_folders(self.trainer))
+            last = last_of_run(self.trainer)
             self.config_init.fit.ckpt_path = last and str(last)
-            keep_logged(self.trainer)
             if last is not None and self.trainer.is_global_zero:
                 remove_requeued_before(last)
+        elif not is_of_run(path, self.trainer) if path is not None else not is_requeued(self.trainer):
+            check_no_run(self.trainer)
+        if type(self.datamodule).state_dict is not pl.LightningDataModule.state_dict:
+            warnings.filterwarnings("ignore", ".*your dataloader is not resumable")  # the data module resumes it
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Check where the run will write, and remove what a failed start leaves there."""
+        check_writable(self.trainer)
+        with removed_if_failed(self.trainer):
+            super()._run_subcommand(subcommand)
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        """Set up the logs: after all checks, and before the trainer uses them."""
+        if self.trainer.is_global_zero:
+            name = METRICS_FILE if subcommand == "fit" else f"metrics_{subcommand}.csv"
+            set_up_logs(self.trainer.loggers, name, resume=subcommand == "fit")
+        options: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
+        return options
+
+
+class _SaveConfig(SaveConfigCallback):
+    """Saves the configuration of a run; where that fails, it says so in one line."""
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Save it as ``config.yaml`` for ``fit``, and as ``config_test.yaml`` for a test of that run.
+
+        Raises:
+            MisconfigurationException: It cannot be written.
+        """
+        self.config_filename = "config.yaml" if stage == "fit" else f"config_{stage}.yaml"
+        try:
+            super().setup(trainer, pl_module, stage)
+        except OSError as error:
+            raise MisconfigurationException(
+                f"{self.config_filename} cannot be written to the run's directory ({error}): make room there, or give "
+                "another one"
+            ) from error
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -112,13 +163,17 @@ def main(arguments: Sequence[str]) -> int:
 
     Returns:
         0, or 1 where a file, model or setting is wrong: one line then says which. 1 too where predictions are written
-        but some files were no pictures; 143 where SIGTERM ended the run.
+        but some files were no pictures; 143 where SIGTERM ended the run, and 130 where SIGINT did.
     """
     transformers.utils.logging.disable_progress_bar()
     try:
         trainer = run(arguments).trainer
-    except SIGTERMException:
-        return 128 + signal.SIGTERM
+    except SIGTERMException as error:
+        return error.code if isinstance(error.code, int) else 128 + signal.SIGTERM
+    except SystemExit as error:  # what Lightning makes of Ctrl-C outside of training
+        if isinstance(error.__context__, KeyboardInterrupt):
+            return 128 + signal.SIGINT
+        raise
     except Exception as error:
         return told(arguments[0], error)
     return int(any(writer.num_skipped for writer in _writers(trainer)))
@@ -152,6 +207,10 @@ def told(command: str, error: Exception) -> int:
     Raises:
         Exception: It is a defect, and the error itself.
     """
+    line = worker_failure(error) or lost_rank(error)
+    if line is not None:
+        print(f"vlkd-pl {command}: {line}", file=sys.stderr)
+        return 1
     reason: BaseException | None = error
     while reason is not None and not isinstance(
         reason, FileNotFoundError | MisconfigurationException | MissingPackageError | ModelFileError
@@ -175,6 +234,7 @@ def run(arguments: Sequence[str]) -> Any:
         subclass_mode_model=True,
         subclass_mode_data=True,
         auto_configure_optimizers=False,
+        save_config_callback=_SaveConfig,
         save_config_kwargs={"overwrite": True},
         seed_everything_default=0,
         args=list(arguments),

@@ -16,6 +16,7 @@ from torch import Tensor
 from vlkd_pl.bart import load_bart_tokenizer
 from vlkd_pl.batch import EvaluationBatch, ImageTextBatch
 from vlkd_pl.data.infilling import TextInfilling, padded
+from vlkd_pl.data.workers import end_with_main_process
 from vlkd_pl.errors import ModelFileError
 from vlkd_pl.model_files import check_merges, read_merges
 from vlkd_pl.openai_clip import SimpleTokenizer, basic_clean
@@ -242,3 +243,4 @@ def _weights_path(clip: str) -> Path | None:
 def one_thread(worker: int) -> None:
     """For a worker of a ``DataLoader``: more threads would take the cores from the other workers."""
     torch.set_num_threads(1)
+    end_with_main_process()

@@ -17,6 +17,7 @@ from transformers.models.bart.modeling_bart import shift_tokens_right
 
 from vlkd_pl.bart import clean_tokenizer, load_bart
 from vlkd_pl.errors import ModelFileError
+from vlkd_pl.files import complete_update, updated_together
 from vlkd_pl.model_files import model_folder, read_config
 from vlkd_pl.models.clip import FrozenCLIP
 from vlkd_pl.weights import read_weights
@@ -26,6 +27,7 @@ ImageFeatures = Literal["pooled", "patches", "all"]
 _POSITIONS = {"pooled": slice(0, 1), "patches": slice(1, None), "all": slice(None)}
 _FORMAT_VERSION = 1
 _PROJECTIONS_FILE = "model.safetensors"
+_CONFIG = "config.json"
 _PROJECTIONS = ("text_projection", "image_projection", "text_back_projection")
 
 
@@ -249,9 +251,29 @@ class VLKDModel(nn.Module, ModelHubMixin):
 
     # Folders
 
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
+        """Write the model folder atomically: a kill at any moment leaves the old model or the new one.
+
+        Args:
+            save_directory: The folder. Files of other names in it stay as they are; so does a ``README.md``.
+            **options: See ``ModelHubMixin.save_pretrained``.
+
+        Returns:
+            The address of the commit, where ``push_to_hub`` is set.
+
+        Raises:
+            OSError: The folder cannot be written; an earlier model stays.
+        """
+        folder = Path(save_directory)
+        with updated_together(folder, _CONFIG) as incomplete:
+            address: str | None = super().save_pretrained(incomplete, **({"repo_id": folder.name} | options))
+            if (folder / "README.md").exists():
+                (incomplete / "README.md").unlink(missing_ok=True)
+        return address
+
     def _save_pretrained(self, save_directory: Path) -> None:
         config = {"format_version": _FORMAT_VERSION, "image_features": self.image_features}
-        (save_directory / "config.json").write_text(json.dumps(config, indent=1))
+        (save_directory / _CONFIG).write_text(json.dumps(config, indent=1))
         projections = {name: getattr(self, name).weight.detach().cpu().contiguous() for name in _PROJECTIONS}
         safetensors.torch.save_file(projections, save_directory / _PROJECTIONS_FILE)
         self.clip.save(save_directory / "clip")
@@ -272,6 +294,7 @@ class VLKDModel(nn.Module, ModelHubMixin):
             ModelFileError: A file is missing in the folder, corrupt, or of another model.
         """
         folder = model_folder(str(pretrained_model_name_or_path), "a VLKD model", **options)
+        complete_update(folder, _CONFIG)
         image_features = read_image_features(folder)
         for name in (_PROJECTIONS_FILE, "clip", "bart"):
             if not (folder / name).exists():
@@ -298,7 +321,7 @@ def read_image_features(folder: Path) -> ImageFeatures:
     Raises:
         ModelFileError: It is missing or corrupt, or the folder is of another kind or format.
     """
-    path = folder / "config.json"
+    path = folder / _CONFIG
     config = read_config(path)
     if config.get("format_version") != _FORMAT_VERSION:
         raise ModelFileError(f"{path} is not that of a model of vlkd-pl fit in format {_FORMAT_VERSION}")

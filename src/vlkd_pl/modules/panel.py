@@ -11,8 +11,10 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from PIL import Image, ImageDraw, ImageFont
+from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
+from vlkd_pl.files import written_whole
 from vlkd_pl.models.clip import IMAGE_MEAN, IMAGE_STD
 
 _TILE = 168
@@ -75,7 +77,7 @@ def log_panel(trainer: pl.Trainer, name: str, panel: Image.Image, folder: str | 
         folder: The run's log folder, where it has one.
 
     Returns:
-        The PNG file; None where the run has no folder.
+        The PNG file; None where the run has no folder, or where it cannot be written, which is warned of.
     """
     loggers: list[Any] = trainer.loggers
     for logger in loggers:
@@ -86,8 +88,13 @@ def log_panel(trainer: pl.Trainer, name: str, panel: Image.Image, folder: str | 
     if folder is None:
         return None
     path = Path(folder) / "panels" / f"{name.replace('/', '_')}_{trainer.global_step:06d}.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    panel.save(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with written_whole(path) as file:
+            panel.save(file, "PNG")
+    except OSError as error:
+        rank_zero_warn(f"the caption panel {path} cannot be written ({error})")
+        return None
     return path
 
 

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+from vlkd_pl.files import write_text
 from vlkd_pl.modules.panel import Shown
 
 
@@ -31,11 +34,19 @@ class Report(NamedTuple):
         Args:
             folder: Made where it is not there.
             panel: The file of the caption panel, where there is one.
+
+        Raises:
+            MisconfigurationException: They cannot be written.
         """
-        folder.mkdir(parents=True, exist_ok=True)
         record: dict[str, Any] = {"scores": self.scores}
         if panel is not None:
             record["caption_panel"] = str(panel)
         for name, content in {"scores.json": record, **(self.files or {})}.items():
             text = content if isinstance(content, str) else json.dumps(content, indent=1, ensure_ascii=False)
-            (folder / name).write_text(text, encoding="utf-8")
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                write_text(folder / name, text)
+            except OSError as error:
+                raise MisconfigurationException(
+                    f"{folder / name} cannot be written ({error}): make room, and run the test again"
+                ) from error

@@ -19,6 +19,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from vlkd_pl.batch import PictureBatch
 from vlkd_pl.checkpoint import (
     RandomState,
+    check_weights,
     keep_pending_gradients,
     keep_random_states,
     pending_gradients_of,
@@ -302,7 +303,12 @@ class TaskModule(pl.LightningModule, ABC):
             keep_pending_gradients(checkpoint, self)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Notes these of this rank, for when training goes on."""
+        """Notes these of this rank, for when training goes on.
+
+        Raises:
+            ModelFileError: The checkpoint is of another module or model.
+        """
+        check_weights(checkpoint, self)
         self._resumed = random_state_of(checkpoint, self.global_rank), pending_gradients_of(checkpoint)
         if "skipped_steps" in checkpoint:
             self.skipped_steps.load_state(checkpoint["skipped_steps"], self.global_rank)

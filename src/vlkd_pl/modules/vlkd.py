@@ -308,8 +308,8 @@ class VLKDModule(TaskModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes the frozen CLIP from the model itself."""
-        super().on_load_checkpoint(checkpoint)
         restore_clip(checkpoint, self.model)
+        super().on_load_checkpoint(checkpoint)
 
 
 def _shuffled(predictions: dict[int, str]) -> dict[int, str]:
