@@ -1,11 +1,15 @@
-"""How image files are opened: the one place where formats, sizes and EXIF orientation are handled."""
+"""How image files are opened: the one place where formats, sizes, metadata and orientation are handled."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import io
+import os
+import stat
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal
 
 from PIL import Image
 
@@ -18,8 +22,8 @@ MAX_PIXELS = 178_956_970
 MAX_ASPECT_RATIO = 100
 """Longer side over shorter side at most: CLIP's transform scales the shorter side, a thin image to gigabytes."""
 
-UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
-"""What opening, decoding and ``as_rgb`` raise for a file that is not a readable image."""
+MAX_FILE_BYTES = 2**30
+"""Size of an image file at most; an uncompressed image of ``MAX_PIXELS`` is smaller."""
 
 _ORIENTATION_TAG = 0x0112
 _TRANSPOSITIONS = {
@@ -31,9 +35,25 @@ _TRANSPOSITIONS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_PNG_CHUNKS = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
+_WEBP_CHUNKS = (b"VP8X", b"VP8 ", b"VP8L", b"ALPH", b"ANIM", b"ANMF")
+_TIFF_TAGS = frozenset(
+    {
+        *(256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284),  # size, type, compression and place of the pixels
+        *(292, 293, 317, 320, 322, 323, 324, 325, 332, 338, 339, 347),  # fax, predictor, palette, tiles, samples, JPEG
+        *(*range(512, 522), *range(529, 533)),  # JPEG of TIFF 6.0, YCbCr
+    }
+)
+
+# check_image_size decides by itself; Pillow would warn from half of MAX_PIXELS on
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
-class ImageSizeError(ValueError):
+class ImageError(ValueError):
+    """An image cannot be used: its file is missing, unreadable or corrupt, or of a format or size that is refused."""
+
+
+class ImageSizeError(ImageError):
     """An image is empty, too large, or too thin."""
 
 
@@ -62,44 +82,255 @@ def check_image_size(width: int, height: int, max_pixels: int = MAX_PIXELS) -> N
 def open_image(file: str | Path | IO[bytes], max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
     """Opens an image without decoding it.
 
+    Pillow is given the file without its metadata (EXIF, XMP, ICC profiles, comments, indices of further images), since
+    it parses them together with the pixels and damaged ones would make a good image unreadable.
+
     Args:
         file: Path of an image file, or one open for reading.
         max_pixels: Pixels of an image at most.
 
     Yields:
-        The image, of one of ``IMAGE_FORMATS`` and of a size that ``check_image_size`` accepts.
+        The image, of one of ``IMAGE_FORMATS`` and of a size that ``check_image_size`` accepts, for ``as_rgb`` or
+        ``upright``.
 
     Raises:
-        OSError: The file is missing, or is not a readable image of these formats.
+        ImageError: The file is missing, is not a regular file, or is not a readable image of these formats; or the
+            ``with`` block raised it. The message starts with the path.
         ImageSizeError: The image is empty, too large or too thin.
-        PIL.Image.DecompressionBombError: The image is larger than Pillow's own limit.
     """
-    with Image.open(file, formats=IMAGE_FORMATS) as image:
-        check_image_size(*image.size, max_pixels)
-        yield image
+    try:
+        content, exif = _without_metadata(_content(file))
+        with _opened(content) as image:
+            check_image_size(*image.size, max_pixels)
+            image.info["exif_orientation"] = _orientation(exif)
+            yield image
+    except ImageError as error:
+        if isinstance(file, str | Path):
+            raise type(error)(f"{file}: {error}") from error
+        raise
+
+
+def read_image(file: str | Path | IO[bytes], max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Reads an image as RGB, turned upright.
+
+    Args:
+        file: See ``open_image``.
+        max_pixels: Pixels of an image at most.
+
+    Raises:
+        ImageError: See ``open_image`` and ``as_rgb``.
+    """
+    with open_image(file, max_pixels) as image:
+        return as_rgb(image)
+
+
+def check_image(file: str | Path) -> None:
+    """Decodes an image to find out whether it can be read, a JPEG at an eighth of its size.
+
+    Raises:
+        ImageError: See ``read_image``.
+    """
+    with open_image(file) as image:
+        image.draft(None, (1, 1))
+        as_rgb(image)
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """Turns an image as its EXIF orientation tag says; no other EXIF content is read, and a damaged one is ignored."""
-    try:
-        method = _TRANSPOSITIONS.get(image.getexif().get(_ORIENTATION_TAG))
-    except Exception:  # Pillow's parser raises errors of many classes; without a readable tag the image is upright
+    """Turns an image as its EXIF orientation tag says; a damaged tag, and what XMP says, are ignored.
+
+    Args:
+        image: An image of ``open_image``, or one that was opened or made elsewhere.
+
+    Raises:
+        Exception: The image cannot be decoded.
+    """
+    image.load()  # Pillow turns a TIFF itself, and then takes its tag away
+    orientation = image.info.get("exif_orientation")
+    if orientation is None:
+        exif = image.info.get("exif")
+        orientation = _orientation(exif) if isinstance(exif, bytes) else _tiff_orientation(image)
+    if orientation not in _TRANSPOSITIONS:
         return image
-    return image if method is None else image.transpose(method)
+    turned = image.transpose(_TRANSPOSITIONS[orientation])
+    turned.info = {}  # or else it would be turned again
+    return turned
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
     """Converts an image to RGB and turns it upright; 16-bit grey becomes 8-bit, which Pillow itself would clip.
 
     Raises:
-        OSError: The image is damaged.
+        ImageError: The image is corrupt, or its pixels are floats, whose white level is unknown.
         ImageSizeError: It is empty, too large or too thin.
-        ValueError: Its pixels are floats, whose white level is unknown.
     """
     check_image_size(*image.size)
     if image.mode == "F":
-        raise ValueError("its pixels are floats: save it with 8 or 16 bits")
-    image = upright(image)
-    if image.mode.startswith("I"):
-        image = image.convert("I").point(lambda value: value / 256).convert("L")
-    return image.convert("RGB")
+        raise ImageError("its pixels are floats: save it with 8 or 16 bits")
+    try:
+        image = upright(image)
+        if image.mode.startswith("I"):
+            image = image.convert("I").point(lambda value: value / 256).convert("L")
+        if "transparency" in image.info and image.mode != "RGB":
+            image = image.copy()
+            del image.info["transparency"]  # Pillow would convert it too, or warn that it cannot
+        return image.convert("RGB")
+    except Exception as error:  # what Pillow's decoders raise on corrupt data are errors of many classes
+        raise ImageError(f"it cannot be decoded: {_one_line(error)}") from error
+
+
+def _content(file: str | Path | IO[bytes]) -> bytes:
+    if not isinstance(file, str | Path):
+        return file.read()
+    try:
+        status = os.stat(file)
+        if not stat.S_ISREG(status.st_mode):  # to open a FIFO or a device may block, or have effects
+            raise ImageError("it is not a regular file")
+        if status.st_size == 0:  # also files of /proc, some of which block
+            raise ImageError("the file is empty")
+        if status.st_size > MAX_FILE_BYTES:
+            raise ImageError(f"the file has {status.st_size:,} bytes: {MAX_FILE_BYTES:,} are read at most")
+        return Path(file).read_bytes()
+    except (OSError, ValueError) as error:  # a ValueError of a path that no file can have
+        raise ImageError(getattr(error, "strerror", None) or _one_line(error)) from error
+
+
+def _opened(content: bytes) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(content), formats=IMAGE_FORMATS)
+    except Image.DecompressionBombError as error:
+        raise ImageSizeError(_one_line(error)) from error
+    except Image.UnidentifiedImageError as error:
+        raise ImageError(f"it is not a readable image of the formats {', '.join(IMAGE_FORMATS)}") from error
+    except Exception as error:  # Pillow raises errors of many classes
+        raise ImageError(f"it cannot be opened: {_one_line(error)}") from error
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+# Metadata
+
+
+def _without_metadata(content: bytes) -> tuple[bytes, bytes]:
+    """An image file with the same pixels and without metadata; and its EXIF block, empty for none.
+
+    What is not as the format says is left as it is, for Pillow to judge.
+    """
+    readers: dict[bytes, Callable[[bytes], tuple[bytes, bytes]]] = {
+        b"\xff\xd8": _plain_jpeg,
+        b"\x89P": _plain_png,
+        b"RI": _plain_webp,
+        b"II": _plain_tiff,
+        b"MM": _plain_tiff,
+    }
+    plain = readers.get(content[:2])
+    return plain(content) if plain is not None else (content, b"")
+
+
+def _plain_jpeg(content: bytes) -> tuple[bytes, bytes]:
+    kept, exif, place = [content[:2]], b"", 2
+    while place + 4 <= len(content) and content[place] == 0xFF:
+        marker, length = content[place + 1], int.from_bytes(content[place + 2 : place + 4], "big")
+        if marker == 0xFF:  # a fill byte
+            place += 1
+            continue
+        if marker == 0xDA or 0xD0 <= marker <= 0xD9 or marker < 0xC0 or length < 2:  # the pixels begin, or no segment
+            break
+        segment = content[place : place + 2 + length]
+        place += 2 + length
+        if 0xE0 <= marker <= 0xEF or marker == 0xFE:
+            # libjpeg finds the colour space in these two
+            is_jfif = marker == 0xE0 and segment[4:].startswith(b"JFIF\0") and len(segment) >= 18
+            is_adobe = marker == 0xEE and segment[4:].startswith(b"Adobe") and len(segment) >= 16
+            if marker == 0xE1 and segment[4:].startswith(b"Exif\0\0"):
+                exif = exif or segment[4:]
+            if not is_jfif and not is_adobe:
+                continue
+        kept.append(segment)
+    return b"".join([*kept, content[place:]]), exif
+
+
+def _plain_png(content: bytes) -> tuple[bytes, bytes]:
+    kept, exif, place = [content[:8]], b"", 8
+    while place + 12 <= len(content):
+        name, length = content[place + 4 : place + 8], int.from_bytes(content[place : place + 4], "big")
+        if name == b"eXIf":
+            exif = exif or content[place + 8 : place + 8 + length]
+        if name in _PNG_CHUNKS:
+            kept.append(content[place : place + 12 + length])
+        place += 12 + length
+        if name == b"IEND":
+            break
+    return b"".join([*kept, content[place:]]), exif
+
+
+def _plain_webp(content: bytes) -> tuple[bytes, bytes]:
+    kept, exif, place = [content[8:12]], b"", 12
+    while place + 8 <= len(content):
+        name, length = content[place : place + 4], int.from_bytes(content[place + 4 : place + 8], "little")
+        chunk = content[place : place + 8 + length + length % 2]
+        if name == b"VP8X" and len(chunk) > 8:
+            chunk = chunk[:8] + bytes([chunk[8] & ~0x2C]) + chunk[9:]  # there is no profile, EXIF or XMP any more
+        if name == b"EXIF":
+            exif = exif or chunk[8 : 8 + length]
+        if name in _WEBP_CHUNKS:
+            kept.append(chunk)
+        place += 8 + length + length % 2
+    plain = b"".join(kept)
+    return b"RIFF" + len(plain).to_bytes(4, "little") + plain, exif
+
+
+def _plain_tiff(content: bytes) -> tuple[bytes, bytes]:
+    """Also without the pages but the first: a new directory at the end takes the place of the first."""
+    order, is_big, entries = _directory(content)
+    kept = [entry for entry in entries if int.from_bytes(entry[:2], order) in _TIFF_TAGS]
+    if not kept:
+        return content, b""
+    head, number, size = (8, 8, 8) if is_big else (4, 2, 4)  # of the header before the address, of the count, of it
+    content += bytes(-len(content) % 8)
+    parts = [
+        content[:head],
+        len(content).to_bytes(size, order),
+        content[head + size :],
+        len(kept).to_bytes(number, order),
+        *kept,
+        bytes(size),
+    ]
+    return b"".join(parts), content
+
+
+def _orientation(exif: bytes) -> int:
+    """The orientation, from 1 to 8, of an EXIF block or a TIFF file; 1, upright, where it has none that can be read."""
+    order, is_big, entries = _directory(exif.removeprefix(b"Exif\0\0"))
+    first = 12 if is_big else 8
+    for entry in entries:
+        tag, kind = (int.from_bytes(entry[place : place + 2], order) for place in (0, 2))
+        if tag == _ORIENTATION_TAG and kind in (3, 4) and int.from_bytes(entry[4:first], order) == 1:
+            value = int.from_bytes(entry[first : first + (2 if kind == 3 else 4)], order)
+            return value if value in _TRANSPOSITIONS else 1
+    return 1
+
+
+def _directory(content: bytes) -> tuple[Literal["little", "big"], bool, list[bytes]]:
+    """The byte order of a TIFF file or EXIF block, whether it is a BigTIFF, and the entries of its first directory."""
+    order: Literal["little", "big"] = "little" if content[:2] == b"II" else "big"
+    version = content[2:4]
+    is_big = version in (b"+\0", b"\0+")
+    if content[:2] not in (b"II", b"MM") or not (is_big or version in (b"*\0", b"\0*")):
+        return order, False, []
+    start = int.from_bytes(content[8:16] if is_big else content[4:8], order)
+    number, size = (8, 20) if is_big else (2, 12)
+    room = max(0, len(content) - start - number) // size
+    num_entries = min(int.from_bytes(content[start : start + number], order), room)
+    start += number
+    return order, is_big, [content[start + size * index : start + size * (index + 1)] for index in range(num_entries)]
+
+
+def _tiff_orientation(image: Image.Image) -> int:
+    """The orientation of a TIFF that was opened elsewhere and is not turned by Pillow itself; else 1."""
+    try:
+        value = getattr(image, "tag_v2", {}).get(_ORIENTATION_TAG)
+    except Exception:  # Pillow decodes a tag where it is asked for, and may fail in many ways
+        return 1
+    return value if isinstance(value, int) else 1
