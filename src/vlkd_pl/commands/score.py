@@ -11,18 +11,19 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from vlkd_pl.errors import MissingPackageError
-from vlkd_pl.metrics.captions import CAPTION_METRICS, CaptionScores, caption_scores
+from vlkd_pl.metrics.captions import CAPTION_METRICS, CaptionScores, caption_scores, cider_note
 from vlkd_pl.metrics.pairing import check_pairing, first_few
 from vlkd_pl.metrics.summaries import summary_scores
-from vlkd_pl.metrics.vqa import vqa_scores
-from vlkd_pl.table import format_table
+from vlkd_pl.metrics.vqa import few_answers_note, vqa_scores
+from vlkd_pl.reading import Entries, iter_lines, read_json
+from vlkd_pl.table import score_table, units_of
 
 Read = TypeVar("Read")
 Truth = TypeVar("Truth")
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Prints a table of scores, and writes them to a JSON file where asked to.
+    """Prints a table of scores in percent, and writes them to a JSON file, which names their units, where asked to.
 
     Returns:
         0, or 1 where a file is missing, of another format, or does not fit the other: one line then says which.
@@ -53,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     captions = add(
         "captions",
         _score_captions,
-        "BLEU, METEOR, ROUGE-L, CIDEr and SPICE of captions, as fractions. METEOR needs Java; SPICE needs Java 8 to 11 "
+        "BLEU, METEOR, ROUGE-L, CIDEr and SPICE of captions. METEOR needs Java; SPICE needs Java 8 to 11 "
         "and the models of Stanford CoreNLP.",
     )
     captions.add_argument(
@@ -106,8 +107,8 @@ def _parser() -> argparse.ArgumentParser:
 def _score_captions(options: argparse.Namespace) -> dict[str, Any]:
     from vlkd_pl.data.coco import read_coco_captions
 
-    predictions = _read_predictions(options.predictions, "image_id", "caption")
-    listed = _explained(lambda: read_coco_captions(options.references, options.split))
+    predictions = explained(lambda: _read_predictions(options.predictions, "image_id", "caption"))
+    listed = explained(lambda: read_coco_captions(options.references, options.split))
     captioned = {image.image_id: image for image in listed if image.references or image.image_id in predictions}
     images = _to_score(captioned, predictions, "image", options.subset).values()
     domains = sorted({image.domain for image in images if image.domain is not None})
@@ -116,7 +117,9 @@ def _score_captions(options: argparse.Namespace) -> dict[str, Any]:
         references = {image.image_id: image.references for image in images if name in ("overall", image.domain)}
         guesses = {key: predictions[key] for key in references}
         scored[name] = caption_scores(references, guesses, options.metrics, progress=True)
-    print(format_table(list(scored) if domains else ["score"], [part.scores for part in scored.values()]))
+        if "CIDEr" in options.metrics and (note := cider_note(references)):
+            _warn(options, note if name == "overall" else f"{name}: {note}")
+    print(score_table(list(scored) if domains else ["score"], [part.scores for part in scored.values()]))
     failed = {name: why for part in scored.values() for name, why in part.not_computed.items()}
     for name, why in failed.items():
         print(f"{name} not computed: {why}")
@@ -128,59 +131,56 @@ def _score_captions(options: argparse.Namespace) -> dict[str, Any]:
         "not_computed": dict.fromkeys(unasked, f"not among --metrics {' '.join(options.metrics)}") | failed,
         **({"per_domain": per_domain} if domains else {}),
         "per_image": scored["overall"].per_image,
+        "units": units_of(names, "fraction"),
     }
 
 
 def _score_vqa(options: argparse.Namespace) -> dict[str, Any]:
     from vlkd_pl.data.vqav2 import read_questions
 
-    predictions = _read_predictions(options.predictions, "question_id", "answer")
-    questions = _explained(lambda: read_questions(options.questions, options.annotations))
+    predictions = explained(lambda: _read_predictions(options.predictions, "question_id", "answer"))
+    questions = explained(lambda: read_questions(options.questions, options.annotations))
     read = {question.question_id: question for question in questions}
-    scored = vqa_scores(_to_score(read, predictions, "question", options.subset).values(), predictions)
+    answered = _to_score(read, predictions, "question", options.subset).values()
+    scored = vqa_scores(answered, predictions)
+    if note := few_answers_note(answered):
+        _warn(options, note)
     rows = {"overall": scored.overall}
     rows |= {f"answer: {name}": score for name, score in sorted(scored.per_answer_type.items())}
     rows |= {f"question: {name}": score for name, score in sorted(scored.per_question_type.items())}
-    print(format_table(["accuracy"], [rows], digits=2))
-    return {
+    print(score_table(["accuracy"], [rows], "percent", digits=2))
+    written = {
         "overall": scored.overall,
         "perAnswerType": scored.per_answer_type,
         "perQuestionType": scored.per_question_type,
         "per_question": scored.per_question,
     }
+    return {**written, "units": units_of(written, "percent")}
 
 
 def _score_summaries(options: argparse.Namespace) -> dict[str, Any]:
-    references, predictions = _read_lines(options.references), _read_lines(options.predictions)
+    files = options.references, options.predictions
+    references, predictions = explained(lambda: [list(iter_lines(path)) for path in files])
     if len(references) != len(predictions):
         raise ValueError(
             f"{options.references} has {len(references)} lines and {options.predictions} has {len(predictions)}: "
             "give one prediction for each reference, each on a line"
         )
     scores = summary_scores(references, predictions)
-    print(format_table(["score"], [scores], digits=2))
-    return scores
+    print(score_table(["score"], [scores], "percent", digits=2))
+    return {**scores, "units": units_of(scores, "percent")}
 
 
 def _read_predictions(path: Path, key_field: str, text_field: str) -> dict[Any, str]:
     """Reads an official result file: a list with a key and a text for each prediction."""
-    expected = f'a list of {{"{key_field}": ..., "{text_field}": "..."}}'
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not a JSON file: {error}") from error
-    if not isinstance(rows, list):
-        raise ValueError(f"{path} is not {expected}")
-    for number, row in enumerate(rows, start=1):
-        if not (
-            isinstance(row, dict) and isinstance(row.get(key_field), int | str) and isinstance(row.get(text_field), str)
-        ):
-            raise ValueError(f"{path} is not {expected}: entry {number} is {json.dumps(row)[:100]}")
-    counts = Counter(row[key_field] for row in rows)
+    file_format = f'a list of {{"{key_field}": ..., "{text_field}": "..."}}'
+    rows = Entries(read_json(path, file_format), f"{path} is not {file_format}")
+    keys, texts = rows.ids(key_field), rows.texts(text_field)
+    counts = Counter(keys)
     repeated = [key for key, count in counts.items() if count > 1]
     if repeated:
         raise ValueError(f"{path} has several predictions for {len(repeated)} {key_field}s ({first_few(repeated)})")
-    return {row[key_field]: row[text_field] for row in rows}
+    return dict(zip(keys, texts, strict=True))
 
 
 def _to_score(
@@ -201,16 +201,21 @@ def _to_score(
     return truths
 
 
-def _read_lines(path: Path) -> list[str]:
-    with path.open(encoding="utf-8") as lines:
-        return [line.rstrip("\n") for line in lines]
+def _warn(options: argparse.Namespace, note: str) -> None:
+    print(f"vlkd-pl score {options.kind}: {note}", file=sys.stderr)
 
 
-def _explained(read: Callable[[], Read]) -> Read:
-    """Reads a file of the data; what a data module would say of it becomes an error of this command."""
-    from pytorch_lightning.utilities.exceptions import MisconfigurationException
+def explained(read: Callable[[], Read]) -> Read:
+    """Reads a file of the data; what a data module would say of it becomes an error of a command.
 
+    Raises:
+        ValueError: It is not what it must be.
+    """
     try:
         return read()
-    except MisconfigurationException as error:
-        raise ValueError(str(error)) from error
+    except Exception as error:
+        from pytorch_lightning.utilities.exceptions import MisconfigurationException  # takes seconds
+
+        if isinstance(error, MisconfigurationException):
+            raise ValueError(str(error)) from error
+        raise

@@ -3,12 +3,31 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from vlkd_pl.table import format_table
+from vlkd_pl.commands.score import explained
+from vlkd_pl.reading import Entries, read_json
+from vlkd_pl.table import Unit, score_table
+
+_UNITS: tuple[Unit, ...] = ("fraction", "percent")
+_IN_PERCENT = ("accuracy/", "accuracy_of_another_picture/", "rouge-")  # how their names begin
+
+
+class _Record(NamedTuple):
+    """What a ``scores.json`` holds.
+
+    Attributes:
+        scores: By their names.
+        units: Of each score.
+        panel: The file of the caption panel, where there is one.
+    """
+
+    scores: dict[str, float]
+    units: dict[str, Unit]
+    panel: str | None
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -25,9 +44,30 @@ def main(arguments: Sequence[str]) -> int:
             file=sys.stderr,
         )
         return 1
-    records = [json.loads((run / "scores.json").read_text()) for run in options.runs]
-    print(format_table([str(run) for run in options.runs], [record["scores"] for record in records]))
+    try:
+        records = explained(lambda: [_read(run / "scores.json") for run in options.runs])
+    except ValueError as error:
+        print(f"vlkd-pl scores: {error}", file=sys.stderr)
+        return 1
+    units = {name: unit for record in records for name, unit in record.units.items()}
+    print(score_table([str(run) for run in options.runs], [record.scores for record in records], units, digits=2))
     for run, record in zip(options.runs, records, strict=True):
-        if "caption_panel" in record:
-            print(f"caption panel of {run}: {record['caption_panel']}")
+        if record.panel is not None:
+            print(f"caption panel of {run}: {record.panel}")
     return 0
+
+
+def _read(path: Path) -> _Record:
+    file_format = "a file of scores that vlkd-pl test writes"
+    complaint = f"{path} is not {file_format}"
+    entry = Entries([read_json(path, file_format)], complaint, is_numbered=False)
+    (scores,) = entry.values("scores", {dict}, "an object")
+    (units,) = entry.values("units", {dict}, "an object", {})
+    (panel,) = entry.texts("caption_panel", None)
+    for name in scores:
+        Entries([scores], f"{complaint}: scores", is_numbered=False).values(name, {int, float}, "a number")
+        if name not in units:  # 0.4.0 wrote none
+            units[name] = "percent" if name.startswith(_IN_PERCENT) else "fraction"
+        if units[name] not in _UNITS:
+            raise ValueError(f"{complaint}: the unit of {name} must be one of {', '.join(_UNITS)}")
+    return _Record(scores, units, panel)

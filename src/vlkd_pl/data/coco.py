@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from vlkd_pl.data.pictures import (
     iter_pictures,
     read_lines,
 )
+from vlkd_pl.reading import Entries, read_json
 
 
 class CaptionedImage(NamedTuple):
@@ -89,35 +89,21 @@ def read_coco_captions(path: str | Path, split: str | None = None) -> list[Capti
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no caption file at {path}: give one of COCO's format")
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-        annotations = content.get("annotations", []) if "images" in content else content["annotations"]
-        told = dict.fromkeys(annotation["image_id"] for annotation in annotations)
-        images = content.get("images", [{"id": image_id, "file_name": ""} for image_id in told])
-        if images and "sentences" in images[0]:
-            read = [
-                CaptionedImage(
-                    image["cocoid"],
-                    Path(image.get("filepath", ""), image["filename"]),
-                    [sentence["raw"] for sentence in image["sentences"]],
-                )
-                for image in images
-                if split is None or image["split"] == split
-            ]
-        elif split is not None:
-            raise MisconfigurationException(
-                f"{path} has no splits: give Karpathy's dataset_coco.json for the split {split}, or leave split out"
-            )
-        else:
-            references: dict[int | str, list[str]] = {image["id"]: [] for image in images}
-            for annotation in annotations:
-                references.setdefault(annotation["image_id"], []).append(annotation["caption"])
-            read = [
-                CaptionedImage(image["id"], Path(image["file_name"]), references[image["id"]], image.get("domain"))
-                for image in images
-            ]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise MisconfigurationException(f"{path} is not a caption file of COCO's format: {error!r}") from error
+    file_format = "a caption file of COCO's format"
+    content = read_json(path, file_format)
+    complaint = f"{path} is not {file_format}"
+    if not isinstance(content, dict) or not content.keys() & {"images", "annotations"}:
+        raise MisconfigurationException(f"{complaint}: it is no object with images and annotations")
+    annotations = Entries(content.get("annotations", []), f"{complaint}: annotations")
+    images = Entries(content["images"], f"{complaint}: images") if "images" in content else None
+    if images is not None and images.items and "sentences" in images.items[0]:
+        read = _karpathys(images, split)
+    elif split is not None:
+        raise MisconfigurationException(
+            f"{path} has no splits: give Karpathy's dataset_coco.json for the split {split}, or leave split out"
+        )
+    else:
+        read = _cocos(images, annotations)
     if not read:
         of_split = f" of the split {split}: give train, restval, val or test" if split else ": give another file"
         raise MisconfigurationException(f"{path} holds no picture{of_split}")
@@ -125,6 +111,39 @@ def read_coco_captions(path: str | Path, split: str | None = None) -> list[Capti
     if repeated:
         raise MisconfigurationException(f"{path} holds pictures more than once: remove the others of {repeated[:3]}")
     return read
+
+
+def _karpathys(images: Entries, split: str | None) -> list[CaptionedImage]:
+    """The images of a split of ``dataset_coco.json``, or of all."""
+    columns = (
+        images.ids("cocoid"),
+        images.texts("filepath", ""),
+        images.texts("filename"),
+        images.nested_texts("sentences", "raw"),
+        [split] * len(images) if split is None else images.texts("split"),
+    )
+    return [
+        CaptionedImage(image_id, Path(folder, name), sentences)
+        for image_id, folder, name, sentences, of_split in zip(*columns, strict=True)
+        if of_split == split
+    ]
+
+
+def _cocos(images: Entries | None, annotations: Entries) -> list[CaptionedImage]:
+    """The images of a file of COCO's own format; without a list of them those that are captioned."""
+    captioned = annotations.ids("image_id")
+    if images is None:
+        ids: list[int | str] = list(dict.fromkeys(captioned))
+        names, domains = [""] * len(ids), [None] * len(ids)
+    else:
+        ids, names, domains = images.ids("id"), images.texts("file_name"), images.texts("domain", None)
+    references: dict[int | str, list[str]] = {image_id: [] for image_id in ids}
+    for image_id, caption in zip(captioned, annotations.texts("caption"), strict=True):
+        references.setdefault(image_id, []).append(caption)
+    return [
+        CaptionedImage(image_id, Path(name), references[image_id], domain)
+        for image_id, name, domain in zip(ids, names, domains, strict=True)
+    ]
 
 
 class COCOCaptions(Dataset[ImageTexts]):

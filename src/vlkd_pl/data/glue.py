@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -15,6 +14,7 @@ from torch.utils.data import DataLoader
 from vlkd_pl.batch import GLUE_LABELS, GLUEBatch, GLUETask
 from vlkd_pl.data.order import EpochOrder, OrderedDataModule, OrderedDataset
 from vlkd_pl.errors import needs_extra
+from vlkd_pl.reading import Entries, iter_lines
 
 Split = Literal["train", "dev", "test"]
 
@@ -87,11 +87,7 @@ def read_tsv(path: str | Path, task: GLUETask, part: str = "") -> tuple[list[GLU
         raise FileNotFoundError(f"there is no file at {path}: give the folder of GLUE's official files as data.source")
     layout = LAYOUTS[task]
     samples, broken = [], []
-    with path.open(encoding="utf-8-sig") as lines:
-        try:
-            rows = [row for row in csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE) if row]
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise MisconfigurationException(f"{path} is not a file of GLUE's format: {error}") from error
+    rows = [line.split("\t") for line in iter_lines(path) if line]
     names = _COLA_COLUMNS if task == "cola" and path.name != "test.tsv" else rows[0] if rows else []
     if missing := [name for name in layout.columns if name not in names]:
         raise MisconfigurationException(f"{path} has no column {missing[0]!r}: give GLUE's official file of {task}")
@@ -145,15 +141,18 @@ def read_dataset(source: str, task: GLUETask, split: str, part: str = "") -> tup
     columns = [*LAYOUTS[task].hub_columns, "label"]
     if missing := [name for name in columns if name not in loaded[split].column_names]:
         raise MisconfigurationException(f"data.source: {source} has no column {missing[0]!r}: give GLUE's {task}")
+    rows = Entries(list(loaded[split].select_columns(columns)), f"data.source: {source}, split {split}")
+    texts_of = [rows.texts(name, None) for name in columns[:-1]]
     samples, broken = [], []
-    for index, row in enumerate(loaded[split].select_columns(columns)):
-        secret = row["label"] == -1
-        label = None if secret else _label_of_number(task, row["label"])
-        texts = tuple(row[name] for name in columns[:-1])
+    for index, (number, *texts) in enumerate(
+        zip(rows.values("label", {int, float}, "a number"), *texts_of, strict=True)
+    ):
+        secret = number == -1
+        label = None if secret else _label_of_number(task, number)
         if None in texts or (label is None and not secret):
             broken.append(index)
             continue
-        samples.append(GLUEText(index, texts, label, part))
+        samples.append(GLUEText(index, tuple(texts), label, part))
     return samples, broken
 
 

@@ -21,6 +21,7 @@ from vlkd_pl.data.base import CLIPTokenizer, clip_image_size, load_clip_tokenize
 from vlkd_pl.data.images import UNREADABLE, as_rgb, open_image
 from vlkd_pl.data.order import OrderedDataModule
 from vlkd_pl.data.transforms import clip_transform
+from vlkd_pl.reading import iter_lines
 
 PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm"})
 """Endings of the files that are taken from a folder; a file that is named itself may have any."""
@@ -124,16 +125,13 @@ def check_present(files: Sequence[Path], named_in: str | Path) -> None:
 
 
 def read_lines(path: str | Path) -> list[str]:
-    """The lines of a text file that hold anything.
+    """The lines of a text file that hold anything, without the white space around them; see ``iter_lines``.
 
     Raises:
-        MisconfigurationException: The file is not UTF-8.
+        FileNotFoundError: There is no such file.
+        MisconfigurationException: It cannot be read, or is no text in UTF-8.
     """
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise MisconfigurationException(f"{path} is not UTF-8 ({error.reason}): save it as UTF-8") from error
-    return [line.strip() for line in lines if line.strip()]
+    return [line.strip() for line in iter_lines(path) if line.strip()]
 
 
 class PictureDataset(Dataset[tuple[Tensor | None, Any, str]]):

@@ -14,6 +14,7 @@ from vlkd_pl.batch import ImageTextBatch, InfillingBatch, StreamPosition
 from vlkd_pl.data.base import Collator, ImageText
 from vlkd_pl.data.infilling import TextInfilling
 from vlkd_pl.data.shards import BROKEN_SHARD, PAIR_PARTS, KeepSample, RawSample, SampleDecoder, read_shard
+from vlkd_pl.reading import iter_lines
 
 
 class TextCorpus:
@@ -26,13 +27,13 @@ class TextCorpus:
 
     Raises:
         FileNotFoundError: There is no such file.
-        MisconfigurationException: It has no line.
+        MisconfigurationException: It has no line, or is no text in UTF-8.
     """
 
     def __init__(self, path: str, infilling: TextInfilling, batch_size: int) -> None:
         if not Path(path).is_file():
             raise FileNotFoundError(f"data.text_corpus: there is no text file at {path}")
-        self.lines = [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+        self.lines = [line for line in iter_lines(path) if line.strip()]
         if not self.lines:
             raise MisconfigurationException(f"data.text_corpus: {path} is empty")
         self.infilling = infilling

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -21,6 +20,7 @@ from torch.utils.data import Dataset
 
 from vlkd_pl.batch import QuestionBatch
 from vlkd_pl.data.pictures import PictureDataset, PictureFinder, TrainedPictureDataModule, check_present
+from vlkd_pl.reading import Entries, is_encodable, read_json
 
 Paths = str | Path | Sequence[str | Path]
 """A file, or several that together are one set."""
@@ -161,10 +161,11 @@ def read_split(path: str | Path) -> dict[int, str]:
         MisconfigurationException: It is of another format, has nothing in it or a question twice, or tells the domain
             of some questions only.
     """
-    with _content(path, "questions", "VL-T5's format") as content:
-        numbers = [int(each["question_id"]) for each in content]
-        is_common = [each.get("is_topk_optimal") for each in content]
-        domains = ["" if common is None else _DOMAINS[common] for common in is_common]
+    content, complaint = _content(path, "questions", "VL-T5's format")
+    entries = Entries(content, complaint)
+    numbers = entries.numbers("question_id")
+    is_common = entries.values("is_topk_optimal", {bool}, "true or false", None)
+    domains = ["" if common is None else _DOMAINS[common] for common in is_common]
     _ids(path, numbers)
     if 0 < domains.count("") < len(domains):
         raise MisconfigurationException(
@@ -335,47 +336,61 @@ class VQAv2DataModule(TrainedPictureDataModule):
 
 
 def _read_asked(path: str | Path) -> list[Question]:
-    with _content(path, "questions") as content:
-        read = [
-            Question(int(each["question_id"]), int(each["image_id"]), each["question"]) for each in content["questions"]
-        ]
+    entries = _entries(*_content(path, "questions"), "questions")
+    texts = entries.texts("question")
+    columns = entries.numbers("question_id"), entries.numbers("image_id"), texts
+    read = [Question(*each) for each in zip(*columns, strict=True)]
     _ids(path, [question.question_id for question in read])
+    if not all(map(str.strip, texts)):
+        raise MisconfigurationException(
+            f"{path}: the question {next(each.question_id for each in read if not each.text.strip())} has no text"
+        )
     return read
 
 
 def _read_answered(path: str | Path) -> list[tuple[int, tuple[tuple[str, ...], str, str]]]:
     """For each question its number, its answers, and their and its type."""
-    with _content(path, "annotations", hook=_answer_text) as content:
-        type_names = content.get("question_types", {})  # OK-VQA's, whose annotations have codes
-        return [
-            (
-                int(each["question_id"]),
-                (
-                    tuple(each["answers"]),
-                    sys.intern(each["answer_type"]),
-                    sys.intern(type_names.get(each["question_type"], each["question_type"])),
-                ),
-            )
-            for each in content["annotations"]
-        ]
+    content, complaint = _content(path, "annotations", hook=_answer_text)
+    entries = _entries(content, complaint, "annotations")
+    answers = entries.values("answers", {list}, "a list")
+    is_text = set(map(type, chain.from_iterable(answers))) <= {str}
+    if not (is_text and is_encodable("".join(set(chain.from_iterable(answers))))):
+        for items in answers:
+            items[:] = [{"answer": item} if type(item) is str else item for item in items]
+        answers = entries.nested_texts("answers", "answer")  # says which is wrong
+    # OK-VQA's, whose annotations have codes
+    (type_names,) = Entries([content], complaint, is_numbered=False).values("question_types", {dict}, "an object", {})
+    types = entries.texts("question_type")
+    names = Entries([type_names], f"{complaint}: question_types", is_numbered=False)
+    named = {code: names.texts(code, code)[0] for code in set(types)}
+    return [
+        (number, (tuple(texts), sys.intern(answer_type), sys.intern(named[question_type])))
+        for number, texts, answer_type, question_type in zip(
+            entries.numbers("question_id"), answers, entries.texts("answer_type"), types, strict=True
+        )
+    ]
 
 
-@contextmanager
 def _content(
     path: str | Path, key: str, of_format: str = "VQA v2's format", hook: Callable[[dict[str, Any]], Any] | None = None
-) -> Iterator[Any]:
-    """What the file holds; explains what goes wrong while it is used."""
+) -> tuple[Any, str]:
+    """What the file holds, and how a message begins that says it is of another format."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no file at {path}: give one with the {key} in {of_format}")
-    try:
-        yield json.loads(Path(path).read_text(encoding="utf-8"), object_hook=hook)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise MisconfigurationException(f"{path} is not a file of {key} in {of_format}: {error!r}") from error
+    file_format = f"a file of {key} in {of_format}"
+    return read_json(path, file_format, hook), f"{path} is not {file_format}"
+
+
+def _entries(content: Any, complaint: str, key: str) -> Entries:
+    if not isinstance(content, dict) or key not in content:
+        raise MisconfigurationException(f"{complaint}: it is no object with {key}")
+    return Entries(content[key], f"{complaint}: {key}")
 
 
 def _answer_text(item: dict[str, Any]) -> Any:
     # two million answers, of which most are the same few words, are gigabytes as dictionaries
-    return sys.intern(item["answer"]) if "answer" in item else item
+    text = item.get("answer")
+    return sys.intern(text) if type(text) is str else item
 
 
 def _ids(paths: Paths, numbers: Sequence[int]) -> set[int]:

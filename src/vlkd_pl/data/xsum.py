@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -21,6 +20,7 @@ from vlkd_pl.data.base import load_bart_tokenizer
 from vlkd_pl.data.infilling import Ids, padded
 from vlkd_pl.data.order import EpochOrder, OrderedDataModule, OrderedDataset
 from vlkd_pl.errors import needs_extra
+from vlkd_pl.reading import Entries, iter_lines, parse_json
 
 _HUB_NAMES = {"val": "validation"}
 _CHUNK_SIZE = 1000
@@ -85,12 +85,13 @@ def iter_documents(source: str, split: str, revision: str | None = None, summari
     else:
         rows = _file_rows(folder, split, summaries)
     for number, row in enumerate(rows):
-        texts = [row.get(key, "") for key in ("document", "summary")]
+        place = f"{source}, split {split}: number {number}"
+        entry = Entries([row], place, is_numbered=False)
         if ("document" not in row) or (summaries and "summary" not in row):
             raise MisconfigurationException(
-                f"{source}, split {split}: number {number} has {', '.join(row) or 'nothing'}: it needs a document"
-                + " and a summary" * summaries
+                f"{place} has {', '.join(row) or 'nothing'}: it needs a document" + " and a summary" * summaries
             )
+        texts = (entry.texts(key, None)[0] for key in ("document", "summary"))
         text, summary = (" ".join((text or "").split()) for text in texts)
         yield Document(number, text, summary)
 
@@ -296,9 +297,9 @@ def _file_rows(folder: Path, split: str, summaries: bool) -> Iterator[dict[str, 
         source, target = (folder / f"{name}.{end}" for end in ("source", "target"))
         if source.is_file():
             if not summaries and not target.is_file():
-                yield from ({"document": line} for line in _lines(source))
+                yield from ({"document": line} for line in iter_lines(source))
                 return
-            documents, told = list(_lines(source)), list(_lines(target))
+            documents, told = list(iter_lines(source)), list(iter_lines(target))
             if len(documents) != len(told):
                 raise MisconfigurationException(
                     f"{source} has {len(documents)} lines and {target} has {len(told)}: give one summary for each "
@@ -312,29 +313,15 @@ def _file_rows(folder: Path, split: str, summaries: bool) -> Iterator[dict[str, 
 
 
 def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(_lines(path), start=1):
+    for number, line in enumerate(iter_lines(path), start=1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise MisconfigurationException(f"{path}, line {number} is not JSON: {error}") from error
-        if not isinstance(row, dict) or not all(isinstance(row.get(key, ""), str) for key in ("document", "summary")):
-            raise MisconfigurationException(
-                f"{path}, line {number} is not an object with texts as document and summary: {line[:100]}"
-            )
+        row = parse_json(line, f"{path}, line {number} is not JSON")
+        complaint = f"{path}, line {number} is not an object with texts as document and summary"
+        entry = Entries([row], complaint, is_numbered=False)
+        for key in ("document", "summary"):
+            entry.texts(key, "")
         yield row
-
-
-def _lines(path: Path) -> Iterator[str]:
-    """The lines of a text file; a line ends at a line feed alone."""
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file at {path}: give it, with a summary for each document")
-    try:
-        with path.open(encoding="utf-8", newline="\n") as lines:
-            yield from (line.rstrip("\r\n") for line in lines)
-    except UnicodeDecodeError as error:
-        raise MisconfigurationException(f"{path} is not UTF-8 ({error.reason}): save it as UTF-8") from error
 
 
 def _saved_rows(folder: str, split: str) -> Iterator[dict[str, Any]]:

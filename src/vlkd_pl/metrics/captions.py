@@ -29,6 +29,7 @@ CAPTION_METRICS = {
 }
 """For each metric the names of its scores."""
 
+_MAX_ORDER = 4  # CIDEr's longest n-grams
 _METEOR_PATIENCE_S = 120  # for one reply; the first takes seconds, as METEOR reads its tables of synonyms
 
 
@@ -110,6 +111,34 @@ def cider(references: Mapping[Key, Sequence[str]], predictions: Mapping[Key, str
     """
     scored = caption_scores(references, predictions, ["CIDEr"])
     return scored.scores["CIDEr"], {key: scores["CIDEr"] for key, scores in scored.per_image.items()}
+
+
+def cider_note(references: Mapping[Key, Sequence[str]]) -> str:
+    """Says why CIDEr is 0 whatever the captions are: no n-gram tells one image's references from another's.
+
+    CIDEr weighs an n-gram by the logarithm of the share of images in whose references it stands. That is 0 where all
+    images have it: where there is one image alone, and where all have the same references.
+
+    Args:
+        references: All captions of each image.
+
+    Returns:
+        A line, or the empty string where CIDEr has a meaning.
+    """
+    if len(references) == 1:
+        return "CIDEr is 0, since it compares images by what sets their references apart, and there is one image alone"
+    first = None
+    for texts in references.values():
+        grams = {
+            tuple(words[start : start + order])
+            for words in map(str.split, tokenize_all(texts))
+            for order in range(1, _MAX_ORDER + 1)
+            for start in range(len(words) - order + 1)
+        }
+        first = grams if first is None else first
+        if grams != first:
+            return ""
+    return f"CIDEr is 0, since the references of all {len(references)} images hold the same n-grams"
 
 
 def _tokenized(

@@ -17,6 +17,8 @@ _NUM_PERIODS = (
 )
 _NUMBER_WORDS = "zero one two three four five six seven eight nine ten"
 _NUMBERS = {"none": "0"} | {word: str(number) for number, word in enumerate(_NUMBER_WORDS.split())}
+_NUM_ANSWERS = 10
+_FULL_MARKS = 4  # so many equal answers leave three to agree with when each is left out in turn
 _ARTICLES = ("a", "an", "the")
 _CONTRACTED = """
 ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've he's
@@ -99,6 +101,28 @@ def vqa_scores(questions: Iterable[AnsweredQuestion], predictions: Mapping[int, 
         {name: _percent(accuracies) for name, accuracies in per_answer_type.items()},
         {name: _percent(accuracies) for name, accuracies in per_question_type.items()},
         {key: _percent([accuracy]) for key, accuracy in per_question.items()},
+    )
+
+
+def few_answers_note(questions: Iterable[AnsweredQuestion]) -> str:
+    """Says how many questions have fewer than ten answers, for which the official rule was made.
+
+    Args:
+        questions: The questions with people's answers.
+
+    Returns:
+        A line, or the empty string where each question has ten answers at least.
+    """
+    counts = [len(question.answers) for question in questions]
+    few, fewest = sum(count < _NUM_ANSWERS for count in counts), sum(count < _FULL_MARKS for count in counts)
+    if not few:
+        return ""
+    note = f"{few} of {len(counts)} questions have fewer than the {_NUM_ANSWERS} answers that VQA's rule is made for"
+    if not fewest:
+        return note
+    return (
+        f"{note}; {fewest} have fewer than {_FULL_MARKS}, and score at most 66.7 with three answers, 33.3 with two and "
+        "0 with one, since only the other people's answers are compared with"
     )
 
 

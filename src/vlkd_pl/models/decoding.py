@@ -206,7 +206,12 @@ def reconstruct(
             labels = ids[:, 1:].masked_fill(ids[:, 1:] == model.tokenizer.pad_token_id, -100)
             repeated, repeated_mask = (each.repeat_interleave(decoding.num_candidates, 0) for each in (condition, mask))
             values = _log_probability(model.decode(repeated, repeated_mask, labels), labels, start.shape[1] - 1)
-        texts = model.tokenizer.batch_decode(ids[:, start.shape[1] :], skip_special_tokens=True)
+        texts = model.tokenizer.batch_decode(
+            # the text as it was written: some tokenizers would take the space before an apostrophe or a full stop away
+            ids[:, start.shape[1] :],
+            skip_special_tokens=True,
+            clean_up_tokenization_spaces=False,
+        )
         for number, (text, value) in enumerate(zip(texts, values, strict=True)):
             row = rows[number // decoding.num_candidates]
             filled, wandered = prompts[row].read(text, forced)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import NamedTuple
 
 
@@ -28,17 +27,19 @@ class Prompt(NamedTuple):
         return f"{self.before} {text}{self.after}"
 
     def read(self, reconstruction: str, is_continuation: bool) -> tuple[str, bool]:
-        """Finds what stands in place of the masks.
+        """Extracts the text in place of the masks.
+
+        It undoes ``filled`` for any text of one line: whatever full stops a text holds, ``after`` is removed once, and
+        only where the reconstruction ends in it. White space of any length is read as one space.
 
         Args:
-            reconstruction: What the model wrote.
+            reconstruction: What the model wrote, up to its end token.
             is_continuation: Whether it wrote only what follows ``before``.
 
         Returns:
-            The text from the end of ``before`` to the next ``after`` at the end of a word, or to its own end; and
-            whether the model wandered from the prompt: it began in another way, went on behind ``after``, put nothing
-            in place of the masks, or wrote the prompt's label again, the last word of ``before`` where that ends in a
-            colon. A text that began in another way is read from its last label, or else from its beginning.
+            The text; and whether the model wandered from the prompt: it began in another way, put nothing in place of
+            the masks, or wrote the prompt's label again, the last word of ``before`` where that ends in a colon. A
+            reconstruction that began in another way is read from its last label, or else from its beginning.
         """
         expected, words, wandered = self.before.split(), reconstruction.split(), False
         label = expected[-1] if expected[-1].endswith(":") else None
@@ -49,11 +50,7 @@ class Prompt(NamedTuple):
                 wandered = True
                 if label in words:
                     words = words[len(words) - words[::-1].index(label) :]
-        filled = " ".join(words)
-        end = re.search(rf"{re.escape(self.after)}(?=\s|$)", filled)
-        if end is not None:
-            wandered = wandered or end.end() < len(filled)
-            filled = filled[: end.start()].strip()
+        filled = " ".join(words).removesuffix(self.after).rstrip()
         return filled, wandered or not filled or label in filled.split()
 
 

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from vlkd_pl.batch import CaptioningBatch, PictureBatch
 from vlkd_pl.losses import icti_loss
-from vlkd_pl.metrics.captions import CAPTION_METRICS, caption_scores
+from vlkd_pl.metrics.captions import CAPTION_METRICS, caption_scores, cider_note
 from vlkd_pl.models.decoding import caption
 from vlkd_pl.models.prompts import caption_prompt
 from vlkd_pl.models.vlkd import VLKDModel
 from vlkd_pl.modules.panel import Shown
 from vlkd_pl.modules.report import Report
 from vlkd_pl.modules.vlkd import VLKDModule
-from vlkd_pl.table import format_table
+from vlkd_pl.table import score_table
 
 _SLOW_METRICS = ("METEOR", "SPICE")  # programs in Java, which the validations of a training do without
 
@@ -91,15 +91,14 @@ class CaptioningModule(VLKDModule):
         files: dict[str, Any] = {"predictions.json": results}
         known = [item for item in items if item["references"]]
         domains = sorted({item["domain"] for item in known if item["domain"] is not None})
-        lines, columns = [f"{len(items)} pictures, of {len(known)} captions are known"], {}
+        lines, columns, notes = [f"{len(items)} pictures, of {len(known)} captions are known"], {}, []
         for name in ["all", *domains] if known else []:
             part = [item for item in known if name in ("all", item["domain"])]
-            scored = caption_scores(
-                {item["id"]: item["references"] for item in part},
-                {item["id"]: item["caption"] for item in part},
-                self._metrics_of_this_run(),
-                progress=True,
-            )
+            references = {item["id"]: item["references"] for item in part}
+            predictions = {item["id"]: item["caption"] for item in part}
+            scored = caption_scores(references, predictions, self._metrics_of_this_run(), progress=True)
+            if "CIDEr" in scored.scores and (note := cider_note(references)):
+                notes.append(note if name == "all" else f"{name}: {note}")
             columns[name] = scored.scores
             prefix = "" if name == "all" else f"{name}/"
             scores |= {f"{prefix}{_log_name(metric)}": value for metric, value in scored.scores.items()}
@@ -111,14 +110,14 @@ class CaptioningModule(VLKDModule):
                 ]
                 missing = [f"{metric} not computed: {reason}" for metric, reason in scored.not_computed.items()]
         if columns:
-            lines += [format_table(list(columns), list(columns.values())), *missing]
+            lines += [score_table(list(columns), list(columns.values())), *missing]
         lines.append(f"wandered from the prompt: {sum(item['wandered'] for item in items)}")
         shown = [
             Shown(item["image"], item["caption"], "".join(item["references"][:1]))
             for item in items
             if item["image"] is not None
         ]
-        return Report(scores, "\n".join(lines), files, shown)
+        return Report(scores, "\n".join(lines), files, shown, notes=notes)
 
     def _metrics_of_this_run(self) -> list[str]:
         fitting = self.trainer.state.fn == TrainerFn.FITTING

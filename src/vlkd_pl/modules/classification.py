@@ -13,7 +13,7 @@ from vlkd_pl.modules.panel import Shown
 from vlkd_pl.modules.report import Report
 from vlkd_pl.modules.retrieval import embed_with_both
 from vlkd_pl.modules.vlkd import VLKDModule
-from vlkd_pl.table import format_table
+from vlkd_pl.table import score_table
 
 
 class ClassificationModule(VLKDModule):
@@ -62,7 +62,7 @@ class ClassificationModule(VLKDModule):
             if item["image"] is not None
         ]
         head = f"{len(items)} pictures, {len(class_names)} classes"
-        table = format_table(list(columns), list(columns.values()))
+        table = score_table(list(columns), list(columns.values()))
         return Report(scores, f"{head}\n{table}", {"predictions.json": results}, shown)
 
     def predict(self, batch: PictureBatch) -> list[dict[str, Any]]:

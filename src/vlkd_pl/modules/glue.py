@@ -13,7 +13,7 @@ from vlkd_pl.batch import GLUE_LABELS, GLUEBatch, GLUETask
 from vlkd_pl.models.text import TextModel, TextRoute
 from vlkd_pl.modules.report import Report
 from vlkd_pl.modules.task import TaskModule
-from vlkd_pl.table import format_table
+from vlkd_pl.table import score_table
 
 _SUBMISSIONS: dict[tuple[str, str], str] = {
     ("cola", ""): "CoLA.tsv",
@@ -120,7 +120,7 @@ class GLUEModule(TaskModule):
         if not scores:
             return Report({}, f"{len(items)} predictions; the labels are not known", files)
         scores["score"] = sum(scores.values()) / len(scores)
-        return Report(scores, format_table([self.task], [scores]), files)
+        return Report(scores, score_table([self.task], [scores]), files)
 
     def predict(self, batch: GLUEBatch) -> list[dict[str, Any]]:  # type: ignore[override]
         """The label of each sample as the server names it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +11,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from vlkd_pl.files import write_text
 from vlkd_pl.modules.panel import Shown
+from vlkd_pl.table import Unit, units_of
 
 
 class Report(NamedTuple):
@@ -21,12 +22,16 @@ class Report(NamedTuple):
         table: The lines for a person to read.
         files: The content of each file by its name: a string as it is, anything else as JSON.
         shown: Pictures for the panel.
+        units: What ``scores`` are in, all or each by its name; ``scores.json`` and the logs hold them so.
+        notes: Why a score means less than it seems to, a line each.
     """
 
     scores: dict[str, float]
     table: str = ""
     files: dict[str, Any] | None = None
     shown: Sequence[Shown] = ()
+    units: Unit | Mapping[str, Unit] = "fraction"
+    notes: Sequence[str] = ()
 
     def write(self, folder: Path, panel: Path | None) -> None:
         """Writes ``scores.json`` and the other files to a run's log folder.
@@ -38,7 +43,9 @@ class Report(NamedTuple):
         Raises:
             MisconfigurationException: They cannot be written.
         """
-        record: dict[str, Any] = {"scores": self.scores}
+        record: dict[str, Any] = {"scores": self.scores, "units": units_of(self.scores, self.units)}
+        if self.notes:
+            record["notes"] = self.notes
         if panel is not None:
             record["caption_panel"] = str(panel)
         for name, content in {"scores.json": record, **(self.files or {})}.items():

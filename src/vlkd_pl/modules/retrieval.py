@@ -13,7 +13,7 @@ from vlkd_pl.metrics.retrieval import recall_at_k
 from vlkd_pl.models.vlkd import VLKDModel
 from vlkd_pl.modules.report import Report
 from vlkd_pl.modules.vlkd import VLKDModule
-from vlkd_pl.table import format_table
+from vlkd_pl.table import score_table
 
 _TEXTS_IN_A_BATCH = 256
 
@@ -60,7 +60,7 @@ class RetrievalModule(VLKDModule):
             for row, value in column.items()
         }
         lines = [f"{len(items)} pictures, {sum(len(item['bart']) for item in items)} captions"]
-        return Report(scores, "\n".join([*lines, format_table(list(columns), list(columns.values()))]))
+        return Report(scores, "\n".join([*lines, score_table(list(columns), list(columns.values()))]))
 
 
 @torch.no_grad()

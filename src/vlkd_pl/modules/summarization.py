@@ -13,7 +13,7 @@ from vlkd_pl.models.summaries import XSUM_DECODING, SummaryDecoding, summarize
 from vlkd_pl.models.text import TextModel, TextRoute
 from vlkd_pl.modules.report import Report
 from vlkd_pl.modules.task import TaskModule
-from vlkd_pl.table import format_table
+from vlkd_pl.table import score_table
 
 
 class SummarizationModule(TaskModule):
@@ -80,8 +80,9 @@ class SummarizationModule(TaskModule):
             "predictions.txt": "".join(f"{text}\n" for text in summaries),
             "references.txt": "".join(f"{text}\n" for text in references),
         }
-        table = f"{len(items)} summaries\n{format_table(['score'], [scores], digits=2)}"
-        return Report({SUMMARY_METRICS[name].lower(): value for name, value in scores.items()}, table, files)
+        table = f"{len(items)} summaries\n{score_table(['score'], [scores], 'percent', digits=2)}"
+        logged = {SUMMARY_METRICS[name].lower(): value for name, value in scores.items()}
+        return Report(logged, table, files, units="percent")
 
     def predict(self, batch: SummaryBatch) -> list[dict[str, Any]]:  # type: ignore[override]
         """A summary of each document."""

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities.rank_zero import rank_zero_info
+from pytorch_lightning.trainer.states import TrainerFn
+from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
@@ -261,11 +262,15 @@ class TaskModule(pl.LightningModule, ABC):
         self.trainer.test_loop.verbose = False
 
     def on_validation_start(self) -> None:
-        """Notes the random state, for training to go on as if there had been no validation."""
+        """Notes the random state, for training to go on as if there had been no validation.
+
+        As in a test, the scores are printed by ``on_validation_epoch_end`` alone.
+        """
+        self.trainer.validate_loop.verbose = False
         self._random_state = random_state()
 
     def on_validation_epoch_end(self) -> None:
-        """Logs the scores, and draws the panel."""
+        """Logs the scores, and draws the panel; outside of training also prints the scores."""
         self._conclude("val")
         if self._random_state is not None:  # before a checkpoint is written
             set_random_state(self._random_state)
@@ -278,7 +283,9 @@ class TaskModule(pl.LightningModule, ABC):
         folder = self.trainer.log_dir  # asked on all ranks: it is broadcast
         items = {item["id"]: item for item in gather_objects(self.evaluated)}
         self.evaluated.clear()
-        report = self.conclude([items[key] for key in sorted(items)]) if self.trainer.is_global_zero else None
+        report = (
+            self.conclude([items[key] for key in sorted(items, key=_order)]) if self.trainer.is_global_zero else None
+        )
         scores = self.trainer.strategy.broadcast(report.scores if report is not None else {})
         for name, value in scores.items():
             self.log(f"{stage}/{name}", value, prog_bar=name == "cider", sync_dist=True)
@@ -287,11 +294,14 @@ class TaskModule(pl.LightningModule, ABC):
         panel, shown = None, report.shown[: self.panel_size]
         if shown and not self.trainer.sanity_checking:
             panel = log_panel(self.trainer, f"{stage}/captions", caption_panel(shown), folder)
-        if stage == "test":
+        if not self.trainer.sanity_checking:
+            for note in report.notes:
+                rank_zero_warn(note)  # Python shows a warning once
+        if self.trainer.state.fn != TrainerFn.FITTING:
             print(f"\n{report.table}")
-            if folder is not None:
-                report.write(Path(folder), panel)
-                print(f"scores and predictions: {folder}")
+        if stage == "test" and folder is not None:
+            report.write(Path(folder), panel)
+            print(f"scores and predictions: {folder}")
 
     # Checkpoints
 
@@ -312,3 +322,8 @@ class TaskModule(pl.LightningModule, ABC):
         self._resumed = random_state_of(checkpoint, self.global_rank), pending_gradients_of(checkpoint)
         if "skipped_steps" in checkpoint:
             self.skipped_steps.load_state(checkpoint["skipped_steps"], self.global_rank)
+
+
+def _order(key: Any) -> tuple[bool, Any]:
+    """Sorts ids of which some are numbers and some are texts."""
+    return isinstance(key, str), key

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vlkd_pl.batch import ImageTextBatch, InfillingBatch, PictureBatch
 from vlkd_pl.checkpoint import drop_clip, load_model, restore_clip
 from vlkd_pl.losses import chunked_icti_loss, clamp_logit_scale_, icti_loss, itcl_loss, ttdm_loss
-from vlkd_pl.metrics.captions import cider
+from vlkd_pl.metrics.captions import cider, cider_note
 from vlkd_pl.metrics.retrieval import recall_at_k
 from vlkd_pl.models.decoding import CAPTION_DECODING, Decoding, caption
 from vlkd_pl.models.grouping import in_length_groups
@@ -20,7 +20,7 @@ from vlkd_pl.models.vlkd import ImageFeatures, mean_pooled
 from vlkd_pl.modules.panel import Shown
 from vlkd_pl.modules.report import Report
 from vlkd_pl.modules.task import TaskModule
-from vlkd_pl.table import format_table
+from vlkd_pl.table import score_table
 
 
 class Encoded(NamedTuple):
@@ -288,7 +288,8 @@ class VLKDModule(TaskModule):
         shown = [
             Shown(item["image"], item["caption"], item["references"][0]) for item in items if item["image"] is not None
         ]
-        return Report(scores, format_table(["score"], [scores]), {"predictions.json": results}, shown)
+        notes = [note for note in (cider_note(references),) if note]
+        return Report(scores, score_table(["score"], [scores]), {"predictions.json": results}, shown, notes=notes)
 
     def predict(self, batch: PictureBatch) -> list[dict[str, Any]]:
         """A caption for each picture."""

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from vlkd_pl.batch import InfillingBatch, PictureBatch, QuestionBatch
-from vlkd_pl.metrics.vqa import VQAScores, vqa_scores
+from vlkd_pl.metrics.vqa import VQAScores, few_answers_note, vqa_scores
 from vlkd_pl.models.decoding import (
     ANSWER_DECODING,
     CAPTION_DECODING,
@@ -22,7 +22,8 @@ from vlkd_pl.models.prompts import caption_passage, question_prompt
 from vlkd_pl.modules.panel import Shown
 from vlkd_pl.modules.report import Report
 from vlkd_pl.modules.vlkd import VLKDModule
-from vlkd_pl.table import format_table
+from vlkd_pl.reading import iter_lines
+from vlkd_pl.table import Unit, score_table
 
 
 class VQAModule(VLKDModule):
@@ -137,7 +138,7 @@ class VQAModule(VLKDModule):
                         for result in results
                         if result["question_id"] in found.per_question
                     ]
-            lines.append(format_table(list(columns), list(columns.values()), digits=2))
+            lines.append(score_table(list(columns), list(columns.values()), "percent", digits=2))
         else:
             lines.append("the answers are not known: predictions.json is for the evaluation server")
         lines.append(f"wandered from the prompt: {sum(item['wandered'] for item in items)}")
@@ -146,7 +147,9 @@ class VQAModule(VLKDModule):
             for item in items
             if item["image"] is not None
         ]
-        return Report(scores, "\n".join(lines), files, shown)
+        units: dict[str, Unit] = {name: "fraction" if name == "wandered" else "percent" for name in scores}
+        notes = [note for note in (few_answers_note(known),) if note]
+        return Report(scores, "\n".join(lines), files, shown, units, notes)
 
     def predict(self, batch: PictureBatch) -> list[dict[str, Any]]:
         """An answer to each question on the pictures."""
@@ -208,8 +211,9 @@ def read_candidates(path: str | Path) -> list[str]:
 
     Raises:
         FileNotFoundError: There is no such file, or nothing in it.
+        MisconfigurationException: It is no text in UTF-8.
     """
-    lines = Path(path).read_text(encoding="utf-8").splitlines() if Path(path).is_file() else []
+    lines = iter_lines(path) if Path(path).is_file() else []
     candidates = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
     if not candidates:
         raise FileNotFoundError(f"there are no candidate answers in {path}: give a text file with one a line")

@@ -1,0 +1,241 @@
+"""Text and JSON files of a user's: decoded as UTF-8, split at line feeds alone, and checked field by field."""
+
+from __future__ import annotations
+
+import gc
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, NoReturn
+
+_MISSING = object()
+_MAX_ID = 2**63 - 1
+_NUMBER = re.compile(r"0|-?[1-9][0-9]{0,18}")
+_SHOWN = 60
+
+
+def refuse(message: str) -> NoReturn:
+    """Raises a ``MisconfigurationException``; Lightning is imported then alone, since that takes seconds."""
+    from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+    raise MisconfigurationException(message)
+
+
+def iter_lines(path: str | Path) -> Iterator[str]:
+    """Reads a text file line by line.
+
+    Args:
+        path: A file in UTF-8, with a byte order mark or without.
+
+    Yields:
+        The lines, also empty ones, each without the line feed, or the carriage return and line feed, that ends it.
+        Nothing else ends a line: no form feed, U+0085 or U+2028.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        MisconfigurationException: It cannot be read, or is no text in UTF-8; the message names the byte.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            offset = 0
+            for line in file:
+                yield _decode(line, path, offset).removesuffix("\n").removesuffix("\r")
+                offset += len(line)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"there is no file at {path}") from error
+    except OSError as error:
+        refuse(f"{path} cannot be read: {error.strerror}")
+
+
+def _decode(data: bytes, path: str | Path, offset: int = 0) -> str:
+    """Text from the bytes of a file that stand at an offset; a byte order mark at offset 0 is left out."""
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        place, value = offset + error.start, data[error.start]
+        refuse(f"{path} is not UTF-8 at byte {place} (0x{value:02x}, {error.reason}): save it as UTF-8")
+    if "\0" in text:
+        refuse(f"{path} is not a text in UTF-8: byte {offset + data.index(0)} is 0x00: save it as UTF-8")
+    return text.removeprefix("\ufeff") if offset == 0 else text
+
+
+def read_json(
+    path: str | Path, file_format: str = "a JSON file", hook: Callable[[dict[str, Any]], Any] | None = None
+) -> Any:
+    """Reads a JSON file.
+
+    Args:
+        path: A file in UTF-8, with a byte order mark or without.
+        file_format: What the file must be, as errors name it.
+        hook: Makes something else of each object. A field that an object has twice has a value of no JSON type there,
+            which ``Entries`` refuses.
+
+    Returns:
+        What the file holds.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        MisconfigurationException: It cannot be read, or is no JSON in UTF-8.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"there is no file at {path}") from error
+    except OSError as error:
+        refuse(f"{path} cannot be read: {error.strerror}")
+    return parse_json(_decode(data, path), f"{path} is not {file_format}", hook)
+
+
+def parse_json(text: str, complaint: str, hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
+    """Parses JSON.
+
+    Args:
+        text: What is parsed.
+        complaint: Begins the message of an error: which file it is, and that it is of another format.
+        hook: See ``read_json``.
+
+    Raises:
+        MisconfigurationException: It is no JSON.
+    """
+
+    def make(pairs: list[tuple[str, Any]]) -> Any:
+        entry = dict(pairs)
+        if len(entry) < len(pairs):
+            counts = Counter(name for name, _ in pairs)
+            entry |= {name: _Repeated() for name, count in counts.items() if count > 1}
+        return entry if hook is None else hook(entry)
+
+    collects = gc.isenabled()
+    gc.disable()  # or it would go through the million objects of a large file, none of them garbage, again and again
+    try:
+        return json.loads(text, object_pairs_hook=make)
+    except RecursionError:
+        refuse(f"{complaint}: lists or objects stand in each other too many times")
+    except ValueError as error:
+        refuse(f"{complaint}: {error}")
+    finally:
+        if collects:
+            gc.enable()
+
+
+class _Repeated:
+    """The value of a field that an object has more than once."""
+
+
+class Entries:
+    """The objects of a list in a JSON file, whose fields must each be of one type.
+
+    Args:
+        items: What stands in the place of the list.
+        place: Which file and list it is, as errors name it: ``captions.json: annotations``.
+        is_numbered: Whether errors name the entry by its number in the list, from 1.
+
+    Raises:
+        MisconfigurationException: It is no list of objects.
+    """
+
+    def __init__(self, items: Any, place: str, is_numbered: bool = True) -> None:
+        self.items = items
+        self.place = place
+        self.is_numbered = is_numbered
+        if type(items) is not list:
+            refuse(f"{place}: {_shown(items)} stands in place of a list")
+        self._check("", items, {dict}, "an object")
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def values(self, name: str, types: set[type], kind: str, default: Any = _MISSING) -> list[Any]:
+        """A field of all entries.
+
+        Args:
+            name: The field.
+            types: Its types; one of a type derived from these is none of them.
+            kind: The same in words.
+            default: Stands where an entry has no such field, and may stand in the file too; without it each entry must
+                have one.
+
+        Raises:
+            MisconfigurationException: An entry lacks it, or holds something else there.
+        """
+        values = [item.get(name, default) for item in self.items]
+        self._check(name, values, types if default is _MISSING else types | {type(default)}, kind)
+        return values
+
+    def texts(self, name: str, default: Any = _MISSING) -> list[Any]:
+        """A field that holds text; see ``values``. Text that is none in UTF-8, half of an emoji, is refused too."""
+        texts = self.values(name, {str}, "a text", default)
+        if not is_encodable("".join(filter(None, texts))):
+            index = next(index for index, text in enumerate(texts) if text and not is_encodable(text))
+            self._refuse(index, name, texts[index], "a text in Unicode, without halves of surrogate pairs")
+        return texts
+
+    def ids(self, name: str) -> list[int | str]:
+        """A field that identifies: whole numbers and texts. A text such as ``"42"`` is the number that it writes."""
+        ids = self.values(name, {int, str}, "a number or a text")
+        if set(map(type, ids)) != {int}:
+            ids = [int(each) if type(each) is str and _NUMBER.fullmatch(each) else each for each in ids]
+        for index, each in enumerate(ids):
+            if each == "" or (type(each) is int and abs(each) > _MAX_ID):
+                self._refuse(index, name, each, "a number below 2^63 or a text")
+        return ids
+
+    def numbers(self, name: str) -> list[int]:
+        """A field that identifies by a whole number from 0, which may be written as a text."""
+        numbers = []
+        for index, each in enumerate(self.ids(name)):
+            if type(each) is str and each.isdecimal() and len(each) <= _SHOWN:  # with zeros in front
+                each = int(each)
+            if type(each) is not int or not 0 <= each <= _MAX_ID:
+                self._refuse(index, name, each, "a whole number from 0")
+            numbers.append(each)
+        return numbers
+
+    def nested_texts(self, name: str, nested_name: str) -> list[list[str]]:
+        """A field that holds a list of objects: the text that each of these has in a field of its own."""
+        lists = self.values(name, {list}, "a list")
+        try:
+            texts = [item[nested_name] for item in chain.from_iterable(lists)]
+            is_good = set(map(type, texts)) <= {str} and is_encodable("".join(texts))
+        except (KeyError, TypeError):
+            is_good = False
+        if is_good:  # checked all at once, since there are hundreds of thousands of short lists
+            rest = iter(texts)
+            return [list(islice(rest, len(items))) for items in lists]
+        return [Entries(items, f"{self._entry(index)}: {name}").texts(nested_name) for index, items in enumerate(lists)]
+
+    def _check(self, name: str, values: Sequence[Any], types: set[type], kind: str) -> None:
+        if not set(map(type, values)) <= types:
+            index = next(index for index, value in enumerate(values) if type(value) not in types)
+            self._refuse(index, name, values[index], kind)
+
+    def _refuse(self, index: int, name: str, value: Any, kind: str) -> NoReturn:
+        found = f"is {_shown(value)}"
+        if name:
+            found = f"has no {name}" if value is _MISSING else f"has {_shown(value)} as {name}"
+        refuse(f"{self._entry(index)}{'' if self.is_numbered else ': it'} {found}: it must be {kind}")
+
+    def _entry(self, index: int) -> str:
+        return f"{self.place}, entry {index + 1}" if self.is_numbered else self.place
+
+
+def is_encodable(text: str) -> bool:
+    """Whether a text can be written in UTF-8: JSON may hold half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _shown(value: Any) -> str:
+    """What a value is, in a few characters of ASCII."""
+    if isinstance(value, _Repeated):
+        return "two values"
+    if isinstance(value, list | dict):
+        return f"{'a list' if isinstance(value, list) else 'an object'} of {len(value)}"
+    text = json.dumps(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
