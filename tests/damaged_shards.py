@@ -81,6 +81,13 @@ def sparse(size):
     return bytes(header) + b"\0" * 512 + b"\0" * 10_240
 
 
+def pax(*records, type=tarfile.XHDTYPE):
+    """A header of records such as ``b"size=5"`` for the next member."""
+    content = b"".join(b"%d %s\n" % (len(record) + 4, record) for record in records)
+    assert all(10 <= len(record) + 4 <= 99 for record in records)  # a length of two digits
+    return member("pax", content, type=type)
+
+
 def write_damaged(folder):
     """Writes the shards.
 
@@ -126,6 +133,8 @@ def write_damaged(folder):
         "samples": (
             tar(
                 pair("no_words", picture(15), b" \n"),
+                pair("nul", picture(15), b"\0\0\0"),
+                pair("no_width", picture(15), "\ufeff\u200b \u2800".encode()),
                 [member("alone.jpg", picture(16)), member("words.txt", b"words without picture")],
                 pair("not_utf_8", picture(17), b"a \xff fish"),
                 [member("odd.__key__", b"b"), *pair("odd", picture(18))],
@@ -134,7 +143,7 @@ def write_damaged(folder):
                 again[1],
                 pair("as_before", picture(12)),
             ),
-            {"empty_text": 1, "missing_part": 2, "good": 4, "repeated_key": 1, "duplicate": 1},
+            {"empty_text": 3, "missing_part": 2, "good": 4, "repeated_key": 1, "duplicate": 1},
         ),
         "limits": (
             tar(
@@ -165,6 +174,38 @@ def write_damaged(folder):
         "claims_a_zettabyte": (claiming(tarfile.TarInfo("huge.jpg"), 1 << 70), {"broken_tar": 1}),
         "claims_less_than_nothing": (claiming(member("x", type=tarfile.XHDTYPE)[0], -(1 << 70)), {"broken_tar": 1}),
         "sparse": (sparse(1 << 32), {"broken_tar": 1}),
+        "sparse_below_the_limit": (sparse(268_000_000), {"broken_tar": 1}),
+        "pax_sparse_0_0": (
+            tar([pax(b"GNU.sparse.size=268000000", b"GNU.sparse.numblocks=0")], pair("s", picture(27))),
+            {"broken_tar": 1},
+        ),
+        "pax_sparse_0_1": (
+            tar([pax(b"GNU.sparse.map=0,5", b"GNU.sparse.size=268000000")], pair("s", picture(27))),
+            {"broken_tar": 1},
+        ),
+        "pax_sparse_1_0": (
+            tar(
+                [pax(b"GNU.sparse.major=1", b"GNU.sparse.minor=0", b"GNU.sparse.realsize=268000000")],
+                pair("s", b"0\n"),
+            ),
+            {"broken_tar": 1},
+        ),
+        "pax_length_of_26_digits": (
+            tar([member("pax", b"9" * 26 + b" path=a.jpg\n", type=tarfile.XHDTYPE)], pair("p", picture(27))),
+            {"broken_tar": 1},
+        ),
+        "pax_negative_size": (tar([pax(b"size=-1234")], pair("p", picture(27))), {"broken_tar": 1}),
+        "pax_size_of_30_digits": (tar([pax(b"size=" + b"9" * 30)], pair("p", picture(27))), {"broken_tar": 1}),
+        "pax_size_that_is_no_number": (tar([pax(b"size=1e3")], pair("p", picture(27))), {"broken_tar": 1}),
+        "global_size": (tar([pax(b"size=5000", type=tarfile.XGLTYPE)], pair("p", picture(27))), {"broken_tar": 1}),
+        "pax_at_the_end": (tar(pair("p", picture(28)), [pax(b"path=a.jpg")]), {"broken_tar": 1, "good": 1}),
+        "odd_but_good_pax": (
+            tar(
+                [pax(b"comment=x" * 3, type=tarfile.XGLTYPE), pax(b"mtime=nan", b"atime=-inf")],
+                pair("p", picture(29), b"odd but good"),
+            ),
+            {"good": 1},
+        ),
         "long_names": (claiming(member("x", type=tarfile.GNUTYPE_LONGNAME)[0], 512) + b"n" * 512, {"broken_tar": 1}),
         "names_of_names": (
             (claiming(member("x", type=tarfile.GNUTYPE_LONGNAME)[0], 5) + b"n" * 512) * 2_000,

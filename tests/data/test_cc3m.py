@@ -156,6 +156,55 @@ def test_a_resumed_stream_goes_on_exactly(build, shards, tmp_path, num_workers, 
     assert sum(sum(position.counts[: len(SKIP_REASONS)]) for position in resumed._positions.values()) > 0 or cut < 12
 
 
+def test_the_buffer_is_bounded_in_bytes(build):
+    """Where it holds fewer samples the order is another; where its bytes suffice it is what it has always been."""
+
+    def order(**options):
+        stream = build(**options).train_dataloader().dataset
+        return [raw["__key__"] for raw in stream._shuffled(epoch=0, part=0, num_parts=1, worker=0)]
+
+    def most_held(**options):
+        """Bytes that the stream holds at most when it reads the next sample."""
+        stream = build(**options).train_dataloader().dataset
+        kept, held, most = stream._kept, {}, [0]
+
+        def noted(path, worker):
+            for raw in kept(path, worker):
+                held[raw["__key__"]] = sum(map(len, raw.values()))
+                yield raw
+                most.append(sum(held.values()))
+
+        stream._kept = noted
+        for raw in stream._shuffled(epoch=0, part=0, num_parts=1, worker=0):
+            del held[raw["__key__"]]
+        assert not held
+        return max(most)
+
+    largest = 4000
+    assert most_held(shuffle_buffer=20) > 10 * largest
+    for limit in (0, largest, 3 * largest, 10 * largest):
+        assert most_held(shuffle_buffer=20, shuffle_buffer_bytes=limit) <= limit
+        assert sorted(order(shuffle_buffer_bytes=limit)) == [f"{number:05d}" for number in range(NUM_PAIRS)]
+    assert order(shuffle_buffer=20, shuffle_buffer_bytes=3 * largest) != order(shuffle_buffer=20)
+    assert order(shuffle_buffer=5, shuffle_buffer_bytes=7 * largest) == order(shuffle_buffer=5)
+    before = (
+        "28 27 26 25 32 24 34 35 00 29 30 02 31 03 04 06 08 05 10 07 33 12 09 01 13 14 11 16 15 21 18 20 36 23 37 19"
+    )
+    assert " ".join(key[3:] for key in order(shuffle_buffer=5)[:36]) == before
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_stream_with_a_buffer_full_by_bytes_resumes_exactly(build, num_workers):
+    settings = {"num_workers": num_workers, "shuffle_buffer": 20, "shuffle_buffer_bytes": 20_000}
+    uncut_module, cut_module, resumed = build(**settings), build(**settings), build(**settings)
+    uncut = take(uncut_module, 20)
+    take(cut_module, 7)
+    resumed.load_state_dict(cut_module.state_dict())
+    for first, second in zip(uncut[7:], take(resumed, 13), strict=True):
+        assert same(first, second)
+    assert resumed.state_dict() == uncut_module.state_dict()
+
+
 def test_another_number_of_workers_starts_the_next_pass(build):
     module = build()
     take(module, 5)

@@ -164,6 +164,7 @@ def test_damaged_samples_are_lost_and_counted(damaged, tmp_path, capsys):
     num_lost = sum(manifest["lost"].values()) - manifest["lost"]["broken_tar"]
     assert manifest["samples"] + num_lost == manifest["read"]
     assert f"{damaged.prepared['broken_tar']} broken_tar" in capsys.readouterr().out
+    assert manifest["skipped_in_training"] == {"not_rgb": 1}
     assert main(["prepare", "check", str(tmp_path), "--num-workers=1"]) == 0
     for path in tmp_path.glob("*.tar"):
         with tarfile.open(path) as archive:
@@ -172,6 +173,69 @@ def test_damaged_samples_are_lost_and_counted(damaged, tmp_path, capsys):
             image = next(raw[extension] for extension in ("jpg", "png") if extension in raw)
             Image.open(io.BytesIO(image)).load()
             assert raw["txt"].decode("utf-8", "replace").strip()
+
+
+@pytest.fixture
+def grey(tmp_path):
+    """Shards of which training skips four samples by default, one of them a duplicate."""
+    folder = tmp_path / "grey"
+    folder.mkdir()
+    palette = picture(6, mode="P", file_format="PNG")
+    (folder / "0.tar").write_bytes(
+        tar(
+            pair("0", picture(0), b"a fish"),
+            pair("1", picture(1, mode="L"), b"a fish"),
+            pair("2", picture(2, mode="CMYK"), b"a fish"),
+            pair("3", picture(3, size=(200, 70)), b"two fish"),
+        )
+    )
+    (folder / "1.tar").write_bytes(
+        tar(pair("1", picture(1, mode="L"), b"a fish"), pair("p", palette, b"a fish", "png"), pair("4", b"broken"))
+    )
+    return folder
+
+
+def test_what_training_skips_by_default_is_reported(grey, tmp_path, capsys, monkeypatch, clip_folder, bart_folder):
+    told = "kept, but skipped in training by default: 3 not_rgb (used with --data.init_args.skip_non_rgb false)"
+    folder = tmp_path / "out"
+    for first_line in (
+        "7 samples read, lost: 1 unreadable_image, 1 duplicate",
+        "finished before: 5 samples in 1 shards",
+    ):
+        assert prepare(grey, folder, samples_per_shard=9) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0].startswith(first_line)
+        assert lines[-1] == told
+    assert json.loads((folder / "manifest.json").read_text())["skipped_in_training"] == {"not_rgb": 3}
+    assert check(folder) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == told
+    (folder / "manifest.json").unlink()
+    assert main(["prepare", "check", str(folder), "--num-workers=2"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == told
+    module = CC3MDataModule(str(folder / "*.tar"), str(clip_folder), str(bart_folder), batch_size=2, num_workers=0)
+    module.setup("fit")
+    assert [module.decoder(raw, 0) is None for raw in read_shard(module.shards[0])] == [False, True, True, False, True]
+    assert module.skipped["not_rgb"] == 3
+
+
+def test_images_above_the_default_of_training_are_reported(grey, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("vlkd_pl.data.preparation.MAX_IMAGE_PIXELS", 10_000)
+    assert prepare(grey, tmp_path / "out", "--max-pixels", 20_000) == 0
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["skipped_in_training"] == {"not_rgb": 3, "too_large": 1}
+    assert (
+        "by default: 3 not_rgb, 1 too_large (used with --data.init_args.skip_non_rgb false, " in capsys.readouterr().out
+    )
+    assert prepare(grey, tmp_path / "small", "--max-pixels", 9_000) == 0
+    manifest = json.loads((tmp_path / "small" / "manifest.json").read_text())
+    assert (manifest["skipped_in_training"], manifest["lost"]["too_large"]) == ({"not_rgb": 3}, 1)
+
+
+@pytest.mark.parametrize("address", ["s3://bucket/{0..3}.tar", "file:///data/0.tar", "simplecache::file:///0.tar"])
+def test_shards_at_an_address_are_refused_in_one_line(tmp_path, capsys, address):
+    assert prepare(address, tmp_path / "out") == 1
+    message = f"{address} is an address: give the path of a file or folder on a disk"
+    assert capsys.readouterr().err == f"vlkd-pl prepare cc3m: {message}\n"
 
 
 def test_nothing_is_written_where_an_archive_says(damaged, tmp_path, monkeypatch):
@@ -291,7 +355,7 @@ def test_check_without_manifest(source, damaged, tmp_path, capsys):
     assert check(damaged.folder) == 1
     lines = capsys.readouterr().out.splitlines()
     assert "pictures.tar 7 unreadable_image, 2 too_large" in lines
-    assert "samples.tar 2 missing_part, 1 empty_text, 1 repeated_key" in lines
+    assert "samples.tar 2 missing_part, 3 empty_text, 1 repeated_key" in lines
     told = "is broken after 3 samples: there is no mark of the end"
     assert any(line.startswith(f"truncated_between.tar {told}") for line in lines)
     assert not any(line.startswith(("good.tar", "empty.tar", "grey.tar", "limits.tar")) for line in lines)
@@ -299,7 +363,15 @@ def test_check_without_manifest(source, damaged, tmp_path, capsys):
     assert "there are no shards in" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("text", ["no json", "{}", '{"shards": [{"name": "../a.tar", "bytes": 1}]}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "no json",
+        "{}",
+        '{"shards": [{"name": "../a.tar", "bytes": 1}]}',
+        '{"shards": [], "skipped_in_training": {"not_rgb": "1"}}',
+    ],
+)
 def test_a_manifest_of_others(tmp_path, capsys, text):
     (tmp_path / "manifest.json").write_text(text)
     assert check(tmp_path) == 1

@@ -13,6 +13,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 import vlkd_pl.data.remote
 from vlkd_pl.data.cc3m import CC3MDataModule
+from vlkd_pl.data.fetching import fetch_cache
 from vlkd_pl.data.remote import NUM_RETRIES, open_file
 from vlkd_pl.data.shards import UniformSubset, find_shards, read_captions, read_shard
 
@@ -28,6 +29,8 @@ class FlakyFileSystem(MemoryFileSystem):
     lifetime = 0
     ends_early = False
     is_gone = ""
+    only_streams = False
+    num_read = 0
 
     @classmethod
     def _strip_protocol(cls, path):
@@ -46,6 +49,8 @@ class FlakyFile:
         self.size = len(file.getvalue())
 
     def seek(self, position):
+        if FlakyFileSystem.only_streams and position:
+            raise ValueError("Cannot seek streaming HTTP file")
         self.file.seek(position)
 
     def read(self, size):
@@ -55,6 +60,7 @@ class FlakyFile:
             raise ConnectionResetError("reset by peer")
         content = self.file.read(min(size, self.left))
         self.left -= len(content)
+        FlakyFileSystem.num_read += len(content)
         return content
 
     def close(self):
@@ -77,8 +83,9 @@ def shard():
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """Notes the waits in place of waiting."""
+    """Notes the waits in place of waiting, and allows the schemes of this file."""
     waits = []
+    monkeypatch.setenv("VLKD_PL_URL_SCHEMES", "memory,flaky")
     monkeypatch.setattr(vlkd_pl.data.remote.time, "sleep", waits.append)
     return waits
 
@@ -105,11 +112,52 @@ def test_braces_and_wildcards(remote):
 
 @pytest.mark.parametrize(
     "pattern",
-    ["pipe:cat a.tar", "pipe:curl -s https://example.org/{0..3}.tar", "pipe://cat a.tar", "nothing://a/b.tar"],
+    [
+        "pipe:cat a.tar",
+        "pipe:curl -s https://example.org/{0..3}.tar",
+        "pipe://cat a.tar",
+        "nothing://a/b.tar",
+        "file://FOLDER/{0..3}.tar",
+        "local://FOLDER/0.tar",
+        "FILE://FOLDER/0.tar",
+        "{file,s3}://FOLDER/0.tar",
+        "ftp://example.org/0.tar",
+        "dir::file://FOLDER/0.tar",
+        "filecache::memory://0.tar",
+        "simplecache::FOLDER/0.tar",
+        "simplecache::https://example.org/0.tar",
+        "zip://*.tar::FOLDER/0.zip",
+        "zip://0.tar::s3://bucket/0.zip",
+        "https://example.org/0.tar:{:file,x}://FOLDER/0.tar",
+    ],
 )
-def test_commands_and_unknown_schemes_are_refused(pattern):
+def test_commands_and_other_schemes_are_refused(tmp_path, pattern):
+    (tmp_path / "0.tar").write_bytes(shard())
     with pytest.raises(MisconfigurationException, match=r"neither a path nor an address .* commands are not run"):
-        find_shards(pattern)
+        find_shards(pattern.replace("FOLDER", str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda address, folder: list(read_shard(address)),
+        lambda address, folder: UniformSubset([address], 1),
+        lambda address, folder: fetch_cache(address, folder / "copy"),
+        lambda address, folder: open_file(address),
+    ],
+)
+def test_no_reader_opens_another_scheme(tmp_path, read):
+    (tmp_path / "0.tar").write_bytes(shard())
+    with pytest.raises(MisconfigurationException, match="a local file is given by its path"):
+        read(f"file://{tmp_path}/0.tar", tmp_path)
+
+
+def test_a_scheme_is_allowed_by_its_name(remote, tmp_path, monkeypatch):
+    (tmp_path / "0.tar").write_bytes(shard())
+    monkeypatch.setenv("VLKD_PL_URL_SCHEMES", "file, simplecache")
+    assert len(list(read_shard(find_shards(f"file://{tmp_path}/0.tar")[0]))) == len(TEXTS)
+    with pytest.raises(MisconfigurationException, match="VLKD_PL_URL_SCHEMES names them, here memory"):
+        find_shards(f"simplecache::{remote}/00000.tar")
 
 
 def test_a_missing_package_is_named(monkeypatch):
@@ -158,8 +206,22 @@ def test_retries_are_bounded_and_back_off(remote, monkeypatch, quick):
     assert quick == [2.0**retry for retry in range(NUM_RETRIES)]
 
 
+@pytest.mark.parametrize("only_streams", [False, True])
+def test_what_a_subset_leaves_is_seeked_over_where_a_server_can(remote, monkeypatch, only_streams):
+    monkeypatch.setattr(FlakyFileSystem, "lifetime", 7_000_000)
+    monkeypatch.setattr(FlakyFileSystem, "only_streams", only_streams)
+    monkeypatch.setattr(FlakyFileSystem, "num_read", 0)
+    samples = list(read_shard("flaky://cc3m/00000.tar", lambda key, path, place: place == 5))
+    assert [sample["txt"].decode() for sample in samples] == ["fish 5"]
+    num_bytes = fsspec.filesystem("memory").size("/cc3m/00000.tar")
+    if only_streams:
+        assert FlakyFileSystem.num_read == num_bytes
+    else:
+        assert FlakyFileSystem.num_read < num_bytes / 2
+
+
 def test_keys_and_captions_are_read_remotely(remote):
-    assert read_captions([f"{remote}/00000.tar"], 100, lambda key: True) == TEXTS
+    assert read_captions([f"{remote}/00000.tar"], 100) == TEXTS
     subset = UniformSubset([f"{remote}/00000.tar"], 4)
     assert sum(subset(f"{number:05d}") for number in range(len(TEXTS))) == 4
 

@@ -121,16 +121,13 @@ def _cc3m(options: argparse.Namespace) -> int:
 
     from vlkd_pl.data.download import download, link_counts
     from vlkd_pl.data.preparation import SampleLimits, begin, prepare_shards, shard_request
-    from vlkd_pl.data.remote import check_address, is_address
+    from vlkd_pl.data.remote import is_address
     from vlkd_pl.data.shards import find_shards, told_by_reason
 
     folder: Path = options.folder
     source = Path(options.source)
     if is_address(options.source):
-        check_address(options.source)
-        raise MisconfigurationException(
-            f"{options.source} is not on a disk: copy the shards to one, and give the folder"
-        )
+        raise MisconfigurationException(f"{options.source} is an address: give the path of a file or folder on a disk")
     limits = SampleLimits(
         options.min_side, options.max_pixels, options.max_aspect_ratio, options.min_words, options.max_words
     )

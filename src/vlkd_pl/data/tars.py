@@ -134,7 +134,7 @@ class _Archive:
             size -= len(block)
             self._position += len(block)
         if size:
-            raise tarfile.ReadError(f"{size} bytes are missing at the end")
+            raise tarfile.ReadError("bytes are missing at the end")
         return blocks[0] if len(blocks) == 1 else b"".join(blocks)
 
     def skip(self, size: int) -> None:
