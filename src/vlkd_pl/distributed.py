@@ -26,6 +26,11 @@ def rank() -> int:
     return torch.distributed.get_rank() if is_distributed() else 0
 
 
+def world_size() -> int:
+    """The number of ranks; 1 without."""
+    return torch.distributed.get_world_size() if is_distributed() else 1
+
+
 def gather_with_gradient(tensor: Tensor) -> Tensor:
     """The tensors of all ranks, one after the other; gradients flow back to the rank that each came from.
 

@@ -72,11 +72,13 @@ class Reconstruction(NamedTuple):
         score: With ``rerank`` the cosine to the picture in the joint space, in [-1, 1]; else the log-probability of
             the text and of what follows it, given all before; 0.0 where no scores were asked for.
         wandered: Whether the model left the prompt, see ``Prompt.read``.
+        num_tokens: Tokens that the score is of, with those of what follows the text; 0 for a text that was given.
     """
 
     text: str
     score: float
     wandered: bool
+    num_tokens: int = 0
 
 
 @torch.no_grad()
@@ -207,11 +209,12 @@ def reconstruct(
             repeated, repeated_mask = (each.repeat_interleave(decoding.num_candidates, 0) for each in (condition, mask))
             values = _log_probability(model.decode(repeated, repeated_mask, labels), labels, start.shape[1] - 1)
         texts = model.tokenizer.batch_decode(ids[:, start.shape[1] :], skip_special_tokens=True)
-        for number, (text, value) in enumerate(zip(texts, values, strict=True)):
+        lengths = (ids[:, start.shape[1] :] != model.tokenizer.pad_token_id).sum(1).tolist()
+        for number, (text, value, length) in enumerate(zip(texts, values, lengths, strict=True)):
             row = rows[number // decoding.num_candidates]
             filled, wandered = prompts[row].read(text, forced)
             if filled not in [other.text for other in found[row]]:
-                found[row].append(Reconstruction(filled, value, wandered))
+                found[row].append(Reconstruction(filled, value, wandered, length))
     found = [[each for each in texts if not each.wandered] or texts for texts in found]
     if scores and decoding.sample:  # the search returns its beams in order
         found = [sorted(texts, key=lambda candidate: -candidate.score) for texts in found]
