@@ -59,9 +59,9 @@ def test_grey_alpha_and_turned_pictures(tmp_path):
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (np.zeros((2, 3, 4, 3), np.uint8), "of shape .* is no picture"),
-        (np.zeros((4, 4, 2), np.uint8), "of shape .* is no picture"),
-        (np.zeros((4, 4, 3), np.int64), "an array of int64 is no picture"),
+        (np.zeros((2, 3, 4, 3), np.uint8), "of shape .* is no image"),
+        (np.zeros((4, 4, 2), np.uint8), "of shape .* is no image"),
+        (np.zeros((4, 4, 3), np.int64), "an array of int64 is no image"),
         (np.full((4, 4, 3), 255.0), r"must lie in \[0, 1\]"),
         (np.full((4, 4, 3), np.nan), r"must lie in \[0, 1\]"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 import warnings
@@ -48,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 0, 1 for an error that was explained in one line, 2 for a wrong command line.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    _escape_unprintable()
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage())
         return 0
@@ -79,6 +81,17 @@ def _with_shipped_configs(arguments: Sequence[str]) -> list[str]:
             path = str(shipped)
         found.append(f"{option}{equals}{path}")
     return found
+
+
+def _escape_unprintable() -> None:
+    """Escapes what an output's encoding lacks, such as bytes of a file name that are not UTF-8, where it would fail."""
+    for stream in (sys.stdout, sys.stderr):
+        if not isinstance(stream, io.TextIOWrapper):
+            continue
+        is_utf8 = stream.encoding.lower() in ("utf-8", "utf8")
+        # with UTF-8, surrogateescape writes the bytes of a file name as they are, and everything else
+        if stream.errors == "strict" or (stream.errors == "surrogateescape" and not is_utf8):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _quiet() -> None:

@@ -3,37 +3,52 @@
 from __future__ import annotations
 
 import math
+import os
 import random
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from contextlib import suppress
 from html import escape
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from PIL import Image
-
-from vlkd_pl.data.images import UNREADABLE
+from vlkd_pl.data.images import ImageError, ImageSizeError, open_image
 from vlkd_pl.data.pictures import iter_pictures
 from vlkd_pl.data.sample.language import questions
 from vlkd_pl.data.sample.renderer import render
 from vlkd_pl.data.sample.scenes import Item, Scene
 from vlkd_pl.errors import needs_extra
-from vlkd_pl.models.decoding import Decoding, Reconstruction
+from vlkd_pl.models.decoding import Decoding
 from vlkd_pl.pipeline import VLKD, PictureError
 
 with needs_extra("demo"):
     import gradio as gr
+    from gradio.utils import get_upload_folder
+    from starlette.exceptions import HTTPException
+    from starlette.middleware import Middleware
 
 PICTURE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 """Pillow's names of the formats that are taken: those that every browser shows."""
 
+MAX_UPLOADS = 100
+"""Uploaded files that are kept; their size is at most twenty times that of one upload. The oldest are deleted."""
+
 _NO_CAPTION = "They appear here when there is a picture."
 _NO_ANSWER = "It appears here, with alternatives and the probability of each."
+_CAPTION_NOTE = "mean probability of a token, by which the search orders captions, as vlkd-pl caption does"
+_ANSWER_NOTE = "probability of the whole answer, likeliest first, as vlkd-pl ask --top orders them"
 _DAMAGED = "The picture is damaged, or no longer here: give it again."
 _MOST_EXAMPLES = 12
 _NUM_CAPTIONS = 3
 _NUM_ANSWERS = 5
 _ANSWER_TOKENS = 10
+_QUESTION_CHARACTERS = 1000
+_UPLOADS_AT_ONCE = 8
+_BODY_BYTES = 2**16  # of a request, beside the file in it
+_UNUSED_ROUTES = tuple(
+    f"/gradio_api/{route}"
+    for route in ("proxy=", "process_recording", "component_server", "deep_link", "custom_component/", "stream/")
+)
 _CAPTION_TOKENS = 32
 _SLIDER_END = 12
 _SMALL_PIXELS = 256
@@ -57,6 +72,7 @@ _CSS = """
 #question button:hover { background: var(--button-primary-background-fill-hover); }
 .told h3 { margin: 0 0 0.5em; font-size: 0.8em; font-weight: 600; letter-spacing: 0.06em; text-transform: uppercase;
   color: var(--body-text-color-subdued); }
+.told .note { margin: -0.3em 0 0.7em; font-size: 0.8em; color: var(--body-text-color-subdued); }
 .told .hint { color: var(--body-text-color-subdued); margin: 0; }
 .told ol { list-style: none; margin: 0; padding: 0; }
 .told li { display: grid; grid-template-columns: 1fr auto; gap: 0.1em 1em; align-items: baseline; margin: 0 0 0.55em; }
@@ -109,17 +125,16 @@ def picture_problem(file: str | Path, max_upload_mb: int, max_pixels: int) -> st
     Returns:
         A sentence to show, or an empty string for a picture that is taken.
     """
-    too_many = f"The picture has too many pixels: {max_pixels:,} are taken at most."
+    no_image = f"This file is no picture that can be read. Give one of {', '.join(PICTURE_FORMATS)}."
     try:
-        if Path(file).stat().st_size > max_upload_mb * 2**20:
+        if os.stat(file).st_size > max_upload_mb * 2**20:
             return f"The file is too large: {max_upload_mb} MB are taken at most."
-        with Image.open(file, formats=PICTURE_FORMATS) as image:
-            width, height = image.size
-    except Image.DecompressionBombError:
-        return too_many
-    except UNREADABLE:
-        return f"This file is no picture that can be read. Give one of {', '.join(PICTURE_FORMATS)}."
-    return too_many if width * height > max_pixels else ""
+        with open_image(file, max_pixels) as image:
+            return "" if image.format in PICTURE_FORMATS else no_image
+    except ImageSizeError as error:
+        return f"The image is refused: {str(error).removeprefix(f'{file}: ')}."
+    except (ImageError, OSError, ValueError):
+        return no_image
 
 
 def find_examples(folder: Path, max_upload_mb: int = 10, max_pixels: int = 50_000_000) -> list[Example]:
@@ -157,35 +172,39 @@ def build_page(
     def take(upload: dict[str, Any] | None) -> tuple[Any, ...]:
         """What is kept of a picture that came or went; and the picture, captions and answers on the page."""
         if upload is None:
-            return None, gr.skip(), _told("Captions", _NO_CAPTION), _told("Answer", _NO_ANSWER)
+            return None, gr.skip(), _panel("Captions", _NO_CAPTION), _panel("Answer", _NO_ANSWER)
         file = upload["path"]
         if problem := picture_problem(file, max_upload_mb, max_pixels):
             gr.Warning(problem)
-            return None, None, _told("Captions", _NO_CAPTION), _told("Answer", _NO_ANSWER)
-        with Image.open(file, formats=PICTURE_FORMATS) as image:
+            return None, None, _panel("Captions", _NO_CAPTION), _panel("Answer", _NO_ANSWER)
+        with open_image(file) as image:
             is_small = max(image.size) <= _SMALL_PIXELS
         look = gr.update(elem_classes=["small"] if is_small else [])
-        return file, look, gr.skip(), _told("Answer", _NO_ANSWER)
+        return file, look, gr.skip(), _panel("Answer", _NO_ANSWER)
 
     def tell(file: str | None, masks: int, beams: int) -> str:
         """The captions."""
         if file is None:
-            return _told("Captions", _NO_CAPTION)
+            return _panel("Captions", _NO_CAPTION)
         decoding = Decoding(int(beams), _CAPTION_TOKENS, num_candidates=int(beams))
         (captioned,) = model.iter_captions([Path(file)], int(masks), decoding, scores=True)
         if captioned.error:
             gr.Warning(_DAMAGED)
-            return _told("Captions", _NO_CAPTION)
-        return _told("Captions", captioned.captions, _NUM_CAPTIONS)
+            return _panel("Captions", _NO_CAPTION)
+        rows = [(each.text, math.exp(each.score / max(1, each.num_tokens))) for each in captioned.captions]
+        return _panel("Captions", rows[:_NUM_CAPTIONS], _CAPTION_NOTE)
 
     def answer(file: str | None, question: str, caption_first: bool, masks: int, beams: int) -> str:
         """The answer and its alternatives."""
         if file is None:
             gr.Warning("Drop a picture first, or choose an example.")
-            return _told("Answer", _NO_ANSWER)
-        if not question.strip():
+            return _panel("Answer", _NO_ANSWER)
+        if not question or not question.strip():
             gr.Warning("Type a question first.")
-            return _told("Answer", _NO_ANSWER)
+            return _panel("Answer", _NO_ANSWER)
+        if len(question) > _QUESTION_CHARACTERS:
+            gr.Warning(f"The question is too long: {_QUESTION_CHARACTERS:,} characters are taken at most.")
+            return _panel("Answer", _NO_ANSWER)
         # divided by its length, a text that rambles would be found before a short answer that is likelier
         decoding = Decoding(int(beams), _ANSWER_TOKENS, length_penalty=0.0, num_candidates=int(beams))
         try:
@@ -194,13 +213,14 @@ def build_page(
             )
         except PictureError:
             gr.Warning(_DAMAGED)
-            return _told("Answer", _NO_ANSWER)
+            return _panel("Answer", _NO_ANSWER)
         except ValueError as error:
-            gr.Warning(f"The question is too long: {error}")
-            return _told("Answer", _NO_ANSWER)
-        return _told("Answer", found, _NUM_ANSWERS)
+            gr.Warning(f"The question is refused: {error}")
+            return _panel("Answer", _NO_ANSWER)
+        rows = [(each.text, math.exp(each.score)) for each in found]
+        return _panel("Answer", rows[:_NUM_ANSWERS], _ANSWER_NOTE)
 
-    with gr.Blocks(title="VLKD", analytics_enabled=False) as page:
+    with _Page(title="VLKD", analytics_enabled=False) as page:
         gr.Markdown(
             "# VLKD\nCLIP sees and BART writes: drop a picture, read its captions, ask about it.", elem_id="heading"
         )
@@ -226,13 +246,13 @@ def build_page(
                     )
             with gr.Column(scale=6):
                 captions = gr.HTML(
-                    _told("Captions", _NO_CAPTION), container=True, padding=True, min_height=150, elem_id="captions"
+                    _panel("Captions", _NO_CAPTION), container=True, padding=True, min_height=150, elem_id="captions"
                 )
                 question = gr.Textbox(
                     label="Question", placeholder="what is this?", max_lines=1, submit_btn="Ask", elem_id="question"
                 )
                 answers = gr.HTML(
-                    _told("Answer", _NO_ANSWER), container=True, padding=True, min_height=190, elem_id="answers"
+                    _panel("Answer", _NO_ANSWER), container=True, padding=True, min_height=190, elem_id="answers"
                 )
                 with gr.Accordion("Settings", open=False, elem_id="settings"):
                     caption_first = gr.Checkbox(
@@ -274,6 +294,9 @@ def build_page(
 def launch(page: gr.Blocks, host: str = "127.0.0.1", port: int = 7860, max_upload_mb: int = 10) -> str:
     """Serves a page from threads of its own. Neither they nor the page ask anything of another machine.
 
+    The upload folder, which the environment variable ``GRADIO_TEMP_DIR`` names, must be the page's own: beyond
+    ``MAX_UPLOADS`` the oldest files in it are deleted.
+
     Args:
         page: The page.
         host: Address to listen on.
@@ -285,8 +308,12 @@ def launch(page: gr.Blocks, host: str = "127.0.0.1", port: int = 7860, max_uploa
 
     Raises:
         OSError: The port is taken.
+        ValueError: There is no ``GRADIO_TEMP_DIR``.
     """
+    if not os.environ.get("GRADIO_TEMP_DIR"):
+        raise ValueError("GRADIO_TEMP_DIR is not set: name a folder of the page's own, before it is built")
     font = ["system-ui", "sans-serif"]
+    limits = Middleware(RequestLimits, folder=Path(get_upload_folder()), max_upload_bytes=max_upload_mb * 2**20)
     _, address, _ = page.queue(max_size=64, api_open=False).launch(
         server_name=host,
         server_port=port,
@@ -294,6 +321,7 @@ def launch(page: gr.Blocks, host: str = "127.0.0.1", port: int = 7860, max_uploa
         share=False,
         ssr_mode=False,
         run_history=False,
+        app_kwargs={"middleware": [limits]},
         footer_links=[],
         theme=gr.themes.Default(primary_hue="blue", neutral_hue="slate", font=font, font_mono=["monospace"]),
         css=_CSS,
@@ -303,17 +331,128 @@ def launch(page: gr.Blocks, host: str = "127.0.0.1", port: int = 7860, max_uploa
     return address
 
 
-def _told(title: str, content: str | Sequence[Reconstruction], most: int = 0) -> str:
-    """HTML of what the search found best and of the likeliest alternatives; or of a hint in their place."""
+class _Page(gr.Blocks):
+    """Blocks that take nothing from a client but plain values and the paths of files that were uploaded.
+
+    Gradio itself opens the path, and fetches the address, that a client writes into its request for any component.
+    """
+
+    async def preprocess_data(self, block_fn: Any, inputs: list[Any], *arguments: Any, **options: Any) -> Any:
+        """Checks what a client sent before Gradio looks at it."""
+        return await super().preprocess_data(block_fn, list(map(_checked_input, inputs)), *arguments, **options)
+
+
+def _checked_input(value: Any) -> Any:
+    if value is None or isinstance(value, str | int | float):
+        return value
+    path = value.get("path") if isinstance(value, dict) else None
+    if not isinstance(path, str) or not is_uploaded(path):
+        raise gr.Error("Upload a picture, or choose an example.", print_exception=False)
+    return {"path": path, "meta": {"_type": "gradio.FileData"}}
+
+
+def is_uploaded(path: str) -> bool:
+    """Whether a path is that of a regular file in Gradio's upload folder, after links are resolved."""
+    try:
+        file = Path(path).resolve()
+        return file.is_file() and file.is_relative_to(Path(get_upload_folder()).resolve())
+    except (OSError, ValueError, RuntimeError):  # a path that no file can have, or links in a circle
+        return False
+
+
+_Message = MutableMapping[str, Any]
+
+
+class RequestLimits:
+    """ASGI middleware that bounds what clients can send and have stored, and closes what the page does not use.
+
+    Args:
+        app: The application.
+        folder: The upload folder. Files that are in it now are kept for good.
+        max_upload_bytes: Bytes of one upload at most.
+    """
+
+    def __init__(self, app: Callable[..., Awaitable[None]], folder: Path, max_upload_bytes: int) -> None:
+        self.app = app
+        self.folder = folder
+        self.max_upload_bytes = max_upload_bytes
+        self.kept = _files(folder)
+        self.num_uploading = 0
+
+    async def __call__(
+        self,
+        scope: _Message,
+        receive: Callable[[], Awaitable[_Message]],
+        send: Callable[[_Message], Awaitable[None]],
+    ) -> None:
+        """Serves a request; a body that is too large ends it with status 413."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        path: str = scope["path"]
+        is_upload = path.rstrip("/").endswith("/upload")
+        if any(route in path for route in _UNUSED_ROUTES) or "://" in path:  # Gradio fetches /file=http://…
+            await _respond(send, 404, "not found")
+            return
+        if is_upload and self.num_uploading >= _UPLOADS_AT_ONCE:
+            await _respond(send, 503, "too many uploads at once: try again")
+            return
+        num_bytes = 0
+
+        async def bounded() -> _Message:
+            nonlocal num_bytes
+            message = await receive()
+            num_bytes += len(message.get("body", b""))
+            if num_bytes > self.max_upload_bytes + _BODY_BYTES:
+                raise HTTPException(413, f"a request exceeds the maximum allowed size of {self.max_upload_bytes} bytes")
+            return message
+
+        self.num_uploading += is_upload
+        try:
+            await self.app(scope, bounded, send)
+        finally:
+            self.num_uploading -= is_upload
+            if is_upload:
+                self.prune()
+
+    def prune(self) -> None:
+        """Deletes the oldest uploads beyond the bounds."""
+        uploads = []
+        for file in _files(self.folder) - self.kept:
+            with suppress(FileNotFoundError):  # another upload may just move it to its place
+                uploads.append((file.stat().st_mtime, file.stat().st_size, file))
+        num_bytes = 0
+        for number, (_, size, file) in enumerate(sorted(uploads, reverse=True), start=1):
+            num_bytes += size
+            if number > MAX_UPLOADS or num_bytes > 20 * self.max_upload_bytes:
+                file.unlink(missing_ok=True)
+
+
+async def _respond(send: Callable[[_Message], Awaitable[None]], status: int, text: str) -> None:
+    headers = [(b"content-type", b"text/plain; charset=utf-8")]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": text.encode()})
+
+
+def _files(folder: Path) -> set[Path]:
+    return {path for path in folder.rglob("*") if path.is_file()}
+
+
+def _panel(title: str, content: str | Sequence[tuple[str, float]], note: str = "") -> str:
+    """HTML of texts with their probabilities, the best first; or of a hint in their place.
+
+    Args:
+        title: Heading.
+        content: Texts with what their bars show, or a hint.
+        note: What the bars show.
+    """
     if isinstance(content, str):
         return f'<div class="told"><h3>{title}</h3><p class="hint">{content}</p></div>'
-    best, *others = content
     rows = []
-    for candidate in [best, *sorted(others, key=lambda other: -other.score)][:most]:
-        probability = math.exp(candidate.score)
+    for text, probability in content:
         percent = f"{probability:.1%}" if probability >= 0.001 else "&lt; 0.1%"
         rows.append(
-            f'<li><span class="text">{escape(candidate.text) or "(nothing)"}</span><span class="score">{percent}</span>'
+            f'<li><span class="text">{escape(text) or "(nothing)"}</span><span class="score">{percent}</span>'
             f'<span class="bar"><span style="width: {probability:.1%}"></span></span></li>'
         )
-    return f'<div class="told"><h3>{title}</h3><ol>{"".join(rows)}</ol></div>'
+    return f'<div class="told"><h3>{title}</h3><p class="note">{note}</p><ol>{"".join(rows)}</ol></div>'

@@ -34,6 +34,11 @@ def lost_rank(error: BaseException) -> str | None:
     return lost and "another rank has ended: see what it printed"
 
 
+def world_size() -> int:
+    """The number of ranks; 1 without."""
+    return torch.distributed.get_world_size() if is_distributed() else 1
+
+
 def gather_with_gradient(tensor: Tensor) -> Tensor:
     """The tensors of all ranks, one after the other; gradients flow back to the rank that each came from.
 

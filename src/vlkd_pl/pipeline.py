@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Iterator, Sequence
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from vlkd_pl.data.images import UNREADABLE, as_rgb, open_image
+from vlkd_pl.data.images import ImageError, as_rgb, check_image_size, read_image
 from vlkd_pl.data.pictures import iter_pictures
 from vlkd_pl.data.transforms import clip_transform
 from vlkd_pl.model_files import first_line
@@ -31,6 +32,9 @@ from vlkd_pl.models.vlkd import VLKDModel
 
 Picture: TypeAlias = str | Path | Image.Image | NDArray[Any]
 """A file, a PIL image, or an array (H, W, 3) or (H, W): uint8, or floats in [0, 1]."""
+
+_KINDS = (str, Path, Image.Image, np.ndarray)
+_KIND_NAMES = "a path, a PIL image, or a NumPy array (H, W, 3)"
 
 
 class PictureError(ValueError):
@@ -102,47 +106,59 @@ class VLKD:
     def caption(
         self, images: Picture | Sequence[Picture], num_masks: int = 6, decoding: Decoding = CAPTION_DECODING
     ) -> str | list[str]:
-        """Captions one picture or several.
+        """Captions one image or several.
 
         Args:
-            images: A picture, a sequence of pictures, or the path of a folder of pictures.
+            images: An image, a sequence of images, or the path of a folder of images.
             num_masks: m of the prompt "A picture of <mask>×m.".
             decoding: How.
 
         Returns:
-            The caption; of a sequence or a folder a list of them.
+            The caption; of a sequence or a folder a list of them, which may be empty.
 
         Raises:
-            PictureError: A picture cannot be read; ``iter_captions`` goes on after such a one.
+            PictureError: An image cannot be read; ``iter_captions`` skips such a one.
+            TypeError: ``images`` or an item of it is of another type: bytes, a tensor, a mapping, a set.
         """
-        given = [images] if isinstance(images, str | Path | Image.Image | np.ndarray) else images
         captions = []
-        for told in self.iter_captions(given, num_masks, decoding):
-            if told.error:
-                raise PictureError(told.error)
-            captions.append(told.captions[0].text)
+        for result in self.iter_captions(images, num_masks, decoding):
+            if result.error:
+                raise PictureError(result.error)
+            captions.append(result.captions[0].text)
         is_folder = isinstance(images, str | Path) and Path(images).is_dir()
-        return captions if given is images or is_folder else captions[0]
+        return captions[0] if isinstance(images, _KINDS) and not is_folder else captions
 
     def iter_captions(
         self,
-        images: Iterable[Picture],
+        images: Picture | Iterable[Picture],
         num_masks: int = 6,
         decoding: Decoding = CAPTION_DECODING,
         scores: bool = False,
     ) -> Iterator[Captioned]:
-        """Captions pictures one batch after the other, in constant memory.
+        """Captions images one batch after the other, in constant memory.
 
         Args:
-            images: Pictures; a path of a folder stands for all pictures in it and below it.
+            images: An image or an iterable of images; a path of a folder stands for all images in it and below it.
             num_masks: m of the prompt "A picture of <mask>×m.".
             decoding: How.
             scores: Whether the scores of the captions are wanted.
 
-        Yields:
-            What became of each picture, in order.
+        Returns:
+            The captions of each image, in order, or the reason why it cannot be read.
+
+        Raises:
+            TypeError: ``images`` is of another type; so is an item of it, when it is reached.
         """
-        for pictures, image_tokens, errors in self._batches(images):
+        return self._captions(self._batches(iter_images(images)), num_masks, decoding, scores)
+
+    def _captions(
+        self,
+        batches: Iterator[tuple[list[Picture], Tensor, list[str]]],
+        num_masks: int,
+        decoding: Decoding,
+        scores: bool,
+    ) -> Iterator[Captioned]:
+        for pictures, image_tokens, errors in batches:
             captions = iter(caption(self.model, image_tokens, num_masks, decoding, scores) if len(image_tokens) else [])
             for picture, error in zip(pictures, errors, strict=True):
                 yield Captioned(picture, [] if error else next(captions), error)
@@ -152,10 +168,10 @@ class VLKD:
     def answer(
         self, image: Picture, question: str | Sequence[str], caption_first: bool = False, **options: Any
     ) -> str | list[str]:
-        """Answers one question or several about a picture.
+        """Answers one question or several about an image.
 
         Args:
-            image: The picture.
+            image: The image.
             question: A question, or a sequence of questions.
             caption_first: See ``answers``.
             **options: See ``answers``.
@@ -164,18 +180,18 @@ class VLKD:
             The answer; to a sequence of questions a list of them.
 
         Raises:
-            PictureError: The picture cannot be read.
-            ValueError: A question is too long for BART.
+            PictureError: The image cannot be read.
+            TypeError: See ``answers``.
+            ValueError: A question is empty, or too long for BART.
         """
-        one = isinstance(question, str)
-        found = self.answers(image, [question] if isinstance(question, str) else question, caption_first, **options)
+        found = self.answers(image, question, caption_first, **options)
         texts = [candidates[0].text for candidates in found]
-        return texts[0] if one else texts
+        return texts[0] if isinstance(question, str) else texts
 
     def answers(
         self,
         image: Picture,
-        questions: Sequence[str],
+        questions: str | Sequence[str],
         caption_first: bool = False,
         *,
         num_masks: int = 1,
@@ -184,11 +200,11 @@ class VLKD:
         caption_masks: int = 6,
         scores: bool = False,
     ) -> list[list[Reconstruction]]:
-        """Answers questions about a picture, with alternatives.
+        """Answers questions about an image, with alternatives.
 
         Args:
-            image: The picture.
-            questions: The questions.
+            image: The image.
+            questions: The questions, or one; of an empty sequence the result is empty.
             caption_first: Whether the model's own caption stands before each question.
             num_masks: Masks in place of the answer.
             decoding: How; its ``num_candidates`` is the number of alternatives.
@@ -200,10 +216,20 @@ class VLKD:
             For each question the candidates, the best first.
 
         Raises:
-            PictureError: The picture cannot be read.
-            ValueError: A question is too long for BART.
+            PictureError: The image cannot be read.
+            TypeError: The image, a question or ``candidates`` is of another type.
+            ValueError: A question is empty, or too long for BART; or there are no candidates.
         """
-        (_, image_tokens, (error,)) = next(self._batches([image], search_folders=False))
+        if not isinstance(image, _KINDS):
+            raise TypeError(f"image is of type {_name(image)}: give {_KIND_NAMES}")
+        if isinstance(candidates, str):
+            raise TypeError("candidates is of type str: give a list of answers")
+        questions = [questions] if isinstance(questions, str) else list(questions)
+        for number, question in enumerate(questions, start=1):
+            _check_text(question, f"question {number}" if len(questions) > 1 else "the question")
+        if not questions:
+            return []
+        (_, image_tokens, (error,)) = next(self._batches(iter([image])))
         if error:
             raise PictureError(error)
         passages = None
@@ -224,22 +250,28 @@ class VLKD:
 
     # Search
 
-    def search(self, words: str, images: Iterable[Picture], top: int = 10) -> tuple[list[Found], list[Found]]:
-        """Finds the pictures nearest to words in the joint space, by the distilled text encoder, in constant memory.
+    def search(self, words: str, images: Picture | Iterable[Picture], top: int = 10) -> tuple[list[Found], list[Found]]:
+        """Finds the images nearest to words in the joint space, by the distilled text encoder, in constant memory.
 
         Args:
-            words: What the pictures show.
-            images: Pictures; a path of a folder stands for all pictures in it and below it.
-            top: Most pictures to find.
+            words: What the images show.
+            images: An image or an iterable of images; a path of a folder stands for all images in it and below it.
+            top: Images to find at most.
 
         Returns:
-            The pictures found, the nearest first; and those that could not be read.
+            The images found, the nearest first; and those that could not be read.
+
+        Raises:
+            TypeError: ``words``, ``images`` or an item of it is of another type.
+            ValueError: ``words`` is empty.
         """
+        _check_text(words, "the text to search for")
+        pictures_to_read = iter_images(images)
         embedding = self.model.embed_texts([words])[0]
         nearest: list[tuple[float, int, Picture]] = []
         unread: list[Found] = []
         number = 0
-        for pictures, image_tokens, errors in self._batches(images):
+        for pictures, image_tokens, errors in self._batches(pictures_to_read):
             cosines = iter((image_tokens[:, 0] @ embedding).tolist() if len(image_tokens) else [])
             for picture, error in zip(pictures, errors, strict=True):
                 if error:
@@ -251,19 +283,16 @@ class VLKD:
                     heapq.heappop(nearest)
         return [Found(picture, score) for score, _, picture in sorted(nearest, reverse=True)], unread
 
-    def _batches(
-        self, images: Iterable[Picture], search_folders: bool = True
-    ) -> Iterator[tuple[list[Picture], Tensor, list[str]]]:
-        """Batches of pictures, the image tokens of those that could be read, and for each why it could not be or ""."""
-        pictures = _expanded(images) if search_folders else iter(images)
+    def _batches(self, pictures: Iterator[Picture]) -> Iterator[tuple[list[Picture], Tensor, list[str]]]:
+        """Batches of images, the image tokens of those that could be read, and for each why it could not be or ""."""
         while batch := list(islice(pictures, self.batch_size)):
             tensors, errors = [], []
             for picture in batch:
                 try:
                     tensors.append(self._transform(open_picture(picture)))
                     errors.append("")
-                except UNREADABLE as error:
-                    errors.append(f"{picture}: {error}" if isinstance(picture, str | Path) else str(error))
+                except ImageError as error:
+                    errors.append(str(error))
             image_tokens = torch.empty(0)
             if tensors:
                 image_tokens = self.model.clip.encode_image(torch.stack(tensors).to(self.device))
@@ -294,41 +323,73 @@ def usable_device(device: str | torch.device | None) -> torch.device:
     return usable
 
 
+def iter_images(images: Picture | Iterable[Picture]) -> Iterator[Picture]:
+    """Goes through images, with the images of a folder in its place; a string is one path, never an iterable.
+
+    Args:
+        images: An image, the path of a folder, or an iterable of both.
+
+    Returns:
+        The images, those of a folder as paths.
+
+    Raises:
+        TypeError: ``images`` is of another type; so is an item of it, when it is reached. Encoded bytes, tensors, whose
+            layout and scale are not known, mappings and sets, which have no order, are refused.
+    """
+    if isinstance(images, _KINDS):
+        images = [images]
+    # a mapping gives its keys, bytes their numbers, a file its lines
+    elif isinstance(images, Tensor | bytes | bytearray | memoryview | Mapping | Set | io.IOBase) or not isinstance(
+        images, Iterable
+    ):
+        raise TypeError(f"images is of type {_name(images)}: give {_KIND_NAMES}, or a list of these")
+    return _iter_images(images)
+
+
+def _iter_images(images: Iterable[Picture]) -> Iterator[Picture]:
+    for number, image in enumerate(images):
+        if not isinstance(image, _KINDS):
+            raise TypeError(f"images[{number}] is of type {_name(image)}: give {_KIND_NAMES}")
+        if isinstance(image, str | Path):
+            yield from iter_pictures([image])
+        else:
+            yield image
+
+
 def open_picture(picture: Picture) -> Image.Image:
-    """Reads a picture as RGB, turned as its camera says.
+    """Reads an image as RGB, turned as its orientation tag says.
 
     Args:
         picture: A file, a PIL image or an array.
 
     Raises:
-        OSError: A file is missing, is no picture, or is damaged.
-        ValueError: An array is of another shape or type.
-        PIL.Image.DecompressionBombError: A file is too large to be decoded safely.
+        ImageError: A file is missing, is not a readable image, or is damaged; an array is of another shape or type; or
+            the image is empty, too large or too thin.
     """
     if isinstance(picture, np.ndarray):
         picture = _from_array(picture)
-    if isinstance(picture, Image.Image):
-        return as_rgb(picture)
-    with open_image(picture) as image:
-        return as_rgb(image)
+    return as_rgb(picture) if isinstance(picture, Image.Image) else read_image(picture)
 
 
 def _from_array(array: NDArray[Any]) -> Image.Image:
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] not in (1, 3, 4)):
-        raise ValueError(f"an array of shape {array.shape} is no picture: give (H, W), (H, W, 3) or (H, W, 4)")
+        raise ImageError(f"an array of shape {array.shape} is no image: give (H, W), (H, W, 3) or (H, W, 4)")
+    check_image_size(array.shape[1], array.shape[0])
     if array.dtype.kind == "f":
         if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
-            raise ValueError("an array of floats must lie in [0, 1] to be a picture: divide it, or give uint8")
+            raise ImageError("an array of floats must lie in [0, 1] to be an image: divide it, or give uint8")
         array = (array * 255).round().astype(np.uint8)
     if array.dtype != np.uint8:
-        raise ValueError(f"an array of {array.dtype} is no picture: give uint8, or floats in [0, 1]")
+        raise ImageError(f"an array of {array.dtype} is no image: give uint8, or floats in [0, 1]")
     return Image.fromarray(array[..., 0] if array.ndim == 3 and array.shape[-1] == 1 else array)
 
 
-def _expanded(images: Iterable[Picture]) -> Iterator[Picture]:
-    """The pictures, with the pictures of a folder in its place."""
-    for image in images:
-        if isinstance(image, str | Path):
-            yield from iter_pictures([image])
-        else:
-            yield image
+def _check_text(text: str, name: str) -> None:
+    if not isinstance(text, str):
+        raise TypeError(f"{name} is of type {_name(text)}: give a string")
+    if not any(character.isprintable() and not character.isspace() for character in text):
+        raise ValueError(f"{name} is empty: give one word at least")
+
+
+def _name(value: object) -> str:
+    return type(value).__name__

@@ -257,18 +257,36 @@ class Counting(pl.LightningModule):
     predict_step = validation_step = test_step
 
 
+class Untouched(Counting):
+    """Must not be reached."""
+
+    def setup(self, stage):
+        raise AssertionError("the model was set up")
+
+
 @pytest.fixture
 def trainer():
     return pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
 
 
 @pytest.mark.parametrize("stage", ["test", "validate"])
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_scores_stop_at_what_is_no_picture_with_one_line(folder, clip_folder, trainer, stage, num_workers):
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_scores_stop_at_unreadable_images_before_the_model_is_used(folder, clip_folder, trainer, stage, num_workers):
+    (folder / "6_missing_end.jpg").write_bytes(draw(folder / "6.jpg", size=(99, 99)).read_bytes()[:-40])
     module = folder_module(folder, clip_folder, num_workers=num_workers)
-    with pytest.raises(MisconfigurationException, match=r"2_truncated\.jpg.*cannot be read.*replace it$") as caught:
-        getattr(trainer, stage)(Counting(), module)
+    with pytest.raises(MisconfigurationException, match=r"4 of 7 images cannot be read.*: replace them; ") as caught:
+        getattr(trainer, stage)(Untouched(), module)
     assert "\n" not in str(caught.value)
+    assert all(f"{folder / name}: " in str(caught.value) for name in NO_PICTURES)
+    assert "2_truncated.jpg: it cannot be decoded: image file is truncated" in str(caught.value)
+    getattr(trainer, stage)(Counting(), folder_module(folder, clip_folder, num_samples=1))  # of the others
+
+
+def test_an_image_that_becomes_unreadable_stops_in_one_line(folder, clip_folder, trainer):
+    module = folder_module(folder, clip_folder)
+    module.samples = [Picture(folder / "2_truncated.jpg", "a")]
+    with pytest.raises(MisconfigurationException, match=r"2_truncated\.jpg.*cannot be read.*replace it$"):
+        trainer.test(Counting(), module)
 
 
 def test_prediction_goes_on_after_what_is_no_picture(folder, clip_folder, trainer):
@@ -278,10 +296,6 @@ def test_prediction_goes_on_after_what_is_no_picture(folder, clip_folder, traine
 
 
 def test_a_lack_of_pictures_is_told_before_the_model_is_used(tmp_path, clip_folder, trainer):
-    class Untouched(Counting):
-        def setup(self, stage):
-            raise AssertionError("the model was set up")
-
     for images, message in ((tmp_path, "there are no pictures in"), (tmp_path / "nowhere", "no folder of pictures at")):
         with pytest.raises(FileNotFoundError, match=message):
             trainer.test(Untouched(), folder_module(images, clip_folder))
@@ -301,7 +315,8 @@ def test_folders_are_read_recursively_with_paths_as_ids(tmp_path, clip_folder):
 
 @pytest.mark.parametrize(("num_samples", "expected"), [(1, 1), (2, 2), (9, 3), (None, 3)])
 def test_num_samples(tmp_path, clip_folder, num_samples, expected):
-    touch(tmp_path, "1.jpg", "2.jpg", "3.jpg")
+    for name in ("1.jpg", "2.jpg", "3.jpg"):
+        draw(tmp_path / name)
     module = folder_module(tmp_path, clip_folder, num_samples=num_samples)
     module.setup("test")
     assert [sample.image_id for sample in module.samples] == ["1.jpg", "2.jpg", "3.jpg"][:expected]
@@ -314,11 +329,11 @@ def test_num_samples_below_one_are_refused(tmp_path, clip_folder, num_samples):
 
 
 def test_setup_twice_reads_once(tmp_path, clip_folder):
-    touch(tmp_path, "1.jpg")
+    draw(tmp_path / "1.jpg")
     module = folder_module(tmp_path, clip_folder)
     module.setup("validate")
     samples = module.samples
-    touch(tmp_path, "2.jpg")
+    draw(tmp_path / "2.jpg")
     module.setup("test")
     assert module.samples is samples
 

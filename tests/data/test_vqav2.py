@@ -421,11 +421,15 @@ def test_validation_has_questions_of_its_own(build, train, files, tmp_path):
 def test_training_pictures_that_are_missing_or_damaged(build, train, tmp_path):
     path = tmp_path / "val2014" / "COCO_val2014_000000000007.jpg"
     path.write_bytes(b"no picture")
-    module = build(train=train, train_batch_size=5)
+    with pytest.raises(
+        MisconfigurationException, match=r"1 of 3 images cannot be read, .*0007\.jpg: it is not a readable"
+    ):
+        build(train=train).setup("fit")
+    module = build(train=train, train_batch_size=5, num_samples=2)  # of the others
     module.setup("fit")
     (batch,) = module.train_dataloader()
     assert len(batch["labels"]) == len(batch["image_index"]) == 4
-    assert "0007.jpg: cannot identify image file" in batch["unreadable"][0]
+    assert "0007.jpg: it is not a readable image" in batch["unreadable"][0]
     path.unlink()
     with pytest.raises(FileNotFoundError, match=r"1 of 3 pictures of .*questions\.json are missing: .*0007\.jpg$"):
         build(train=train, num_samples=2).setup("fit")

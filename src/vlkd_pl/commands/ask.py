@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 
 from vlkd_pl.commands.loading import add_model_options, load_model, positive
+from vlkd_pl.commands.output import print_json
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str]) -> int:
         if options.json:
             scored = [{"answer": each.text, "score": round(each.score, 4)} for each in best]
             record = {"image": options.image, "question": question, "answer": best[0].text, "answers": scored}
-            print(json.dumps(record, ensure_ascii=False))
+            print_json(record)
             continue
         label = f"{question} " if len(options.questions) > 1 else ""
         if options.top == 1:

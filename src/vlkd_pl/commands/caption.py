@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 
 from vlkd_pl.commands.loading import add_model_options, load_model, positive
+from vlkd_pl.commands.output import print_json
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str]) -> int:
             record: dict[str, object] = {"image": str(told.picture), "caption": best[0].text}
             if with_scores:
                 record["captions"] = [{"caption": each.text, "score": round(each.score, 4)} for each in best]
-            print(json.dumps(record, ensure_ascii=False), flush=True)
+            print_json(record)
         elif options.top == 1:
             print(f"{told.picture}: {best[0].text}", flush=True)
         else:

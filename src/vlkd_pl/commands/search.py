@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 
 from vlkd_pl.commands.loading import add_model_options, load_model, positive
+from vlkd_pl.commands.output import print_json
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -29,12 +29,16 @@ def main(arguments: Sequence[str]) -> int:
     model = load_model(options, "search")
     if model is None:
         return 1
-    nearest, unread = model.search(options.words, options.images, options.top)
+    try:
+        nearest, unread = model.search(options.words, options.images, options.top)
+    except ValueError as error:
+        print(f"vlkd-pl search: {error}", file=sys.stderr)
+        return 1
     for found in unread:
         print(f"vlkd-pl search: skipped {found.error}", file=sys.stderr)
     for found in nearest:
         if options.json:
-            print(json.dumps({"image": str(found.picture), "score": round(found.score, 4)}, ensure_ascii=False))
+            print_json({"image": str(found.picture), "score": round(found.score, 4)})
         else:
             print(f"{found.score:6.3f}  {found.picture}")
     if not nearest and not unread:

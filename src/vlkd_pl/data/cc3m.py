@@ -21,6 +21,7 @@ from vlkd_pl.data.features import FeatureCache
 from vlkd_pl.data.fetching import default_copy, fetch_cache
 from vlkd_pl.data.infilling import TextInfilling
 from vlkd_pl.data.order import OrderedDataModule
+from vlkd_pl.data.pictures import check_readable
 from vlkd_pl.data.remote import is_address
 from vlkd_pl.data.shards import (
     MAX_IMAGE_PIXELS,
@@ -177,8 +178,8 @@ class CC3MDataModule(OrderedDataModule):
 
         Raises:
             FileNotFoundError: A shard, caption file, picture or text file is missing.
-            MisconfigurationException: There are fewer shards than workers of all ranks, a file is of another format, or
-                cached features are damaged or were made in another way.
+            MisconfigurationException: There are fewer shards than workers of all ranks, a file is of another format, an
+                image to evaluate on cannot be read, or cached features are damaged or were made in another way.
         """
         if stage == "fit":
             self.decoder.forget()
@@ -190,7 +191,9 @@ class CC3MDataModule(OrderedDataModule):
                 self.corpus = TextCorpus(self.text_corpus, self.text_infilling, self.text_batch_size)
         for name, (captions, images) in self.eval_files.items():
             if (name == stage or (name == "validate" and stage == "fit")) and captions is not None:
-                self.evaluation[name] = COCOCaptions(captions, images or "", self.transform, self.num_eval_samples)
+                dataset = COCOCaptions(captions, images or "", self.transform, self.num_eval_samples)
+                check_readable((sample.file for sample in dataset.samples), self.num_workers)
+                self.evaluation[name] = dataset
 
     def train_dataloader(self) -> DataLoader[ImageTextBatch]:
         """A stream without end, or the epochs of cached features; a resumed run goes on where it was."""

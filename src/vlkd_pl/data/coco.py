@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from vlkd_pl.batch import CaptioningBatch
 from vlkd_pl.data.base import ImageTexts
-from vlkd_pl.data.images import as_rgb, open_image
+from vlkd_pl.data.images import read_image
 from vlkd_pl.data.order import OrderedDataset
 from vlkd_pl.data.pictures import (
     PictureDataModule,
@@ -182,12 +182,11 @@ class COCOCaptions(Dataset[ImageTexts]):
 
     def __getitem__(self, index: int) -> ImageTexts:
         sample = self.samples[index]
-        with open_image(sample.file) as image:
-            return {
-                "image": self.transform(as_rgb(image)),
-                "image_id": int(sample.image_id),
-                "references": sample.references,
-            }
+        return {
+            "image": self.transform(read_image(sample.file)),
+            "image_id": int(sample.image_id),
+            "references": sample.references,
+        }
 
 
 def collate_captions(items: Sequence[tuple[Tensor | None, CaptionedImage, str]]) -> CaptioningBatch:

@@ -184,7 +184,7 @@ def _content(file: str | Path | IO[bytes]) -> bytes:
     try:
         status = os.stat(file)
         if not stat.S_ISREG(status.st_mode):  # to open a FIFO or a device may block, or have effects
-            raise ImageError("it is not a regular file")
+            raise ImageError("it is a folder" if stat.S_ISDIR(status.st_mode) else "it is not a regular file")
         if status.st_size == 0:  # also files of /proc, some of which block
             raise ImageError("the file is empty")
         if status.st_size > MAX_FILE_BYTES:
@@ -198,7 +198,7 @@ def _opened(content: bytes) -> Image.Image:
     try:
         return Image.open(io.BytesIO(content), formats=IMAGE_FORMATS)
     except Image.DecompressionBombError as error:
-        raise ImageSizeError(_one_line(error)) from error
+        raise ImageSizeError(_one_line(error).rstrip(".")) from error
     except Image.UnidentifiedImageError as error:
         raise ImageError(f"it is not a readable image of the formats {', '.join(IMAGE_FORMATS)}") from error
     except Exception as error:  # Pillow raises errors of many classes

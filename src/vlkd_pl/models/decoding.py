@@ -72,11 +72,13 @@ class Reconstruction(NamedTuple):
         score: With ``rerank`` the cosine to the picture in the joint space, in [-1, 1]; else the log-probability of
             the text and of what follows it, given all before; 0.0 where no scores were asked for.
         wandered: Whether the model left the prompt, see ``Prompt.read``.
+        num_tokens: Tokens that the score is of, with those of what follows the text; 0 for a text that was given.
     """
 
     text: str
     score: float
     wandered: bool
+    num_tokens: int = 0
 
 
 @torch.no_grad()
@@ -212,11 +214,12 @@ def reconstruct(
             skip_special_tokens=True,
             clean_up_tokenization_spaces=False,
         )
-        for number, (text, value) in enumerate(zip(texts, values, strict=True)):
+        lengths = (ids[:, start.shape[1] :] != model.tokenizer.pad_token_id).sum(1).tolist()
+        for number, (text, value, length) in enumerate(zip(texts, values, lengths, strict=True)):
             row = rows[number // decoding.num_candidates]
             filled, wandered = prompts[row].read(text, forced)
             if filled not in [other.text for other in found[row]]:
-                found[row].append(Reconstruction(filled, value, wandered))
+                found[row].append(Reconstruction(filled, value, wandered, length))
     found = [[each for each in texts if not each.wandered] or texts for texts in found]
     if scores and decoding.sample:  # the search returns its beams in order
         found = [sorted(texts, key=lambda candidate: -candidate.score) for texts in found]
