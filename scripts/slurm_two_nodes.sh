@@ -12,6 +12,6 @@ set -euo pipefail
 export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
 # 36 pairs × 16 GPUs are the paper's 576 pairs in one batch, where 8 GPUs accumulate two
-srun vlkd-pl fit --config configs/distill.yaml --config configs/overlays/ddp.yaml \
+srun vlkd-pl fit --config configs/distill.yaml --config configs/overlays/ddp.yaml --ckpt_path last \
     --trainer.num_nodes "$SLURM_NNODES" --trainer.devices "$SLURM_NTASKS_PER_NODE" \
     --trainer.accumulate_grad_batches 1 --trainer.val_check_interval 10000 "$@"

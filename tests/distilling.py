@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import resource
 import socket
 import time
 from pathlib import Path
@@ -54,24 +55,37 @@ def arguments(world, folder, command="fit", **options):
     return [command, "--config", str(CONFIG), *(f"--{name}={value}" for name, value in settings.items())]
 
 
-def start(arguments, environment=None):
-    """Starts a process of the command line; the packages are imported in the one that it is forked from."""
+def start(arguments, environment=None, output=None, max_files=None):
+    """Starts a process of the command line; the packages are imported in the one that it is forked from.
+
+    Args:
+        arguments: The command line.
+        environment: What is added to the environment.
+        output: A file for what it prints.
+        max_files: Most files that it may open.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["vlkd_pl.commands.train", "vlkd_pl.modules.vlkd", "vlkd_pl.data.cc3m"])
-    process = context.Process(target=_run, args=(arguments, environment or {}))
+    process = context.Process(target=_run, args=(arguments, environment or {}, output, max_files))
     process.start()
     return process
 
 
-def begin_ranks(arguments, overlay="ddp", num=2):
-    """Starts the processes of one run over gloo, as torchrun does, with an overlay for many GPUs."""
+def begin_ranks(arguments, overlay="ddp", num=2, output=None):
+    """Starts the processes of one run over gloo, as torchrun does, with an overlay for many GPUs.
+
+    What rank N prints goes to the file ``{output}.N``, where one is given.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     job = {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": str(num), "LOCAL_WORLD_SIZE": str(num), "GROUP_RANK": "0"}
     job |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     given = [*arguments, f"--config={OVERLAYS / overlay}.yaml", f"--trainer.devices={num}", "--trainer.accelerator=cpu"]
-    return [start(given, job | {"RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(num)]
+    return [
+        start(given, job | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, output and f"{output}.{rank}")
+        for rank in range(num)
+    ]
 
 
 def joined(processes, timeout=100):
@@ -86,8 +100,15 @@ def joined(processes, timeout=100):
     return codes
 
 
-def _run(arguments, environment):
+def _run(arguments, environment, output, max_files):
     os.environ.update(environment)
+    if output is not None:
+        file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        for stream in (1, 2):
+            os.dup2(file, stream)
+        os.close(file)
+    if max_files is not None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max_files, max_files))
     multiprocessing.set_start_method("fork", force=True)  # of the data's workers, as it is without a forkserver
     torch.set_num_threads(1)
     raise SystemExit(main(arguments))

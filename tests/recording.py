@@ -1,7 +1,10 @@
-"""A distillation that writes down the samples it is trained on."""
+"""A distillation that writes down the samples it is trained on, and one that falls asleep."""
 
 import json
+import time
 from pathlib import Path
+
+from pytorch_lightning.callbacks import Callback
 
 from vlkd_pl.modules.vlkd import VLKDModule
 
@@ -11,6 +14,14 @@ class RecordingModule(VLKDModule):
         with (Path(self.trainer.default_root_dir) / f"rank{self.global_rank}.jsonl").open("a") as file:
             file.write(json.dumps(batch["keys"]) + "\n")
         return super().training_step(batch, batch_index)
+
+
+class Asleep(Callback):
+    """Stops training in the middle of a step."""
+
+    def on_train_batch_start(self, trainer, *arguments):
+        (Path(trainer.default_root_dir) / "asleep").touch()
+        time.sleep(1000)
 
 
 def recorded(folder, rank=0):

@@ -1,11 +1,13 @@
 """Files are there whole or not at all."""
 
 import hashlib
+import itertools
 import os
 
 import pytest
+from killing import Killed, kill_at
 
-from vlkd_pl.files import file_sha256, finish, write_text, written_whole
+from vlkd_pl.files import complete_update, file_sha256, finish, updated_together, write_text, written_whole
 
 
 def test_a_file_has_its_name_when_it_is_whole(tmp_path):
@@ -69,3 +71,56 @@ def test_checksums_are_of_all_or_of_the_rest(tmp_path):
     (tmp_path / "a").write_bytes(content)
     assert file_sha256(tmp_path / "a") == hashlib.sha256(content).hexdigest()
     assert file_sha256(tmp_path / "a", 5_000) == hashlib.sha256(content[5_000:]).hexdigest()
+
+
+def write_together(folder, text):
+    with updated_together(folder, "first") as incomplete:
+        for path in ("first", "second", "sub/third", f"sub/{text}"):
+            (incomplete / path).parent.mkdir(exist_ok=True)
+            (incomplete / path).write_text(text)
+
+
+def read_together(folder):
+    """The texts of the files as a reader finds them that opens the first one first."""
+    if not (folder / "first").is_file():
+        return set()
+    texts = {path.read_text() for path in folder.rglob("*") if path.is_file() and ".incoming" not in str(path)}
+    assert not list(folder.glob("sub/old")) or texts == {"old"}
+    return texts
+
+
+@pytest.mark.parametrize("earlier", [True, False])
+def test_a_kill_at_any_moment_leaves_files_of_one_kind(tmp_path, earlier):
+    for number in itertools.count():
+        folder = tmp_path / f"{earlier}{number}"
+        if earlier:
+            write_together(folder, "old")
+        with pytest.MonkeyPatch.context() as patch:
+            state = kill_at(patch, number)
+            try:
+                write_together(folder, "new")
+            except Killed:
+                pass
+        found = read_together(folder)  # without knowing of updates: nothing rather than a mixture
+        assert found in (set(), {"old"}, {"new"})
+        complete_update(folder, "first")
+        found = read_together(folder)
+        assert found in ({"old"} if earlier else set(), {"new"})
+        write_together(folder, "newer")
+        assert read_together(folder) == {"newer"}
+        assert not list(folder.glob(".incoming*"))
+        if not state["dead"]:
+            break
+    assert number > 10
+
+
+def test_what_is_not_replaced_stays(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    write_together(tmp_path, "old")
+    write_together(tmp_path, "new")
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    with pytest.raises(OSError, match="full"), updated_together(tmp_path, "first") as incomplete:
+        (incomplete / "first").write_text("newer")
+        raise OSError("full")
+    assert {path.name for path in tmp_path.iterdir()} == {"first", "second", "sub", "notes.txt"}
+    assert (tmp_path / "first").read_text() == "new"

@@ -1,6 +1,8 @@
 """Runs that are cut, by a kill, a signal or a full disk, and go on as if they had not been."""
 
+import csv
 import errno
+import io
 import itertools
 import json
 import multiprocessing
@@ -14,12 +16,13 @@ from pathlib import Path
 import pytest
 import torch
 from distilling import start
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from resuming import assert_same, command, last, wait_for_checkpoints
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from vlkd_pl.checkpoint import keep_random_states, random_state_of, set_random_state
 from vlkd_pl.cli import main
-from vlkd_pl.commands.train import run
+from vlkd_pl.errors import ModelFileError
+from vlkd_pl.logs import MetricsFile
 from vlkd_pl.resume import CheckpointFiles, last_checkpoint
 
 
@@ -139,10 +142,10 @@ def test_a_broken_last_checkpoint_gives_way_to_the_one_before(world, tmp_path, u
     broken.write_bytes(broken.read_bytes()[:-5000])
     assert main(command(world, tmp_path, ckpt_path=broken)) == 1
     line = capsys.readouterr().err.strip().splitlines()[-1]
-    assert f"{broken} is broken or is none" in line
-    assert f"the newest good one beside it is {folder / 'epoch=0-step=3.ckpt'}" in line
+    assert f"{broken} is corrupt or not a checkpoint" in line
+    assert f"the newest good one next to it is {folder / 'epoch=0-step=3.ckpt'}" in line
     assert main(command(world, tmp_path)) == 0
-    assert any(f"{broken} is broken: the one before it is taken" in str(warning.message) for warning in recwarn)
+    assert any(f"{broken} is corrupt: the one before it is taken" in str(warning.message) for warning in recwarn)
     assert_same(last(tmp_path), uncut(0))
 
 
@@ -227,27 +230,165 @@ def test_a_kill_while_writing_leaves_a_whole_file(tmp_path):
         process.kill()
         process.join()
         assert last_checkpoint([tmp_path]) == path
-        assert CheckpointFiles().load_checkpoint(path)["weights"].shape == (500_000,)
+        assert torch.load(path, weights_only=True)["weights"].shape == (500_000,)
 
 
 def test_objects_in_a_checkpoint_are_not_unpickled(tmp_path):
     torch.save({"state_dict": {}, "object": Path("anything")}, tmp_path / "last.ckpt")
-    with pytest.raises(MisconfigurationException, match="is broken or is none"):
+    with pytest.raises(ModelFileError, match="is corrupt or not a checkpoint"):
         CheckpointFiles().load_checkpoint(tmp_path / "last.ckpt", weights_only=False)
     with pytest.raises(FileNotFoundError, match="there is no checkpoint at"):
         CheckpointFiles().load_checkpoint(tmp_path / "other.ckpt")
 
 
-def test_the_log_of_the_first_part_is_kept(world, tmp_path):
-    """Where the folder of the log has no version, as in the configurations of the sample world."""
-    options = {
-        "trainer.logger": json.dumps(
-            [{"class_path": "CSVLogger", "init_args": {"save_dir": str(tmp_path), "name": None, "version": ""}}]
-        ),
-        "trainer.accumulate_grad_batches": 1,
-        "trainer.limit_val_batches": 0,
-    }
-    for steps in (2, 3):
-        run(command(world, tmp_path, **options, **{"trainer.max_steps": steps}))
-    assert len((tmp_path / "metrics_before_1.csv").read_text().splitlines()) == 1 + 2
-    assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 1 + 1
+def metrics(folder):
+    """The rows of a run's log."""
+    with (folder / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def command_of_one_directory(world, folder, **options):
+    """As in the configurations: all loggers write to one directory without a version."""
+    loggers = [
+        {"class_path": kind, "init_args": {"save_dir": str(folder), "name": "run", "version": ""}}
+        for kind in ("TensorBoardLogger", "CSVLogger")
+    ]
+    return command(world, folder, **({"trainer.logger": json.dumps(loggers)} | options))
+
+
+def test_the_log_goes_on_in_its_file(world, tmp_path, recwarn):
+    """Steps that were logged but not saved are trained again, and are in the log once."""
+    folder = tmp_path / "run"
+    assert main(command_of_one_directory(world, tmp_path, **{"trainer.max_steps": 4})) == 0
+    for path in (folder / "checkpoints").glob("*.ckpt"):
+        if path.name != "best.ckpt":  # of the validation behind the fifth batch, in the third step
+            path.unlink()
+    with (folder / "metrics.csv").open("a") as file:
+        file.write("0.0,0,4,")  # as a kill leaves it
+    before = metrics(folder)
+    assert main(command_of_one_directory(world, tmp_path)) == 0
+    rows = metrics(folder)
+    assert [int(row["step"]) for row in rows if row["train/loss"]] == list(range(6))
+    assert [int(row["step"]) for row in rows if row["val/cider"]] == [2, 4]
+    assert rows[:2] == before[:2]
+    assert not list(folder.glob("metrics_*"))
+    assert not [warning for warning in recwarn if "resumable" in str(warning.message)]
+
+
+def test_logs_of_numbered_versions_go_on(world, tmp_path):
+    for steps in (2, 4):
+        assert main(command(world, tmp_path, **{"trainer.max_steps": steps})) == 0
+    assert [path.name for path in (tmp_path / "csv").iterdir()] == ["version_0"]
+    assert [int(row["step"]) for row in metrics(tmp_path / "csv" / "version_0") if row["train/loss"]] == [0, 1, 2, 3]
+
+
+def test_tensorboard_shows_each_step_once(world, tmp_path):
+    folder = tmp_path / "run"
+    assert main(command_of_one_directory(world, tmp_path, **{"trainer.max_steps": 4})) == 0
+    for path in (folder / "checkpoints").glob("*.ckpt"):
+        if path.name != "best.ckpt":
+            path.unlink()
+    assert main(command_of_one_directory(world, tmp_path)) == 0
+    assert len(list(folder.glob("events.*"))) == 2
+    events = EventAccumulator(str(folder)).Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == list(range(6))
+
+
+def test_new_columns_are_added_to_a_log_that_goes_on(tmp_path):
+    log = MetricsFile(str(tmp_path), "metrics.csv", resume=True)
+    for step in range(3):
+        log.log_metrics({"loss": step}, step)
+    log.save()
+    log = MetricsFile(str(tmp_path), "metrics.csv", resume=True)
+    log.resume(2, 2)
+    log.log_metrics({"loss": 9, "accuracy": 1}, 2)
+    log.save()
+    assert [(row["step"], row["loss"], row["accuracy"]) for row in metrics(tmp_path)] == [
+        ("0", "0", ""),
+        ("1", "1", ""),
+        ("2", "9", "1"),
+    ]
+
+
+def test_ctrl_c_saves(world, tmp_path, uncut):
+    """With workers, which a terminal sends it to as well."""
+    again = command(world, tmp_path, data__init_args__num_workers=2)
+    process = start(again, output=tmp_path / "printed")
+    wait_for_checkpoints([process], tmp_path, 3)
+    for pid in [process.pid, *children(process.pid)]:
+        os.kill(pid, signal.SIGINT)
+    process.join()
+    assert process.exitcode == 130
+    saved = tmp_path / "run" / "version_0" / "checkpoints" / "interrupted.ckpt"
+    assert last_checkpoint([saved.parent]) == saved
+    lines = (tmp_path / "printed").read_text().splitlines()
+    assert lines[-1] == f"vlkd-pl fit: SIGINT: saved {saved}; --ckpt_path last resumes from it"
+    assert not [line for line in lines if "Traceback" in line or "Received" in line]
+    assert main(again) == 0
+    assert_same(last(tmp_path), uncut(2))
+
+
+def test_a_second_ctrl_c_ends_at_once(world, tmp_path):
+    process = start(command(world, tmp_path, **{"trainer.callbacks": '[{"class_path": "recording.Asleep"}]'}))
+    while not (tmp_path / "asleep").exists():
+        assert process.is_alive()
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGINT)
+    process.join(1)
+    assert process.is_alive()
+    os.kill(process.pid, signal.SIGINT)
+    process.join(60)
+    assert process.exitcode == -signal.SIGINT
+
+
+def children(pid):
+    """The processes that a process has started."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+class FullFile:
+    """Stands in for ``open``: files of some names are on a full disk, which takes half of what is written."""
+
+    def __init__(self, monkeypatch, *endings):
+        self.endings = endings
+        self.open = io.open
+        for module in ("builtins", "io"):
+            monkeypatch.setattr(f"{module}.open", self)
+
+    def __call__(self, file, mode="r", *arguments, **options):
+        if isinstance(file, int) or not any(ending in str(file) for ending in self.endings) or mode in ("r", "rb"):
+            return self.open(file, mode, *arguments, **options)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_disk_costs_logs_and_panels_and_no_more(world, tmp_path, uncut, monkeypatch, recwarn, capfd):
+    FullFile(monkeypatch, "metrics.csv", "tfevents", "hparams.yaml", "panels")
+    assert main(command(world, tmp_path)) == 0
+    assert_same(last(tmp_path), uncut(0))
+    messages = " ".join(str(warning.message) for warning in recwarn)
+    assert "metrics.csv cannot be written ([Errno 28]" in messages
+    assert "TensorBoard's log cannot be written ([Errno 28]" in messages
+    assert "the caption panel" in messages
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_rows_wait_for_room(tmp_path, monkeypatch):
+    log = MetricsFile(str(tmp_path), "metrics.csv", resume=False)
+    log.log_metrics({"loss": 0}, 0)
+    log.save()
+    with monkeypatch.context() as full, pytest.warns(UserWarning, match="its rows wait"):
+        FullFile(full, "metrics.csv")
+        log.log_metrics({"loss": 1}, 1)
+        log.save()
+        log.log_metrics({"loss": 2, "accuracy": 0}, 2)
+        log.save()
+    log.log_metrics({"loss": 3, "accuracy": 0}, 3)
+    log.save()
+    assert [(row["step"], row["loss"]) for row in metrics(tmp_path)] == [(str(step), str(step)) for step in range(4)]
+
+
+def test_a_configuration_that_cannot_be_saved_is_an_error(world, tmp_path, monkeypatch, capsys):
+    FullFile(monkeypatch, "config.yaml")
+    assert main(command(world, tmp_path)) == 1
+    assert "config.yaml cannot be written" in capsys.readouterr().err.splitlines()[-1]
+    assert not list((tmp_path / "run").glob("*"))

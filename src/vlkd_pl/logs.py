@@ -8,6 +8,7 @@ import io
 import os
 from collections.abc import Sequence
 from functools import cache, partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -33,24 +34,41 @@ class MetricsFile(ExperimentWriter):
         log_dir: Directory of the file.
         file_name: Name of the file.
         resume: Whether the rows that are in the file stay.
+
+    Attributes:
+        num_rows: Rows logged so far.
     """
 
     def __init__(self, log_dir: str, file_name: str, resume: bool) -> None:
         self.path = Path(log_dir) / file_name
+        self.num_rows = 0
         self._warned = False
         super().__init__(log_dir)
         if resume and self.path.is_file():
-            self.metrics_keys = list(self._rows()[0])
+            self.metrics_keys, rows = self._rows()
+            self.num_rows = len(rows)
 
     def _check_log_dir_exists(self) -> None:
         """Leave the directory as it is: Lightning deletes the file here."""
 
-    def drop_from(self, step: int) -> None:
-        """Drop rows of a step or later ones, which a resumed run logs again, and a last row that was cut."""
+    def log_metrics(self, metrics_dict: dict[str, float], step: int | None = None) -> None:
+        """Record a row."""
+        super().log_metrics(metrics_dict, step)
+        self.num_rows += 1
+
+    def resume(self, step: int, num_rows: int) -> None:
+        """Drop the rows that a resumed run logs again, and a last row that was cut.
+
+        Args:
+            step: Optimizer steps that the checkpoint has seen.
+            num_rows: Rows that had been logged when it was written. Of an optimizer step that was half done a
+                validation may be among them.
+        """
         if self.metrics_keys:
             names, rows = self._rows()
-            kept = [row for row in rows if (row.get("step") or "-").isdigit() and int(row["step"]) < step]
+            kept = [row for n, row in enumerate(rows) if n < num_rows or int(row["step"]) < step]
             self._replace(names, kept)
+            self.num_rows = len(kept)
 
     def save(self) -> None:
         """Write the rows since the last time."""
@@ -101,14 +119,31 @@ def _append(path: Path, text: str) -> None:
 
 
 class ContinueLogs(Callback):
-    """Lets the logs of a resumed run go on behind the step of its checkpoint."""
+    """Lets the logs of a resumed run continue where its checkpoint was written."""
 
-    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Drop what the run before has logged of steps that are trained again."""
-        for logger in trainer.loggers if trainer.is_global_zero else ():
-            if isinstance(logger, CSVLogger) and isinstance(logger.experiment, MetricsFile):
-                logger.experiment.drop_from(trainer.global_step)
-            if isinstance(logger, TensorBoardLogger) and trainer.global_step:
+    def __init__(self) -> None:
+        self._files: list[MetricsFile] = []
+        self._num_rows: list[int] = []
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Find the files of metrics, on the first rank."""
+        experiments = [logger.experiment for logger in trainer.loggers if isinstance(logger, CSVLogger)]
+        self._files = [experiment for experiment in experiments if isinstance(experiment, MetricsFile)]
+
+    def state_dict(self) -> dict[str, Any]:
+        """How many rows have been logged."""
+        return {"num_rows": [file.num_rows for file in self._files]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Note how many had been."""
+        self._num_rows = state_dict["num_rows"]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Drop what the run before has logged of what is trained again."""
+        for file, num_rows in zip_longest(self._files, self._num_rows[: len(self._files)], fillvalue=0):
+            file.resume(trainer.global_step, num_rows)
+        for logger in trainer.loggers if trainer.is_global_zero and trainer.global_step else ():
+            if isinstance(logger, TensorBoardLogger):
                 _hide_events_from(logger.experiment, trainer.global_step)
 
 

@@ -22,7 +22,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 from vlkd_pl.checkpoint import read_checkpoint
 from vlkd_pl.errors import ModelFileError
 from vlkd_pl.files import written_whole
-from vlkd_pl.runs import checkpoint_directories
+from vlkd_pl.runs import checkpoint_directories, names_file_logger
 
 _TEMPORARY = "checkpoint.tmp"
 _INTERRUPTED = "interrupted.ckpt"
@@ -204,14 +204,9 @@ def reuse_last_version(loggers: Sequence[Any]) -> None:
 
 
 def _has_no_version(logger: Any) -> bool:
-    options = getattr(logger, "init_args", {})
-    kind = getattr(logger, "class_path", "").rpartition(".")[2]
-    return (
-        kind in ("TensorBoardLogger", "CSVLogger")
-        and "version" in options
-        and options.version is None
-        and options.get("save_dir") is not None
-    )
+    if not names_file_logger(logger):
+        return False
+    return logger.init_args.get("version") is None and logger.init_args.get("save_dir") is not None
 
 
 class SaveOnSignal(Callback):

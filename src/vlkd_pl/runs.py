@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ModelCheckpoint
@@ -23,6 +24,24 @@ def log_directories(trainer: pl.Trainer) -> list[Path]:
     """The directories on local disks that a trainer's loggers write to; without loggers its ``default_root_dir``."""
     found = [logger.log_dir for logger in trainer.loggers if isinstance(logger, TensorBoardLogger | CSVLogger)]
     return [Path(path) for path in found or [trainer.default_root_dir] if "://" not in str(path)]
+
+
+def place_loggers(loggers: Iterable[Any], directory: Path) -> None:
+    """Let TensorBoardLoggers and CSVLoggers write to a directory.
+
+    Args:
+        loggers: Their configurations, with ``class_path`` and ``init_args``.
+        directory: Where their files, and those of the run, go.
+    """
+    for logger in loggers:
+        if names_file_logger(logger):
+            directory = directory.absolute()
+            logger.init_args.update(save_dir=str(directory.parent), name=directory.name, version="")
+
+
+def names_file_logger(logger: Any) -> bool:
+    """Whether the configuration of a logger is of a TensorBoardLogger or CSVLogger."""
+    return getattr(logger, "class_path", "").rpartition(".")[2] in ("TensorBoardLogger", "CSVLogger")
 
 
 def checkpoint_directories(trainer: pl.Trainer) -> list[Path]:
@@ -46,8 +65,8 @@ def check_no_run(trainer: pl.Trainer) -> None:
     """
     for held in _held(trainer):
         raise MisconfigurationException(
-            f"{held} is of an earlier run, and nothing is overwritten: resume that run with --ckpt_path last, or start a "
-            "new one in another directory with --trainer.logger.init_args.name NAME (or remove the old one)"
+            f"{held} is of an earlier run, which is not overwritten: resume that run with --ckpt_path last, or start "
+            "another in another directory with --run_dir DIR (or trainer.logger's save_dir and name)"
         )
 
 

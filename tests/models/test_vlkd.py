@@ -1,7 +1,10 @@
 """VLKDModel: its equations and its folder."""
 
+import itertools
+
 import pytest
 import torch
+from killing import Killed, kill_at
 from tiny_models import tiny_clip
 from torch import nn
 from torch.nn.functional import normalize
@@ -194,3 +197,53 @@ def test_the_exported_tokenizer_does_not_depend_on_what_it_was_used_for(model, t
     for name in files:
         contents = [(tmp_path / folder / "bart" / name).read_bytes() for folder in ("fresh", "used", "again")]
         assert contents[0] == contents[1] == contents[2], name
+
+
+@pytest.mark.parametrize("earlier", [True, False])
+def test_a_kill_during_export_leaves_the_old_model_or_the_new_one(model, tmp_path, earlier):
+    def first_weights(folder):
+        loaded = VLKDModel.from_pretrained(folder)
+        assert not list(folder.glob(".incoming*"))
+        weights = (loaded.text_projection.weight, loaded.bart.model.shared.weight)
+        return {float(weight.flatten()[0].detach()) for weight in weights}
+
+    def set_weights(value):
+        for weight in (model.text_projection.weight, model.bart.model.shared.weight):
+            weight.data.flatten()[0] = value
+
+    for number in itertools.count(0, 3):
+        folder = tmp_path / str(number)
+        if earlier:
+            set_weights(1.0)
+            model.save_pretrained(folder)
+        set_weights(2.0)
+        with pytest.MonkeyPatch.context() as patch:
+            state = kill_at(patch, number)
+            try:
+                model.save_pretrained(folder)
+            except Killed:
+                pass
+        try:
+            assert first_weights(folder) in ({1.0}, {2.0})
+        except (OSError, ValueError):  # nothing to load
+            assert not earlier
+        if not state["dead"]:
+            break
+    assert number > 10
+    assert first_weights(folder) == {2.0}
+
+
+def test_what_is_the_users_in_a_model_folder_stays(model, tmp_path):
+    for name in ("README.md", "notes.txt"):
+        (tmp_path / name).write_text("mine")
+    for _ in range(2):
+        model.save_pretrained(tmp_path)
+    assert {(tmp_path / name).read_text() for name in ("README.md", "notes.txt")} == {"mine"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "README.md",
+        "notes.txt",
+        "bart",
+        "clip",
+        "config.json",
+        "model.safetensors",
+    }

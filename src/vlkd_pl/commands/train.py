@@ -29,7 +29,7 @@ from vlkd_pl.resume import (
     remove_requeued_before,
     reuse_last_version,
 )
-from vlkd_pl.runs import check_no_run, check_writable, removed_if_failed
+from vlkd_pl.runs import check_no_run, check_writable, place_loggers, removed_if_failed
 
 
 class _Part:
@@ -61,7 +61,13 @@ class VLKDCLI(LightningCLI):
         }
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Links the arguments that model and data must agree on."""
+        """Adds the run's directory, and links the arguments that model and data must agree on."""
+        parser.add_argument(
+            "--run_dir",
+            type=str | None,
+            default=None,
+            help="Directory of the run, for its logs, checkpoints and model, in place of the one of the configuration.",
+        )
         for part in ("clip", "bart"):
             parser.link_arguments(
                 (f"model.init_args.{part}", "model.init_args.init_from"), f"data.init_args.{part}", _Part(part)
@@ -77,11 +83,16 @@ class VLKDCLI(LightningCLI):
         return self.subcommand == "fit" and self.config.fit.ckpt_path == "last"
 
     def before_instantiate_classes(self) -> None:
-        """With ``fit --ckpt_path last``, continue in the folder of the last run; evaluate a model folder as it is."""
+        """Let all loggers write to ``--run_dir``; with ``fit --ckpt_path last``, to the directory of the last run."""
+        options = self.config[self.subcommand] if self.subcommand is not None else self.config
         if self.subcommand not in (None, "fit"):
-            _prefer_model_folder(self.config[self.subcommand])
-        loggers = self.config.fit.trainer.logger if self._goes_on else None
-        reuse_last_version(loggers if isinstance(loggers, list) else [loggers])
+            _prefer_model_folder(options)
+        loggers = options.trainer.logger if isinstance(options.trainer.logger, list) else [options.trainer.logger]
+        if options.run_dir is not None:
+            place_loggers(loggers, Path(options.run_dir))
+            options.trainer.default_root_dir, options.run_dir = options.run_dir, None
+        if self._goes_on:
+            reuse_last_version(loggers)
 
     def instantiate_trainer(self, **options: Any) -> pl.Trainer:
         """The trainer, with what every run has.
@@ -101,8 +112,9 @@ class VLKDCLI(LightningCLI):
                 "--config configs/overlays/fsdp.yaml, or vlkd_pl.FSDP2Strategy"
             )
         trainer.strategy.checkpoint_io = CheckpointFiles(resumes=self.subcommand == "fit")
+        trainer.callbacks.append(ContinueLogs())
         if self.subcommand == "fit":
-            trainer.callbacks += [SaveOnSignal(), ContinueLogs()]
+            trainer.callbacks.append(SaveOnSignal())
         if self.subcommand == "predict" and not _writers(trainer):
             trainer.callbacks.append(PredictionWriter())
         return trainer

@@ -12,6 +12,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_info
 from torch.utils.data import DataLoader
 
 from vlkd_pl.batch import GLUE_LABELS, GLUEBatch, GLUETask
+from vlkd_pl.data.base import one_thread
 from vlkd_pl.data.order import EpochOrder, OrderedDataModule, OrderedDataset
 from vlkd_pl.errors import needs_extra
 from vlkd_pl.reading import Entries, iter_lines
@@ -261,6 +262,7 @@ class GLUEDataModule(OrderedDataModule):
             batch_size=self.batch_size,
             sampler=order,
             num_workers=self.num_workers,
+            worker_init_fn=one_thread,
             collate_fn=collate,
             generator=torch.Generator(),  # or else evaluation would shift the random numbers of training
         )

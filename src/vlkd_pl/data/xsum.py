@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase
 
 from vlkd_pl.batch import SummaryBatch
-from vlkd_pl.data.base import load_bart_tokenizer
+from vlkd_pl.data.base import load_bart_tokenizer, one_thread
 from vlkd_pl.data.infilling import Ids, padded
 from vlkd_pl.data.order import EpochOrder, OrderedDataModule, OrderedDataset
 from vlkd_pl.errors import needs_extra
@@ -256,6 +256,7 @@ class XSUMDataModule(OrderedDataModule):
             batch_size=None,
             sampler=sampler,
             num_workers=self.num_workers,
+            worker_init_fn=one_thread,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # or else evaluation would shift the random numbers of training
         )

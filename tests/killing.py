@@ -1,0 +1,31 @@
+"""Writing that is killed at one of its changes of the file system."""
+
+import itertools
+import os
+
+
+class Killed(BaseException):
+    """Stands in for a kill: nothing can be tidied up after it."""
+
+
+def kill_at(monkeypatch, number):
+    """Lets the ``number``-th change of the file system, and every later one, raise ``Killed``.
+
+    Returns:
+        A dictionary whose ``dead`` tells whether it came to that.
+    """
+    count = itertools.count()
+    state = {"dead": False}
+
+    def guarded(call):
+        def wrapped(*arguments, **options):
+            if state["dead"] or next(count) == number:
+                state["dead"] = True
+                raise Killed
+            return call(*arguments, **options)
+
+        return wrapped
+
+    for name in ("mkdir", "rename", "replace", "unlink", "rmdir", "remove", "fsync"):
+        monkeypatch.setattr(os, name, guarded(getattr(os, name)))
+    return state
