@@ -27,13 +27,13 @@ _SIZES = (
     *("vocab_size", "max_position_embeddings", "d_model", "encoder_layers", "decoder_layers"),
     *("encoder_attention_heads", "decoder_attention_heads", "encoder_ffn_dim", "decoder_ffn_dim"),
 )
-_PROBABILITIES = ("dropout", "attention_dropout", "activation_dropout")
+_PROBABILITIES = ("dropout", "attention_dropout", "activation_dropout", "encoder_layerdrop", "decoder_layerdrop")
 _IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
 # Of a config.json no more is used: other entries of it can make transformers load code or further files.
 _SETTINGS = (
     *(*_SIZES, *_IDS, "decoder_start_token_id", "forced_eos_token_id", "activation_function", "init_std"),
     *(*_PROBABILITIES, "classifier_dropout"),
-    *("encoder_layerdrop", "decoder_layerdrop", "scale_embedding", "tie_word_embeddings", "use_cache"),
+    *("scale_embedding", "tie_word_embeddings", "use_cache"),
 )
 _MOST_LAYERS = 200
 _EMBEDDINGS = (
@@ -101,13 +101,14 @@ def read_bart_config(folder: Path) -> BartConfig:
         value = settings.get(name, 0)
         if type(value) not in (int, float) or not 0 <= value < 1:
             raise ModelFileError(f"{path}: {name} is {value!r}, not a number from 0 to below 1")
-    for name in _IDS:
-        if type(settings.get(name, 0)) is not int:
-            raise ModelFileError(f"{path}: {name} is {settings[name]!r}, not a token's id")
     try:
         config = BartConfig(**settings)
     except Exception as error:  # transformers 5 checks types by classes of its own
         raise ModelFileError(f"{path} cannot be used: {first_line(error)}") from error
+    for name in (*_IDS, "decoder_start_token_id"):
+        value = getattr(config, name)
+        if type(value) is not int or not 0 <= value < config.vocab_size:
+            raise ModelFileError(f"{path}: {name} is {value!r}, not the id of one of {config.vocab_size} tokens")
     if max(config.encoder_layers, config.decoder_layers) > _MOST_LAYERS:
         raise ModelFileError(f"{path} has more than {_MOST_LAYERS} layers")
     return config

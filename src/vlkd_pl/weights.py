@@ -235,10 +235,10 @@ def _unwrapped(content: Any, path: Path) -> dict[str, Any]:
     if isinstance(content, StoredObject):
         raise ModelFileError(f"{path} holds a pickled {content.name}, not a state dict: save model.state_dict() alone")
     if not isinstance(content, dict):
-        raise ModelFileError(f"{path} holds a {type(content).__name__}, not the state dict of a model")
+        raise ModelFileError(f"{path} holds a {type(content).__name__}, not the state dict of a CLIP or BART")
     tensors = {name: value for name, value in content.items() if isinstance(value, StoredTensor | Tensor)}
     if not tensors:
-        raise ModelFileError(f"{path} holds no tensors by name: give the state dict of a model")
+        raise ModelFileError(f"{path} holds no tensors by name: give the state dict of a CLIP or BART")
     return _without_prefix(tensors)
 
 
