@@ -9,6 +9,8 @@ from pathlib import Path
 import hostile
 from tiny_models import tiny_clip
 
+import vlkd_pl
+
 
 def test_hostile_files_are_refused(tmp_path, clip_folder, bart_folder, model_folder):
     for name in ("clips", "barts", "models", "checkpoints", "work"):
@@ -21,7 +23,7 @@ def test_hostile_files_are_refused(tmp_path, clip_folder, bart_folder, model_fol
     done = subprocess.run(
         [sys.executable, str(probe), *map(str, (tmp_path, clip_folder, bart_folder, model_folder))],
         cwd=tmp_path / "work",
-        env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
+        env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(Path(vlkd_pl.__file__).parents[1])},
         capture_output=True,
         text=True,
         timeout=500,

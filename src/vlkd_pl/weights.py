@@ -384,6 +384,7 @@ def _unpickled(file: Any, source: _Source, storages: dict[str, _Storage] | None 
     stack: list[Any] = []
     marks: list[int] = []
     memo: dict[int, Any] = {}
+    argument: Any
 
     def popped() -> list[Any]:
         """The items above the last mark."""

@@ -55,7 +55,7 @@ def write_wrong(folder, world, model_folder):
         ({"model__init_args__bart": folder / "t5"}, "has the model_type 't5', not 'bart'"),
         ({"model__init_args__bart": folder / "no_tokenizer"}, "holds no tokenizer"),
         ({"model__init_args__bart": folder / "cut"}, "model.safetensors is corrupt"),
-        ({"model__init_args__bart": folder / "nothing"}, "holds no tokenizer"),
+        ({"model__init_args__bart": folder / "nothing"}, "config.json is missing"),
         ({"model__init_args__init_from": folder / "garbage.ckpt"}, "garbage.ckpt is not a file of weights"),
         ({"model__init_args__init_from": folder / "empty.ckpt"}, "empty.ckpt is not a checkpoint of a model"),
         ({"model__init_args__init_from": folder / "nothing"}, "config.json is missing"),
