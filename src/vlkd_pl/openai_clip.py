@@ -33,7 +33,7 @@ if "clip" not in sys.modules and find_spec("clip") is not None:
     sys.modules["clip"] = _without_init()
 
 from clip.model import CLIP, AttentionPool2d, ModifiedResNet, VisionTransformer  # noqa: E402
-from clip.simple_tokenizer import SimpleTokenizer, basic_clean  # noqa: E402
+from clip.simple_tokenizer import SimpleTokenizer, basic_clean, get_pairs  # noqa: E402
 from torch.hub import download_url_to_file  # noqa: E402
 
 __all__ = [
@@ -45,6 +45,7 @@ __all__ = [
     "VisionTransformer",
     "basic_clean",
     "download",
+    "get_pairs",
 ]
 
 _PUBLISHED = "https://openaipublic.azureedge.net/clip/models"

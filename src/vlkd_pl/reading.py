@@ -213,9 +213,10 @@ class Entries:
             self._refuse(index, name, values[index], kind)
 
     def _refuse(self, index: int, name: str, value: Any, kind: str) -> NoReturn:
-        found = f"is {_shown(value)}"
-        if name:
-            found = f"has no {name}" if value is _MISSING else f"has {_shown(value)} as {name}"
+        if value is _MISSING:
+            found = f"has no {name}"
+        else:
+            found = f"has {_shown(value)} as {name}" if name else f"is {_shown(value)}"
         refuse(f"{self._entry(index)}{'' if self.is_numbered else ': it'} {found}: it must be {kind}")
 
     def _entry(self, index: int) -> str:
@@ -238,4 +239,4 @@ def _shown(value: Any) -> str:
     if isinstance(value, list | dict):
         return f"{'a list' if isinstance(value, list) else 'an object'} of {len(value)}"
     text = json.dumps(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

@@ -49,14 +49,16 @@ def test_captions(tmp_path, capsys):
     status, written = score_captions(tmp_path, coco(CAPTIONS), predicted(predictions))
     assert status == 0
     printed = capsys.readouterr()
-    rows = dict(line.split() for line in printed.out.splitlines()[1:7])
+    assert printed.out.splitlines()[0] == "in percent, CIDEr times 100 (JSON files hold fractions)"
+    rows = dict(line.split() for line in printed.out.splitlines()[2:8])
     assert list(rows) == [name for name in METRICS if name not in ("METEOR", "SPICE")]
-    assert [line.split(":")[0] for line in printed.out.splitlines()[7:]] == [
+    assert [line.split(":")[0] for line in printed.out.splitlines()[8:]] == [
         "METEOR not computed",
         "SPICE not computed",
     ]
-    assert list(written) == [*METRICS, "not_computed", "per_image"]
-    assert rows == {name: f"{written[name]:.3f}" for name in rows}
+    assert list(written) == [*METRICS, "not_computed", "per_image", "units"]
+    assert rows == {name: f"{100 * written[name]:.1f}" for name in rows}
+    assert written["units"] == dict.fromkeys(METRICS, "fraction")
     assert written["METEOR"] is None
     assert "java is not installed" in written["not_computed"]["METEOR"]
     assert list(written["per_image"]) == ["1", "2", "3"]
@@ -70,7 +72,7 @@ def test_metrics_can_be_chosen(tmp_path, capsys):
         tmp_path, coco(CAPTIONS), predicted({1: "a", 2: "b", 3: "c"}), "--metrics", "CIDEr", "ROUGE-L"
     )
     assert status == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]] == ["CIDEr", "ROUGE-L"]
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[2:]] == ["CIDEr", "ROUGE-L"]
     assert [name for name in METRICS if written[name] is not None] == ["ROUGE-L", "CIDEr"]
     assert written["not_computed"]["BLEU-2"] == "not among --metrics CIDEr ROUGE-L"
 
@@ -81,7 +83,7 @@ def test_domains(tmp_path, capsys):
         tmp_path, coco(CAPTIONS, domains), predicted({1: "a red fish", 2: "x", 3: "a tree"}), "--metrics", "ROUGE-L"
     )
     assert status == 0
-    assert capsys.readouterr().out.splitlines()[0].split() == ["in-domain", "out-domain", "overall"]
+    assert capsys.readouterr().out.splitlines()[1].split() == ["in-domain", "out-domain", "overall"]
     per_domain = {name: scores["ROUGE-L"] for name, scores in written["per_domain"].items()}
     assert per_domain == pytest.approx({"in-domain": 1, "out-domain": 0, "overall": 2 / 3})
     assert written["ROUGE-L"] == per_domain["overall"]
@@ -112,10 +114,17 @@ def test_subset_is_scored_as_if_it_were_all(tmp_path):
     [
         (predicted({2: "x"}), "2 of 3 images have no prediction (first: 1, 3); --subset scores only the images that"),
         (predicted({1: "x", 2: "x", 3: "x", 9: "x"}), "1 of 4 predictions are for an unknown image (first: 9)"),
-        (predicted({"1": "x", 2: "x", 3: "x"}), "1 of 3 predictions are for an unknown image (first: '1')"),
+        (predicted({" 1": "x", 2: "x", 3: "x"}), "1 of 3 predictions are for an unknown image (first: ' 1')"),
+        (predicted({"1": "x", 1: "x", 2: "x", 3: "x"}), "has several predictions for 1 image_ids (first: 1)"),
         (predicted({1: "x", 2: "x", 3: "x"}) * 2, "has several predictions for 3 image_ids (first: 1, 2, 3)"),
-        ([{"image_id": 1, "caption": "x"}, {"image_id": 2}], 'entry 2 is {"image_id": 2}'),
-        ([{"image_id": 1, "caption": None}], "entry 1 is"),
+        ([{"image_id": 1, "caption": "x"}, {"image_id": 2}], "entry 2 has no caption: it must be a text"),
+        ([{"image_id": 1, "caption": None}], "entry 1 has null as caption: it must be a text"),
+        ([{"image_id": 1.5, "caption": "x"}], "entry 1 has 1.5 as image_id: it must be a number or a text"),
+        ([{"image_id": True, "caption": "x"}], "entry 1 has true as image_id"),
+        ([["image_id", 1]], "entry 1 is a list of 2: it must be an object"),
+        ('[{"image_id": 1, "caption": "x", "caption": "y"}]', "entry 1 has two values as caption"),
+        ('[{"image_id": 1, "caption": "half of \\ud83d"}]', "entry 1 has"),
+        ("[" * 100_000, "stand in each other too many times"),
         ({"1": "x"}, "is not a list of"),
         ("nothing", "is not a JSON file"),
     ],
@@ -127,6 +136,33 @@ def test_predictions_that_do_not_fit(tmp_path, capsys, predictions, error):
     assert printed.err.startswith("vlkd-pl score captions: ")
     assert printed.err.count("\n") == 1
     assert printed.out == ""
+
+
+def test_ids_match_as_numbers_or_texts(tmp_path):
+    predictions = {1: "a red fish", 2: "two boats", 3: "a tree"}
+    _, written = score_captions(tmp_path, coco(CAPTIONS), predicted(predictions))
+    texts = {str(key): text for key, text in predictions.items()}
+    assert score_captions(tmp_path, coco(CAPTIONS), predicted(texts)) == (0, written)
+    references = coco(CAPTIONS)
+    for annotation in references["annotations"]:
+        annotation["image_id"] = str(annotation["image_id"])
+    assert score_captions(tmp_path, references, predicted(predictions)) == (0, written)
+
+
+def test_cider_of_one_image_says_why_it_is_zero(tmp_path, capsys):
+    one = score_captions(tmp_path, coco({1: ["a fish"]}), predicted({1: "a fish"}), "--metrics", "CIDEr")
+    assert one[1]["CIDEr"] == 0
+    printed = capsys.readouterr().err
+    assert printed.startswith("vlkd-pl score captions: CIDEr is 0, since")
+    assert printed.count("\n") == 1
+    domains = {1: "in-domain", 2: "out-domain", 3: "out-domain"}
+    everything = predicted({1: "a", 2: "b", 3: "c"})
+    score_captions(tmp_path, coco(CAPTIONS, domains), everything, "--metrics", "CIDEr", "BLEU")
+    printed = capsys.readouterr().err
+    assert printed.startswith("vlkd-pl score captions: in-domain: CIDEr is 0")
+    assert printed.count("\n") == 1
+    score_captions(tmp_path, coco({1: ["a fish"]}), predicted({1: "a fish"}), "--metrics", "BLEU")
+    assert capsys.readouterr().err == ""
 
 
 def test_unknown_images_are_an_error_in_a_subset_too(tmp_path, capsys):
@@ -184,9 +220,13 @@ def test_vqa(tmp_path, capsys):
         "perAnswerType": {"yes/no": 90, "number": 100, "other": 30},
         "perQuestionType": {"is the": 90, "how many": 100, "what color": 30},
         "per_question": {"1": 90, "2": 100, "3": 30},
+        "units": dict.fromkeys(["overall", "perAnswerType", "perQuestionType", "per_question"], "percent"),
     }
-    printed = capsys.readouterr().out.splitlines()
-    assert printed[1].split() == ["overall", "73.33"]
+    whole = capsys.readouterr()
+    assert whole.err == ""
+    printed = whole.out.splitlines()
+    assert printed[0] == "in percent (JSON files hold the same)"
+    assert printed[2].split() == ["overall", "73.33"]
     assert [line.split()[-1] for line in printed if line.startswith("answer: ")] == ["100.00", "30.00", "90.00"]
 
 
@@ -204,8 +244,67 @@ def test_summaries(tmp_path, capsys):
     files += ["--predictions", write(tmp_path / "predictions.txt", "Two cats slept. A dog barked.\n\n")]
     assert main(["score", "summaries", *files, "--output", str(tmp_path / "scores.json")]) == 0
     written = json.loads((tmp_path / "scores.json").read_text())
+    units = written.pop("units")
+    assert units == dict.fromkeys(written, "percent")
     assert written == pytest.approx({"ROUGE-1": 50, "ROUGE-2": 40, "ROUGE-L": 25, "ROUGE-Lsum": 50})
     assert capsys.readouterr().out.splitlines()[-1].split() == ["ROUGE-Lsum", "50.00"]
+
+
+def test_few_answers_are_said_once(tmp_path, capsys):
+    files = vqa_files(tmp_path, {1: "yes", 2: "2", 3: "red"})
+    content = json.loads((tmp_path / "annotations.json").read_text())
+    for annotation, number in zip(content["annotations"], (2, 3, 9), strict=True):
+        annotation["answers"] = [{"answer": "red", "answer_id": 1}] * number
+    write(tmp_path / "annotations.json", content)
+    write(tmp_path / "predictions.json", [{"question_id": str(key), "answer": "red"} for key in (1, 2, 3)])
+    assert main(["score", "vqa", *files, "--output", str(tmp_path / "scores.json")]) == 0
+    per_question = json.loads((tmp_path / "scores.json").read_text())["per_question"]
+    assert per_question == {"1": 33.33, "2": 66.67, "3": 100}
+    printed = capsys.readouterr().err
+    assert printed.startswith("vlkd-pl score vqa: 3 of 3 questions have fewer than the 10 answers")
+    assert "2 have fewer than 4, and score at most 66.7" in printed
+    assert printed.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "error"),
+    [
+        ("questions", {"question": None}, "questions, entry 2 has null as question: it must be a text"),
+        ("questions", {"question": " "}, "the question 2 has no text"),
+        ("questions", {"question_id": None}, "questions, entry 2 has null as question_id"),
+        ("questions", {"image_id": 1.5}, "questions, entry 2 has 1.5 as image_id"),
+        ("annotations", {"answers": None}, "annotations, entry 2 has null as answers: it must be a list"),
+        (
+            "annotations",
+            {"answers": [{"answer": "2"}, {"answer": None}]},
+            "entry 2: answers, entry 2 has null as answer",
+        ),
+        ("annotations", {"answers": [{"answer": "2"}, 5]}, "entry 2: answers, entry 2 is 5: it must be an object"),
+        ("annotations", {"answers": [{}]}, "entry 2: answers, entry 1 has no answer"),
+        ("annotations", {"answer_type": 1}, "annotations, entry 2 has 1 as answer_type"),
+        ("annotations", {"question_type": []}, "annotations, entry 2 has a list of 0 as question_type"),
+    ],
+)
+def test_fields_of_questions_that_are_of_another_type(tmp_path, capsys, file, change, error):
+    files = vqa_files(tmp_path, {1: "yes", 2: "2", 3: "red"})
+    content = json.loads((tmp_path / f"{file}.json").read_text())
+    content[file][1] |= change
+    write(tmp_path / f"{file}.json", content)
+    assert main(["score", "vqa", *files]) == 1
+    printed = capsys.readouterr().err
+    assert f"{file}.json" in printed
+    assert error in printed
+    assert printed.count("\n") == 1
+
+
+@pytest.mark.parametrize(("content", "byte"), [(b"caf\xe9\n", "byte 3"), ("a\n".encode("utf-16"), "byte 0")])
+def test_summaries_in_another_encoding(tmp_path, capsys, content, byte):
+    (tmp_path / "references.txt").write_bytes(content)
+    files = ["--references", str(tmp_path / "references.txt"), "--predictions", write(tmp_path / "p.txt", "a\n")]
+    assert main(["score", "summaries", *files]) == 1
+    printed = capsys.readouterr().err
+    assert f"{tmp_path / 'references.txt'} is not UTF-8 at {byte}" in printed
+    assert printed.count("\n") == 1
 
 
 def test_summaries_of_unequal_number(tmp_path, capsys):

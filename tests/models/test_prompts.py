@@ -1,7 +1,10 @@
 """Prompts, and what is read in what a model wrote."""
 
 import pytest
+import torch
 
+from vlkd_pl.data.base import load_bart_tokenizer
+from vlkd_pl.models.decoding import written_texts
 from vlkd_pl.models.prompts import caption_prompt, question_prompt
 
 
@@ -11,7 +14,9 @@ from vlkd_pl.models.prompts import caption_prompt, question_prompt
         (" red.", True, "red", False),
         (" red", True, "red", False),
         (" 3.5 feet.", True, "3.5 feet", False),
-        (" red. It is a fish.", True, "red", True),
+        (" red. It is a fish.", True, "red. It is a fish", False),
+        (" red .", True, "red", False),
+        (" u.s..", True, "u.s.", False),
         (" red? Answer: red.", True, "red? Answer: red", True),
         (" .", True, "", True),
         ("", True, "", True),
@@ -38,7 +43,39 @@ def test_prompts_are_the_papers():
     assert question_prompt("Why?", 2, "a fish.").text("<mask>") == "a fish. Why? Answer: <mask><mask>."
 
 
-def test_a_filled_prompt_is_read_back():
-    prompt = caption_prompt(6)
-    assert prompt.filled("a red fish") == "A picture of a red fish."
-    assert prompt.read(prompt.filled("a red fish"), is_continuation=False) == ("a red fish", False)
+TEXTS = (
+    """
+a red fish|dr. pepper|st. bernard|mr. smith|u.s.|5 p.m.|no. 5|3.5|...|.|.5|a.|a U.S. Air Force plane on display
+two signs. one says stop. the other no. 5|what is it?|"hello."|mt. helens, wash.|e.g. this|¿qué?|a man's hat , 's .
+""".replace("\n", "|")
+    .strip("|")
+    .split("|")
+)
+
+
+@pytest.mark.parametrize("is_continuation", [True, False])
+@pytest.mark.parametrize(
+    "prompt", [caption_prompt(6), question_prompt("Who is Dr. No? "), question_prompt("A. B.", 2, "c.")]
+)
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_filled_prompt_is_read_back(text, prompt, is_continuation):
+    filled = prompt.filled(text)
+    assert prompt.read(filled.removeprefix(prompt.before) if is_continuation else filled, is_continuation) == (
+        text,
+        False,
+    )
+
+
+def test_white_space_is_one_space():
+    assert caption_prompt(6).read("A  picture of a\nred  fish .", False) == ("a red fish", False)
+
+
+@pytest.mark.parametrize("clean_up", [False, True])
+def test_texts_come_back_through_the_tokenizer(bart_folder, clean_up):
+    tokenizer = load_bart_tokenizer(str(bart_folder))
+    tokenizer.clean_up_tokenization_spaces = clean_up  # as tokenizers were saved before transformers 5
+    for prompt in (caption_prompt(6), question_prompt("Where is Dr. No?")):
+        for text in TEXTS:
+            before, filled = tokenizer([prompt.before, prompt.filled(text)], add_special_tokens=False)["input_ids"]
+            ids = torch.tensor([[*filled[len(before) :], tokenizer.eos_token_id]])
+            assert prompt.read(*written_texts(tokenizer, ids), is_continuation=True) == (text, False)

@@ -174,7 +174,7 @@ def _score_summaries(options: argparse.Namespace) -> dict[str, Any]:
 def _read_predictions(path: Path, key_field: str, text_field: str) -> dict[Any, str]:
     """Reads an official result file: a list with a key and a text for each prediction."""
     file_format = f'a list of {{"{key_field}": ..., "{text_field}": "..."}}'
-    rows = Entries(read_json(path, file_format), f"{path} is not {file_format}")
+    rows = Entries(read_json(path), f"{path} is not {file_format}")
     keys, texts = rows.ids(key_field), rows.texts(text_field)
     counts = Counter(keys)
     repeated = [key for key, count in counts.items() if count > 1]

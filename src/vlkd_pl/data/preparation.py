@@ -35,6 +35,7 @@ from vlkd_pl.data.shards import (
     told_by_reason,
 )
 from vlkd_pl.files import file_sha256, write_text, written_whole
+from vlkd_pl.reading import Entries, read_json
 
 MANIFEST = "manifest.json"
 
@@ -449,12 +450,18 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     path = folder / MANIFEST
     if not path.is_file():
         return None
-    try:
-        manifest = json.loads(path.read_bytes())
-        names = [shard["name"] for shard in manifest["shards"] if shard["bytes"] >= 0]
-        sum(manifest.get("skipped_in_training", {}).values())
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise MisconfigurationException(f"{path} is not a manifest of vlkd-pl prepare: {error!r}") from error
+    file_format = "a manifest of vlkd-pl prepare"
+    complaint = f"{path} is not {file_format}"
+    manifest: dict[str, Any] = read_json(path, file_format)
+    (listed,) = Entries([manifest], complaint, is_numbered=False).values("shards", {list}, "a list")
+    shards = Entries(listed, f"{complaint}: shards")
+    names = shards.texts("name")
+    shards.values("bytes", {int}, "a number")
+    (skipped,) = Entries([manifest], complaint, is_numbered=False).values(
+        "skipped_in_training", {dict}, "an object", {}
+    )
+    for reason in skipped:
+        Entries([skipped], f"{complaint}: skipped_in_training", is_numbered=False).values(reason, {int}, "a number")
     if outside := [name for name in names if Path(name).name != name]:
         raise MisconfigurationException(f"{path} names {outside[0]!r}, which is not a file of its folder")
     return manifest

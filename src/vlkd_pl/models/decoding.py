@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutput
 
 from vlkd_pl.models.prompts import Prompt, caption_prompt, question_prompt
@@ -208,12 +209,7 @@ def reconstruct(
             labels = ids[:, 1:].masked_fill(ids[:, 1:] == model.tokenizer.pad_token_id, -100)
             repeated, repeated_mask = (each.repeat_interleave(decoding.num_candidates, 0) for each in (condition, mask))
             values = _log_probability(model.decode(repeated, repeated_mask, labels), labels, start.shape[1] - 1)
-        texts = model.tokenizer.batch_decode(
-            # the text as it was written: some tokenizers would take the space before an apostrophe or a full stop away
-            ids[:, start.shape[1] :],
-            skip_special_tokens=True,
-            clean_up_tokenization_spaces=False,
-        )
+        texts = written_texts(model.tokenizer, ids[:, start.shape[1] :])
         lengths = (ids[:, start.shape[1] :] != model.tokenizer.pad_token_id).sum(1).tolist()
         for number, (text, value, length) in enumerate(zip(texts, values, lengths, strict=True)):
             row = rows[number // decoding.num_candidates]
@@ -224,6 +220,18 @@ def reconstruct(
     if scores and decoding.sample:  # the search returns its beams in order
         found = [sorted(texts, key=lambda candidate: -candidate.score) for texts in found]
     return found
+
+
+def written_texts(tokenizer: PreTrainedTokenizerBase, ids: Tensor) -> list[str]:
+    """Texts of token ids as they were written, without special tokens.
+
+    Args:
+        tokenizer: BART's.
+        ids: Token ids (B, L).
+    """
+    # some tokenizers' settings would take away the space before an apostrophe or a full stop
+    texts: list[str] = tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return texts
 
 
 @torch.no_grad()
