@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import BartForConditionalGeneration
 
+from vlkd_pl.addresses import check_address, is_address
 from vlkd_pl.bart import differs_from
 from vlkd_pl.distributed import gather_objects, gather_on_first_rank, is_sharded, sharded_as
 from vlkd_pl.errors import ModelFileError
@@ -43,7 +44,7 @@ def read_checkpoint(path: str | Path, required: Iterable[str] = (), map_location
     """Read a checkpoint file without ever unpickling objects from it.
 
     Args:
-        path: A regular file on a local disk, or an address that fsspec knows.
+        path: A regular file on a local disk, or an address; see ``check_address``.
         required: Entries that the checkpoint must have besides ``state_dict``.
         map_location: Where the tensors go; see ``torch.load``.
 
@@ -53,15 +54,18 @@ def read_checkpoint(path: str | Path, required: Iterable[str] = (), map_location
     Raises:
         FileNotFoundError: The file does not exist.
         ModelFileError: It is no regular file, is corrupt, or is not a checkpoint that ``vlkd-pl fit`` wrote.
+        MisconfigurationException: The address is of a scheme that is not read.
     """
-    if "://" not in str(path):
+    if is_address(str(path)):
+        check_address(str(path))
+    else:
         if not Path(path).exists():
             raise FileNotFoundError(f"there is no checkpoint at {path}")
         if not Path(path).is_file():  # a FIFO would block, a device may never end
             kind = "a directory" if Path(path).is_dir() else "not a regular file"
             raise ModelFileError(f"the checkpoint {path} is {kind}: give a .ckpt file that vlkd-pl fit wrote")
     try:
-        with fsspec.open(str(path), "rb") if "://" in str(path) else open(path, "rb") as file:
+        with fsspec.open(str(path), "rb") if is_address(str(path)) else open(path, "rb") as file:
             with zipfile.ZipFile(file) as archive:
                 if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
                     raise ValueError("its records are compressed")  # PyTorch never does: it may be a bomb

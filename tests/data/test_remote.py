@@ -8,10 +8,12 @@ from functools import partial
 
 import fsspec
 import pytest
+import torch
 from fsspec.implementations.memory import MemoryFileSystem
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 import vlkd_pl.data.remote
+from vlkd_pl.checkpoint import read_checkpoint
 from vlkd_pl.data.cc3m import CC3MDataModule
 from vlkd_pl.data.fetching import fetch_cache
 from vlkd_pl.data.remote import NUM_RETRIES, open_file
@@ -269,3 +271,11 @@ def test_http_gives_what_the_disk_gives(world, num_workers):
 class Quiet(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *args):
         pass
+
+
+@pytest.mark.parametrize("address", ["file://{path}", "local://{path}", "simplecache::file://{path}"])
+def test_checkpoints_are_not_read_from_other_schemes(tmp_path, address):
+    torch.save({"state_dict": {}}, tmp_path / "a.ckpt")
+    assert read_checkpoint(tmp_path / "a.ckpt") == {"state_dict": {}}
+    with pytest.raises(MisconfigurationException, match="neither a path nor an address that is read"):
+        read_checkpoint(address.format(path=tmp_path / "a.ckpt"))

@@ -12,13 +12,13 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
+from vlkd_pl.addresses import is_address
 from vlkd_pl.batch import ShardBatch
 from vlkd_pl.commands.progress import shard_progress
 from vlkd_pl.commands.train import VLKDCLI
 from vlkd_pl.data.cc3m import CC3MDataModule
 from vlkd_pl.data.features import SUFFIX, FeatureSettings, FeatureType, FeatureWriter, write_index
 from vlkd_pl.data.preparation import Progress
-from vlkd_pl.data.remote import is_address
 from vlkd_pl.data.shards import UniformSubset, find_shards, text_keys
 from vlkd_pl.data.uncached import UncachedDataModule
 from vlkd_pl.models.clip import FrozenCLIP

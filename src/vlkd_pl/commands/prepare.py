@@ -119,9 +119,9 @@ def _parser() -> argparse.ArgumentParser:
 def _cc3m(options: argparse.Namespace) -> int:
     from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
+    from vlkd_pl.addresses import is_address
     from vlkd_pl.data.download import download, link_counts
     from vlkd_pl.data.preparation import SampleLimits, begin, prepare_shards, shard_request
-    from vlkd_pl.data.remote import is_address
     from vlkd_pl.data.shards import find_shards, told_by_reason
 
     folder: Path = options.folder

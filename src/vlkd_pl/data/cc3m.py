@@ -13,6 +13,7 @@ from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader
 
+from vlkd_pl.addresses import is_address
 from vlkd_pl.batch import EvaluationBatch, ImageTextBatch, StreamPosition
 from vlkd_pl.data.base import Collator, clip_image_size, load_bart_tokenizer, load_clip_tokenizer, one_thread
 from vlkd_pl.data.cached import CachedPairs, ready
@@ -22,7 +23,6 @@ from vlkd_pl.data.fetching import default_copy, fetch_cache
 from vlkd_pl.data.infilling import TextInfilling
 from vlkd_pl.data.order import OrderedDataModule
 from vlkd_pl.data.pictures import check_readable
-from vlkd_pl.data.remote import is_address
 from vlkd_pl.data.shards import (
     MAX_IMAGE_PIXELS,
     KeepSample,

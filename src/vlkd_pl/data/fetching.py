@@ -12,8 +12,9 @@ from pathlib import Path
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_info
 
+from vlkd_pl.addresses import check_address
 from vlkd_pl.data.features import HEADER_SIZE, INDEX_FILE, SUFFIX, DamagedFileError, FeatureFile, parse_index
-from vlkd_pl.data.remote import RemoteFile, check_address
+from vlkd_pl.data.remote import RemoteFile
 from vlkd_pl.files import written_whole
 
 _BLOCK_SIZE = 1 << 20

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import glob
-import os
-import re
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,9 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-import fsspec
 from fsspec.core import url_to_fs
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+from vlkd_pl.addresses import check_address, is_address
 
 NUM_RETRIES = 5
 """How often a read is tried again before the file counts as broken."""
@@ -22,66 +21,8 @@ NUM_RETRIES = 5
 FIRST_WAIT_SECONDS = 1.0
 """The wait before the first of them; each further one waits twice as long as the one before."""
 
-URL_SCHEMES = ("s3", "gs", "gcs", "http", "https")
-"""The schemes of the addresses that are read: S3, Google Cloud Storage, and HTTP."""
-
-SCHEMES_VARIABLE = "VLKD_PL_URL_SCHEMES"
-"""The environment variable that names further schemes of fsspec to read, separated by commas."""
-
-_SCHEME = re.compile(r"[A-Za-z][\w+.-]+:")
 _SKIPPED_AT_ONCE = 1 << 20
 _BUFFER_SIZE = 4096  # bytes read at a header: contents that are skipped shall not be read with it
-
-
-def is_address(path: str) -> bool:
-    """Whether a path is an address for fsspec, such as ``s3://bucket/a.tar``, and not that of a local file."""
-    return "://" in path
-
-
-def check_address(path: str) -> None:
-    """Makes sure that a path is a local one, or an address of ``URL_SCHEMES`` or of a scheme that the user allows.
-
-    Of a chained address, as ``zip://a.tar::s3://bucket/a.zip``, the scheme of every link must be allowed.
-
-    Args:
-        path: A path or address, whose braces have been expanded.
-
-    Raises:
-        MisconfigurationException: It is a command, as webdataset's ``pipe:``, or of another scheme; or the package
-            that reads it is missing.
-    """
-    if not is_address(path) and not _SCHEME.match(path):
-        return
-    refusal = f"data: {path} is neither a path nor an address that is read ({'://, '.join(URL_SCHEMES)}://)"
-    if not is_address(path):
-        raise MisconfigurationException(f"{refusal}: commands are not run")
-    allowed = {*URL_SCHEMES, *os.environ.get(SCHEMES_VARIABLE, "").replace(",", " ").split()}
-    refused = [scheme for scheme in _schemes(path) if scheme not in allowed]
-    if refused:
-        raise MisconfigurationException(
-            f"{refusal}: commands are not run, a local file is given by its path, and other schemes are read where the "
-            f"environment variable {SCHEMES_VARIABLE} names them, here {','.join(dict.fromkeys(refused))}"
-        )
-    for scheme in _schemes(path):
-        try:
-            fsspec.get_filesystem_class(scheme)
-        except ValueError as error:
-            raise MisconfigurationException(
-                f"data: {path} is of a scheme that fsspec does not know: {scheme}"
-            ) from error
-        except ImportError as error:
-            raise MisconfigurationException(
-                f"data: {path} needs a further package ({error}): for S3 and GCS run pip install '.[remote]' in the "
-                "checkout of vlkd_pl"
-            ) from error
-
-
-def _schemes(path: str) -> list[str]:
-    """The schemes of the links of an address, as fsspec takes them apart."""
-    links = path.split("::")
-    return [
-        link.split("://")[0] if "://" in link else link if re.fullmatch("[a-z]+", link) else "file" for link in links
-    ]
 
 
 def expand_wildcards(path: str, folder: str = "") -> list[str]:

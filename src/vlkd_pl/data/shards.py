@@ -20,9 +20,10 @@ from PIL import Image
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
+from vlkd_pl.addresses import check_address, is_address
 from vlkd_pl.data.base import ImageText
 from vlkd_pl.data.images import ImageSizeError, open_image, upright
-from vlkd_pl.data.remote import check_address, expand_wildcards, is_address, missing_files, open_file
+from vlkd_pl.data.remote import expand_wildcards, missing_files, open_file
 from vlkd_pl.data.tars import tar_members
 
 RawSample = dict[str, Any]
