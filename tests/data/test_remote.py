@@ -12,6 +12,7 @@ import torch
 from fsspec.implementations.memory import MemoryFileSystem
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
+import vlkd_pl.addresses
 import vlkd_pl.data.remote
 from vlkd_pl.checkpoint import read_checkpoint
 from vlkd_pl.data.cc3m import CC3MDataModule
@@ -166,7 +167,7 @@ def test_a_missing_package_is_named(monkeypatch):
     def unknown(scheme):
         raise ImportError("Install s3fs to access S3")
 
-    monkeypatch.setattr(vlkd_pl.data.remote.fsspec, "get_filesystem_class", unknown)
+    monkeypatch.setattr(vlkd_pl.addresses.fsspec, "get_filesystem_class", unknown)
     with pytest.raises(MisconfigurationException, match=r"Install s3fs to access S3.*pip install '\.\[remote\]'"):
         find_shards("s3://bucket/a.tar")
 
