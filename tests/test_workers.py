@@ -11,7 +11,7 @@ from distilling import arguments, begin_ranks, joined, start
 from torch.utils.data import DataLoader, Dataset
 
 from vlkd_pl.data.base import one_thread
-from vlkd_pl.data.workers import worker_failure
+from vlkd_pl.failures import worker_failure
 
 
 def command(world, folder):

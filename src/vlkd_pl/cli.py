@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import io
 import logging
+import os
+import select
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
+from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 
 from vlkd_pl import __version__
+from vlkd_pl.errors import MissingPackageError, ModelFileError
+from vlkd_pl.failures import process_failure
 
 _COMMANDS = {
     "fit": ("train", "train a module: vlkd-pl fit --config configs/distill.yaml"),
@@ -46,10 +53,72 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The command line after ``vlkd-pl``; that of the process by default.
 
     Returns:
-        The exit status: 0, 1 for an error that was explained in one line, 2 for a wrong command line.
+        The exit status: 0; 1 for an error that was explained in one line; 2 for a wrong command line; 130 after
+        Ctrl-C; 141 where the reader of the output has gone, as ``head`` does.
+
+    Raises:
+        Exception: A defect of the program.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115  until the process ends
+    name = " ".join(["vlkd-pl", *arguments[:1]])
+    if sys.stdout is None:
+        print(f"{name}: the standard output is closed: redirect it to a file, or to {os.devnull}", file=sys.stderr)
+        return 1
     _escape_unprintable()
+    try:
+        try:
+            return _run(arguments)
+        finally:
+            sys.stdout.flush()  # here, where a failure can be explained
+    except KeyboardInterrupt:
+        return _interrupted(name)
+    except SystemExit as ended:  # in which Lightning and Rich end what is raised
+        if isinstance(ended.__context__, KeyboardInterrupt):
+            return _interrupted(name)
+        if isinstance(ended.__context__, BrokenPipeError):
+            return _unread()
+        raise
+    except Exception as error:
+        if isinstance(error, BrokenPipeError) and _reader_has_gone():
+            return _unread()
+        reason = explanation(error)
+        if reason is None:
+            raise
+        _say(f"{name}: {reason}")
+        _discard_what_cannot_be_written()
+        return 1
+
+
+def explanation(error: BaseException) -> str | None:
+    """The line that explains an error to the user.
+
+    Args:
+        error: The error, with what it was raised from.
+
+    Returns:
+        What is wrong with a file, model, setting or installation; None for a defect of the program.
+    """
+    if failure := process_failure(error):
+        return failure
+    lightning = sys.modules.get("lightning_fabric.utilities.exceptions")
+    misconfiguration = () if lightning is None else (lightning.MisconfigurationException,)
+    cause: BaseException | None = error
+    while not isinstance(cause, (OSError, UnicodeError, ModelFileError, MissingPackageError, *misconfiguration)):
+        if cause is None:
+            return None
+        cause = cause.__cause__
+    if isinstance(cause, OSError) and cause.filename is not None and cause.strerror:
+        return f"{os.fsdecode(cause.filename)}: {cause.strerror}"
+    text = str(cause)
+    if "Original Traceback" in text:  # of a worker of a data loader
+        text = text.rstrip().splitlines()[-1].partition(": ")[2]
+    return " ".join(text.split())
+
+
+def _run(arguments: Sequence[str]) -> int:
+    """Finds the command and runs it."""
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage())
         return 0
@@ -57,13 +126,48 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"vlkd-pl {__version__}")
         return 0
     if arguments[0] not in _COMMANDS:
-        print(f"vlkd-pl: no command {arguments[0]!r}; the commands are {', '.join(_COMMANDS)}", file=sys.stderr)
+        near = get_close_matches(arguments[0], _COMMANDS, 1)
+        hint = f": did you mean {near[0]}?" if near else f"; the commands are {', '.join(_COMMANDS)}"
+        print(f"vlkd-pl: no command {arguments[0]!r}{hint}", file=sys.stderr)
         return 2
     _quiet()
     arguments = _with_shipped_configs(arguments)
     command = import_module(f"vlkd_pl.commands.{_COMMANDS[arguments[0]][0]}")
     status: int = command.main(arguments)
     return status
+
+
+def _interrupted(name: str) -> int:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C ends what is left to do
+    _say(f"{name}: interrupted")
+    _discard_what_cannot_be_written()
+    return 128 + signal.SIGINT
+
+
+def _unread() -> int:
+    _discard_what_cannot_be_written()
+    return 128 + signal.SIGPIPE
+
+
+def _say(line: str) -> None:
+    with suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
+
+
+def _reader_has_gone() -> bool:
+    """Whether it is the output that nobody reads, and not some other pipe or connection."""
+    poll = select.poll()
+    for stream in (1, 2):
+        poll.register(stream, 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+
+
+def _discard_what_cannot_be_written() -> None:
+    """Keeps Python from writing once more at its end, where it would fail with a traceback."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _with_shipped_configs(arguments: Sequence[str]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any, TypeVar
 
 import torch
@@ -26,12 +25,6 @@ def is_distributed() -> bool:
 def rank() -> int:
     """The number of this process among all ranks; 0 without ranks."""
     return torch.distributed.get_rank() if is_distributed() else 0
-
-
-def lost_rank(error: BaseException) -> str | None:
-    """One line on an error that says that another rank has ended; None where it is another error."""
-    lost = re.search(r"gloo.*(closed|reset) by peer|NCCL.*(remote process exited|connection closed)", str(error), re.S)
-    return lost and "another rank has ended: see what it printed"
 
 
 def world_size() -> int:

@@ -36,11 +36,7 @@ def main(arguments: Sequence[str]) -> int:
     options, overrides = parser.parse_known_args(arguments[1:])
 
     from vlkd_pl.commands.caching import make_cache
-    from vlkd_pl.commands.train import told
 
     given = [argument for path in options.config for argument in ("--config", path)]
-    try:
-        make_cache([*given, *overrides], options.output, options.dtype, options.verify)
-    except Exception as error:
-        return told(arguments[0], error)
+    make_cache([*given, *overrides], options.output, options.dtype, options.verify)
     return 0

@@ -14,6 +14,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from vlkd_pl.addresses import is_address
 from vlkd_pl.batch import ShardBatch
+from vlkd_pl.commands.parsing import Parser
 from vlkd_pl.commands.progress import shard_progress
 from vlkd_pl.commands.train import VLKDCLI
 from vlkd_pl.data.cc3m import CC3MDataModule
@@ -186,6 +187,9 @@ def make_cache(arguments: Sequence[str], output: str, dtype: FeatureType, check_
         subclass_mode_model=True,
         subclass_mode_data=True,
         auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,
+        parser_class=Parser,
+        parser_kwargs={"prog": "vlkd-pl cache"},
         save_config_callback=None,
         seed_everything_default=0,
         args=list(arguments),

@@ -6,6 +6,7 @@ import argparse
 import itertools
 import json
 import math
+import re
 import shutil
 import signal
 import subprocess
@@ -70,8 +71,9 @@ def main(arguments: Sequence[str]) -> int:
         prog="vlkd-pl grid",
         description="Fine-tunes on GLUE with every combination of batch size, learning rate and weight decay, tests "
         "each run's best checkpoint on the dev set, and prints the best of each task beside Table 5 of the paper. A "
-        "finished run is recorded and never done twice; one that was interrupted is done anew. Further options go to "
-        "vlkd-pl fit and test: --model.init_args.model facebook/bart-large.",
+        "finished run is recorded and never done twice; one that was interrupted is done anew. A failure that other runs "
+        "of the task would share stops the grid. Further options go to vlkd-pl fit and test: --model.init_args.model "
+        "facebook/bart-large.",
         allow_abbrev=False,
     )
     parser.add_argument("--config", action="append", required=True, metavar="FILE", help="as for vlkd-pl fit")
@@ -98,11 +100,11 @@ def main(arguments: Sequence[str]) -> int:
         with (options.output / "lock").open("w") as lock:
             _take(lock, options.output)
             _check_settings(options.output / "settings.json", options.config, overrides)
-            failed = [
-                run
-                for number, run in enumerate(runs, 1)
-                if not _finish(run, options, overrides, lock, number, len(runs))
-            ]
+            failures = {}
+            for number, run in enumerate(runs, 1):
+                failure = _finish(run, options, overrides, lock, number, len(runs))
+                if failure is not None:
+                    failures[run] = failure
     except GridError as error:
         print(f"vlkd-pl grid: {error}", file=sys.stderr)
         return 1
@@ -114,13 +116,26 @@ def main(arguments: Sequence[str]) -> int:
     print(table({task: scores for task, (_, scores) in found.items()}, str(options.output)))
     for task, (run, _) in found.items():
         print(f"best of {task}: {run.folder(options.output)}")
-    for run in failed:
-        print(f"vlkd-pl grid: failed, see {run.folder(options.output) / 'log.txt'}", file=sys.stderr)
-    return int(bool(failed))
+    for run, failure in failures.items():
+        log = run.folder(options.output) / "log.txt"
+        print(f"vlkd-pl grid: {run.task} {run.name} failed: {failure} (see {log})", file=sys.stderr)
+    return int(bool(failures))
 
 
 class GridError(Exception):
     """What stops the grid, told in one line."""
+
+
+class RunError(Exception):
+    """Why a run failed, in one line.
+
+    Attributes:
+        is_shared: Whether the other runs of its task would fail as well.
+    """
+
+    def __init__(self, reason: str, is_shared: bool) -> None:
+        super().__init__(reason)
+        self.is_shared = is_shared
 
 
 def table(scores: Mapping[str, Mapping[str, float]], name: str) -> str:
@@ -148,22 +163,39 @@ def table(scores: Mapping[str, Mapping[str, float]], name: str) -> str:
 
 def _finish(
     run: GridRun, options: argparse.Namespace, overrides: Sequence[str], lock: IO[str], number: int, total: int
-) -> bool:
-    """Does a run unless it is recorded; whether it is recorded now."""
+) -> str | None:
+    """Does a run unless it is recorded.
+
+    Returns:
+        None if it is recorded now; else why it failed.
+
+    Raises:
+        GridError: It failed as the other runs of its task would.
+    """
     scores = run.scores(options.output)
-    told = "found"
+    status = "found"
     if scores is None:
-        if not _do(run, options, overrides, lock):
-            print(f"{number}/{total} {run.task} {run.name}: failed", flush=True)
-            return False
-        scores, told = run.scores(options.output), "done"
+        try:
+            _do(run, options, overrides, lock)
+        except RunError as error:
+            print(f"{number}/{total} {run.task} {run.name}: failed: {error}", flush=True)
+            has_finished = any((options.output / run.task).glob("*/result.json"))
+            if error.is_shared and not has_finished:
+                log = run.folder(options.output) / "log.txt"
+                raise GridError(f"{error}: stopped, since every run of {run.task} would fail (see {log})") from error
+            return str(error)
+        scores, status = run.scores(options.output), "done"
     assert scores is not None
-    print(f"{number}/{total} {run.task} {run.name}: {told}, {100 * scores['score']:.1f}", flush=True)
-    return True
+    print(f"{number}/{total} {run.task} {run.name}: {status}, {100 * scores['score']:.1f}", flush=True)
+    return None
 
 
-def _do(run: GridRun, options: argparse.Namespace, overrides: Sequence[str], lock: IO[str]) -> bool:
-    """Fits and tests in processes of their own, so that none leaves anything to the next; records what came out."""
+def _do(run: GridRun, options: argparse.Namespace, overrides: Sequence[str], lock: IO[str]) -> None:
+    """Fits and tests in processes of their own, so that none leaves anything to the next; records what came out.
+
+    Raises:
+        RunError: One of them failed.
+    """
     folder = run.folder(options.output)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -179,22 +211,43 @@ def _do(run: GridRun, options: argparse.Namespace, overrides: Sequence[str], loc
         "--trainer.logger.init_args.version=",
         "--trainer.enable_progress_bar=false",
     ]
-    with (folder / "log.txt").open("w") as log:
+    log = folder / "log.txt"
+    with log.open("w") as lines:
         for command in (["fit"], ["test", f"--ckpt_path={folder / 'checkpoints' / 'best.ckpt'}"]):
             process = subprocess.run(
                 [sys.executable, "-m", "vlkd_pl", command[0], *shared, *command[1:]],
-                stdout=log,
+                stdout=lines,
                 stderr=subprocess.STDOUT,
                 pass_fds=(lock.fileno(),),  # a run that outlives the grid keeps the folder locked
             )
-            if process.returncode == 2:
-                raise GridError(f"a run's command line is wrong: see the end of {folder / 'log.txt'}")
             if process.returncode != 0:
-                return False
+                reason = _reason(log, process.returncode)
+                of_run = _is_memory(reason, process.returncode) or (command == ["fit"] and _has_trained(folder))
+                raise RunError(reason, is_shared=not of_run)
     scores = json.loads((folder / "scores.json").read_text())["scores"]
     write_text(folder / "result.json", json.dumps({**run._asdict(), "scores": scores}, indent=1))
     _drop_checkpoints(run, options)
-    return True
+
+
+def _reason(log: Path, status: int) -> str:
+    """Why a process failed: the line in which it says so, or the last one that it printed."""
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    explained = [line.partition(": ")[2] for line in lines if line.startswith(("vlkd-pl fit: ", "vlkd-pl test: "))]
+    if status < 0:
+        return f"killed by {signal.Signals(-status).name}"
+    return next(reversed(explained or lines), f"status {status}")
+
+
+def _is_memory(reason: str, status: int) -> bool:
+    """Whether a process had too little memory, as with a batch that is too large."""
+    return status == -signal.SIGKILL or bool(re.search("out of memory|MemoryError|allocate memory", reason, re.I))
+
+
+def _has_trained(folder: Path) -> bool:
+    """Whether a run came as far as to training: it logged something, or wrote a checkpoint."""
+    metrics = folder / "metrics.csv"
+    has_logged = metrics.is_file() and len(metrics.read_text().splitlines()) > 1
+    return has_logged or any((folder / "checkpoints").glob("*.ckpt"))
 
 
 def _drop_checkpoints(run: GridRun, options: argparse.Namespace) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,9 +14,7 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveCon
 from pytorch_lightning.strategies import FSDPStrategy, ModelParallelStrategy
 from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 
-from vlkd_pl.data.workers import worker_failure
-from vlkd_pl.distributed import lost_rank
-from vlkd_pl.errors import MissingPackageError, ModelFileError
+from vlkd_pl.commands.parsing import ConfigFile, Parser, TrainerHelp, build, import_public_classes
 from vlkd_pl.logs import METRICS_FILE, ContinueLogs, set_up_logs
 from vlkd_pl.predictions import PredictionWriter
 from vlkd_pl.resume import (
@@ -41,6 +38,7 @@ class _Part:
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.__name__ = f"{name}_of"  # what the help calls it
 
     def __call__(self, given: str | None, init_from: str | None) -> str | None:
         return str(Path(init_from) / self.name) if given is None and init_from is not None else given
@@ -59,6 +57,21 @@ class VLKDCLI(LightningCLI):
             "test": hidden,
             "predict": hidden | {"return_predictions"},
         }
+
+    def init_parser(self, **options: Any) -> LightningArgumentParser:
+        """A parser with ``--config`` and ``--trainer.help``."""
+        options.setdefault("dump_header", [f"pytorch_lightning=={pl.__version__}"])
+        parser = self.parser_class(**options)
+        parser.add_argument("-c", "--config", action=ConfigFile, help="a configuration file in YAML")
+        parser.add_argument("--trainer.help", action=TrainerHelp)
+        return parser
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Reads the command line."""
+        if any(argument.endswith(".help") for argument in args):
+            import_public_classes()  # which need no class_path then
+        super().parse_arguments(parser, args)
+        parser.add_instantiator(build, object)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the run's directory, and links the arguments that model and data must agree on."""
@@ -118,6 +131,12 @@ class VLKDCLI(LightningCLI):
         if self.subcommand == "predict" and not _writers(trainer):
             trainer.callbacks.append(PredictionWriter())
         return trainer
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:
+        try:
+            return super()._instantiate_trainer(config, callbacks)
+        except (TypeError, ValueError) as error:
+            raise MisconfigurationException(f"trainer: {error}") from error
 
     def before_fit(self) -> None:
         """With ``--ckpt_path last``, take the newest intact checkpoint; start anew where there is none.
@@ -182,12 +201,6 @@ def main(arguments: Sequence[str]) -> int:
         trainer = run(arguments).trainer
     except SIGTERMException as error:
         return error.code if isinstance(error.code, int) else 128 + signal.SIGTERM
-    except SystemExit as error:  # what Lightning makes of Ctrl-C outside of training
-        if isinstance(error.__context__, KeyboardInterrupt):
-            return 128 + signal.SIGINT
-        raise
-    except Exception as error:
-        return told(arguments[0], error)
     return int(any(writer.num_skipped for writer in _writers(trainer)))
 
 
@@ -210,30 +223,6 @@ def _writers(trainer: Any) -> list[PredictionWriter]:
     return [callback for callback in trainer.callbacks if isinstance(callback, PredictionWriter)]
 
 
-def told(command: str, error: Exception) -> int:
-    """Prints the error that tells a user what to do, under those made of it on its way.
-
-    Returns:
-        1, the exit status.
-
-    Raises:
-        Exception: It is a defect, and the error itself.
-    """
-    line = worker_failure(error) or lost_rank(error)
-    if line is not None:
-        print(f"vlkd-pl {command}: {line}", file=sys.stderr)
-        return 1
-    reason: BaseException | None = error
-    while reason is not None and not isinstance(
-        reason, FileNotFoundError | MisconfigurationException | MissingPackageError | ModelFileError
-    ):
-        reason = reason.__cause__
-    if reason is None:
-        raise error
-    print(f"vlkd-pl {command}: {reason}", file=sys.stderr)
-    return 1
-
-
 def run(arguments: Sequence[str]) -> Any:
     """Parses the command line, builds everything, and runs the trainer.
 
@@ -246,6 +235,9 @@ def run(arguments: Sequence[str]) -> Any:
         subclass_mode_model=True,
         subclass_mode_data=True,
         auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,
+        parser_class=Parser,
+        parser_kwargs={"prog": "vlkd-pl"},
         save_config_callback=_SaveConfig,
         save_config_kwargs={"overwrite": True},
         seed_everything_default=0,

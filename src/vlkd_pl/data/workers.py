@@ -1,18 +1,13 @@
-"""The worker processes of data loaders: how each is set up, and what a user can do where one fails."""
+"""How each worker process of a data loader is set up."""
 
 from __future__ import annotations
 
-import errno
 import os
 import re
-import resource
-import shutil
 import signal
 import traceback
 from multiprocessing.queues import Queue
 from typing import Any
-
-_RESUME = "what was saved resumes with --ckpt_path last"
 
 
 def end_with_main_process() -> None:
@@ -30,45 +25,3 @@ def _end(error: Exception, batch: Any) -> None:
     if number is None:
         traceback.print_exception(error)
     os._exit(int(number or 1))
-
-
-def worker_failure(error: BaseException) -> str | None:
-    """One line on what to do about the failure of a worker, or about the limits that workers need.
-
-    Args:
-        error: What ended the main process.
-
-    Returns:
-        The line; None where the error is another one.
-    """
-    chain: list[BaseException] = []
-    reason: BaseException | None = error
-    while reason is not None:
-        chain.append(reason)
-        reason = reason.__cause__ or reason.__context__
-    text = " ".join(map(str, chain))
-    code = next(iter(re.findall(r"exited unexpectedly with exit code (\d+)", text)), "")
-    if (
-        any(isinstance(each, OSError) and each.errno == errno.EMFILE for each in chain)
-        or re.search("Too many open files|0 items of ancdata", text)
-        or code == str(errno.EMFILE)
-    ):
-        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        return (
-            f"too many files are open, and the limit is {limit}: raise it (ulimit -n 65536), or lower "
-            f"--data.init_args.num_workers; {_RESUME}"
-        )
-    if re.search("Bus error|shared memory|/torch_", text) or code == str(errno.ENOSPC):
-        size = shutil.disk_usage("/dev/shm").total >> 20
-        return (
-            f"the data workers have no room in shared memory, and /dev/shm has {size} MiB: enlarge it (docker run "
-            f"--shm-size 8g), or lower --data.init_args.num_workers or batch_size; {_RESUME}"
-        )
-    killed = re.search(r"DataLoader worker \(pid\S* (\d+)\) is killed by signal: (\w+)", text)
-    if killed is not None:
-        return (
-            f"the data worker {killed[1]} was killed ({killed[2]}), as the system does when memory runs out: lower "
-            f"--data.init_args.num_workers or batch_size; {_RESUME}"
-        )
-    ended = re.search(r"DataLoader worker \(pid\S* ([\d, ]+)\) exited unexpectedly", text)
-    return ended and f"the data worker {ended[1]} ended unexpectedly: see its own message; {_RESUME}"

@@ -1,0 +1,70 @@
+"""What a user can do where another process of a run has failed: a data worker, or another rank."""
+
+from __future__ import annotations
+
+import errno
+import re
+import resource
+import shutil
+
+_RESUME = "what was saved resumes with --ckpt_path last"
+
+
+def process_failure(error: BaseException) -> str | None:
+    """One line on an error that comes from another process of the run, or from the limits that processes need.
+
+    Args:
+        error: What ended this process.
+
+    Returns:
+        The line; None where the error is another one.
+    """
+    return worker_failure(error) or lost_rank(error)
+
+
+def worker_failure(error: BaseException) -> str | None:
+    """One line on what to do about the failure of a worker, or about the limits that workers need.
+
+    Args:
+        error: What ended the main process.
+
+    Returns:
+        The line; None where the error is another one.
+    """
+    chain: list[BaseException] = []
+    reason: BaseException | None = error
+    while reason is not None:
+        chain.append(reason)
+        reason = reason.__cause__ or reason.__context__
+    text = " ".join(map(str, chain))
+    code = next(iter(re.findall(r"exited unexpectedly with exit code (\d+)", text)), "")
+    if (
+        any(isinstance(each, OSError) and each.errno == errno.EMFILE for each in chain)
+        or re.search("Too many open files|0 items of ancdata", text)
+        or code == str(errno.EMFILE)
+    ):
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        return (
+            f"too many files are open, and the limit is {limit}: raise it (ulimit -n 65536), or lower "
+            f"--data.init_args.num_workers; {_RESUME}"
+        )
+    if re.search("Bus error|shared memory|/torch_", text) or code == str(errno.ENOSPC):
+        size = shutil.disk_usage("/dev/shm").total >> 20
+        return (
+            f"the data workers have no room in shared memory, and /dev/shm has {size} MiB: enlarge it (docker run "
+            f"--shm-size 8g), or lower --data.init_args.num_workers or batch_size; {_RESUME}"
+        )
+    killed = re.search(r"DataLoader worker \(pid\S* (\d+)\) is killed by signal: (\w+)", text)
+    if killed is not None:
+        return (
+            f"the data worker {killed[1]} was killed ({killed[2]}), as the system does when memory runs out: lower "
+            f"--data.init_args.num_workers or batch_size; {_RESUME}"
+        )
+    ended = re.search(r"DataLoader worker \(pid\S* ([\d, ]+)\) exited unexpectedly", text)
+    return ended and f"the data worker {ended[1]} ended unexpectedly: see its own message; {_RESUME}"
+
+
+def lost_rank(error: BaseException) -> str | None:
+    """One line on an error that says that another rank has ended; None where it is another error."""
+    lost = re.search(r"gloo.*(closed|reset) by peer|NCCL.*(remote process exited|connection closed)", str(error), re.S)
+    return lost and "another rank has ended: see what it printed"
