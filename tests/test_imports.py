@@ -54,6 +54,7 @@ ALLOWED = {
     "pipeline": {"models", "data", "model_files"},
     "demo": {"pipeline", "models", "data"},
     "commands": {
+        "__init__",  # the public names
         "commands",
         "batch",
         "demo",
