@@ -112,3 +112,9 @@ def test_what_torch_raises_is_told():
     assert "too many files" in worker_failure(RuntimeError("received 0 items of ancdata"))
     assert worker_failure(ValueError("something else")) is None
     assert worker_failure(torch.OutOfMemoryError("CUDA out of memory")) is None
+
+
+def test_errors_that_are_each_others_context_end():
+    first, second = ValueError("a"), ValueError("b")
+    first.__context__, second.__context__ = second, first
+    assert worker_failure(first) is None

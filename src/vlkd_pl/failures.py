@@ -33,7 +33,7 @@ def worker_failure(error: BaseException) -> str | None:
     """
     chain: list[BaseException] = []
     reason: BaseException | None = error
-    while reason is not None:
+    while reason is not None and not any(reason is each for each in chain):  # contexts may form a circle
         chain.append(reason)
         reason = reason.__cause__ or reason.__context__
     text = " ".join(map(str, chain))
