@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import random
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping, Sequence
 from contextlib import suppress
 from html import escape
 from itertools import islice
@@ -220,7 +220,8 @@ def build_page(
         rows = [(each.text, math.exp(each.score)) for each in found]
         return _panel("Answer", rows[:_NUM_ANSWERS], _ANSWER_NOTE)
 
-    with _Page(title="VLKD", analytics_enabled=False) as page:
+    files = [example.file for example in examples]
+    with _Page(files, title="VLKD", analytics_enabled=False) as page:
         gr.Markdown(
             "# VLKD\nCLIP sees and BART writes: drop a picture, read its captions, ask about it.", elem_id="heading"
         )
@@ -282,7 +283,8 @@ def build_page(
         question.submit(answer, [file, question, caption_first, masks, beams], answers, **one_at_a_time)
         if examples:
             chosen.click(
-                lambda number: (str(examples[number].file), examples[number].question),
+                # Gradio's own copy, since it serves no file of other folders
+                lambda number: (chosen.samples[number][0]["path"], examples[number].question),
                 chosen,
                 [picture, question],
                 api_visibility="private",
@@ -332,32 +334,38 @@ def launch(page: gr.Blocks, host: str = "127.0.0.1", port: int = 7860, max_uploa
 
 
 class _Page(gr.Blocks):
-    """Blocks that take nothing from a client but plain values and the paths of files that were uploaded.
+    """Blocks that take nothing from a client but plain values and the paths of uploaded files and of examples.
 
     Gradio itself opens the path, and fetches the address, that a client writes into its request for any component.
+
+    Args:
+        examples: Files that a client may name.
+        **options: See ``gr.Blocks``.
     """
+
+    def __init__(self, examples: Iterable[Path], **options: Any) -> None:
+        super().__init__(**options)
+        self.example_files = {file.resolve() for file in examples}
 
     async def preprocess_data(self, block_fn: Any, inputs: list[Any], *arguments: Any, **options: Any) -> Any:
         """Checks what a client sent before Gradio looks at it."""
-        return await super().preprocess_data(block_fn, list(map(_checked_input, inputs)), *arguments, **options)
+        return await super().preprocess_data(block_fn, list(map(self._checked, inputs)), *arguments, **options)
 
+    def _checked(self, value: Any) -> Any:
+        if value is None or isinstance(value, str | int | float):
+            return value
+        path = value.get("path") if isinstance(value, dict) else None
+        if not isinstance(path, str) or not self._may_read(path):
+            raise gr.Error("Upload an image, or choose an example.", print_exception=False)
+        return {"path": path}  # nothing else that the client says of it, such as its address
 
-def _checked_input(value: Any) -> Any:
-    if value is None or isinstance(value, str | int | float):
-        return value
-    path = value.get("path") if isinstance(value, dict) else None
-    if not isinstance(path, str) or not is_uploaded(path):
-        raise gr.Error("Upload a picture, or choose an example.", print_exception=False)
-    return {"path": path, "meta": {"_type": "gradio.FileData"}}
-
-
-def is_uploaded(path: str) -> bool:
-    """Whether a path is that of a regular file in Gradio's upload folder, after links are resolved."""
-    try:
-        file = Path(path).resolve()
-        return file.is_file() and file.is_relative_to(Path(get_upload_folder()).resolve())
-    except (OSError, ValueError, RuntimeError):  # a path that no file can have, or links in a circle
-        return False
+    def _may_read(self, path: str) -> bool:
+        try:
+            file = Path(path).resolve()
+            is_own = file.is_relative_to(Path(get_upload_folder()).resolve()) or file in self.example_files
+            return is_own and file.is_file()  # no FIFO and no device
+        except (OSError, ValueError, RuntimeError):  # a path that no file can have, or links in a circle
+            return False
 
 
 _Message = MutableMapping[str, Any]
