@@ -139,9 +139,9 @@ def pickles():
 
 def bombs():
     """Small files that unpack to much, or take for ever."""
-    zeros = bytes(1 << 28)
+    zeros = bytes((1 << 26) + 4)
     deflated = zipfile.ZIP_DEFLATED
-    good = pickled_tensor(1 << 26, [1 << 26], [1])
+    good = pickled_tensor((1 << 24) + 1, [(1 << 24) + 1], [1])
     tuples = b"\x80\x02})" + b"".join(b"q\x00h\x00\x86" for _ in range(200)) + b"K\x01s."
     lists = b"\x80\x02]" + b"".join(b"q\x00]h\x00ah\x00a" for _ in range(60)) + b"."
     files = {
@@ -152,7 +152,7 @@ def bombs():
         "hashes.pt": zipped({"data.pkl": tuples}),
         "memo.pt": zipped({"data.pkl": lists}),
         "depth.pt": zipped({"data.pkl": b"\x80\x02" + b"(" * 100_000 + b"t" * 100_000 + b"."}),
-        "dicts.pt": zipped({"data.pkl": b"\x80\x02" + b"}" * 5_000_000 + b"."}, deflated),
+        "dicts.pt": zipped({"data.pkl": b"\x80\x02" + b"}" * 2_100_000 + b"."}, deflated),
         "long_text.pt": zipped({"data.pkl": b"\x80\x02X\xff\xff\xff\xff."}),
         "long_bytes.pt": zipped({"data.pkl": b"\x80\x04\x8e" + b"\xff" * 7 + b"\x7f."}),
         "long_number.pt": zipped({"data.pkl": b"\x80\x02\x8b\xff\xff\xff\x7f."}),
@@ -251,7 +251,7 @@ def headers():
 def giants(clip):
     """A CLIP's names with sizes that no memory holds, of tensors without elements, and one of endless layers."""
     weights = {name: value.half() if value.is_floating_point() else value for name, value in clip.state_dict().items()}
-    many = {f"transformer.resblocks.{number}.ln_1.bias": torch.zeros(1) for number in range(20_000)}
+    many = {f"transformer.resblocks.{number}.ln_1.bias": torch.zeros(1) for number in range(2000)}
     return {
         "vocabulary.pt": saved(weights | {"token_embedding.weight": torch.zeros(1 << 50, 0)}),
         "positions.pt": saved(weights | {"positional_embedding": torch.zeros(200_000, 64, dtype=torch.half)}),
@@ -352,7 +352,7 @@ def write_models(folder, model_folder):
             {key: value.clone() for key in names}, copy(f"projections_{name}") / "model.safetensors"
         )
     for name, content in {
-        "bomb": gzip.compress(b"a b\n" * (1 << 26)),
+        "bomb": gzip.compress(b"a b\n" * (1 << 24)),
         "cut": gzip.compress(b"#\na b\n" * 100)[:40],
         "text": b"a b\nc d\n",
         "latin": gzip.compress(b"#\n\xe9 \xe9\n"),

@@ -31,6 +31,7 @@ ALLOWED = {
     "metrics": {"metrics", "files"},
     "data": {"data", "batch", "distributed", "files", "model_files", "weights", "bart", "openai_clip", "reading"},
     "modules": {
+        "bart",
         "modules",
         "models",
         "losses",

@@ -175,7 +175,7 @@ def test_no_model(command, tmp_path, capsys):
     [
         (
             "runs/nope",
-            "VLKD model cannot be loaded from runs/nope: there is no such folder, and the Hugging Face hub is",
+            "model cannot be loaded from runs/nope: there is no such folder, and the Hugging Face hub is not asked",
         ),
         ("./nope", "VLKD model cannot be loaded from ./nope: there is no such folder; give the folder"),
         ("a/b/c", "VLKD model cannot be loaded from a/b/c: there is no such folder; give the folder"),
@@ -204,7 +204,7 @@ def test_the_hub_is_asked_once(monkeypatch, capsys):
     monkeypatch.setattr("vlkd_pl.model_files.HfApi", Hub)
     assert main(["caption", "a.jpg", "--model", "nobody/nothing"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert "or does not answer (no network); give the folder" in line
+    assert "the Hugging Face hub does not answer (no network); give the folder" in line
     assert asked == [("nobody/nothing", 5)]
 
 

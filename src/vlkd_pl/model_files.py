@@ -177,7 +177,7 @@ def model_folder(name: str, what: str, files: Sequence[str] | None = None, **opt
         raise FileNotFoundError(f"{what} cannot be loaded from {name}: there is no such folder; {remedy}")
     # where its first part is a folder here, a name is a mistyped path rather than one on the hub
     local_only = options.pop("local_files_only", False) or path.parent.is_dir()
-    reason = f"{path.parent} is a folder of this machine" if path.parent.is_dir() else "local_files_only is set"
+    reason = f"is not asked, since {path.parent} is a folder here" if path.parent.is_dir() else "is not to be asked"
     options = {key: value for key, value in options.items() if value is not None}
     if not local_only:
         try:
@@ -191,13 +191,12 @@ def model_folder(name: str, what: str, files: Sequence[str] | None = None, **opt
                 f"you may read; {remedy}"
             ) from error
         except Exception as error:  # of many classes, by the hub's client and its version: a cached copy may do
-            reason = first_line(error)
+            reason = f"does not answer ({first_line(error)})"
     try:
         return Path(snapshot_download(name, local_files_only=True, **options))
     except Exception as error:
         raise FileNotFoundError(
-            f"{what} cannot be loaded from {name}: there is no such folder, and the Hugging Face hub is not asked for "
-            f"the name, or does not answer ({reason}); {remedy}"
+            f"{what} cannot be loaded from {name}: there is no such folder, and the Hugging Face hub {reason}; {remedy}"
         ) from error
 
 

@@ -48,9 +48,9 @@ def write_wrong(folder, world, model_folder):
     (folder / "no_config" / "config.json").unlink()
     (folder / "features" / "config.json").write_text('{"format_version": 1, "image_features": "../../x"}')
     size = {"data__init_args__image_size": 64}
-    clip = {"model__init_args__clip": folder / "pointer.pt"} | size
+    alone = {f"model__init_args__{name}": "null" for name in ("clip", "bart", "image_features")}
     return [
-        (clip, "is a git-lfs pointer"),
+        ({"model__init_args__clip": folder / "pointer.pt"} | size, "is a git-lfs pointer"),
         ({"model__init_args__clip": folder / "nothing"} | size, "holds no clip.safetensors"),
         ({"model__init_args__bart": folder / "t5"}, "has the model_type 't5', not 'bart'"),
         ({"model__init_args__bart": folder / "no_tokenizer"}, "holds no tokenizer"),
@@ -62,6 +62,10 @@ def write_wrong(folder, world, model_folder):
         ({"model__init_args__init_from": folder / "no_config"}, "config.json is missing"),
         ({"model__init_args__init_from": folder / "features"}, "image_features is '../../x', not one of pooled"),
         ({"model__init_args__init_from": folder / "nowhere"}, "no model folder or checkpoint at"),
+        (alone | {"model__init_args__init_from": folder / "nowhere"}, "no model folder or checkpoint at"),
+        (alone | {"model__init_args__init_from": "https://a.b/c"}, "no model folder or checkpoint at https://a.b/c"),
+        ({"model__init_args__clip": "https://a.b/c.pt"} | size, "there is no CLIP at https://a.b/c.pt"),
+        ({"model__init_args__bart": "https://a.b/c"}, "BART cannot be loaded from https://a.b/c"),
     ]
 
 

@@ -12,6 +12,7 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from transformers import AutoTokenizer, BartConfig, BartForConditionalGeneration
 
+from vlkd_pl.bart import clean_tokenizer
 from vlkd_pl.losses import clamp_logit_scale_, icti_loss, itcl_loss
 from vlkd_pl.metrics.retrieval import recall_at_k
 from vlkd_pl.models.clip import FrozenCLIP, normalized
@@ -233,4 +234,4 @@ class BARTPretrainingModule(PretrainingModule):
     def export(self, folder: Path) -> None:
         """Writes a Hugging Face folder with the tokenizer, in half precision."""
         self.bart.half().save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+        clean_tokenizer(self.tokenizer).save_pretrained(folder)

@@ -49,6 +49,7 @@ class VLKDModule(TaskModule):
         image_features: V of Eq. (1): ``pooled`` for a ViT and ``patches`` for a ResNet, as in the paper; or ``all``.
             ``pooled`` by default.
         clip_sha256: Checksum that the CLIP file must have; OpenAI's own by default where the file's name is OpenAI's.
+            It vouches for a file that is neither OpenAI's nor written by this package; see ``FrozenCLIP.load``.
         ttdm_weight: γ, the weight of TTDM.
         itcl_weight: Weight of ITCL.
         icti_weight: Weight of ICTI.
@@ -60,7 +61,8 @@ class VLKDModule(TaskModule):
         num_start_texts: Captions that the closed form is computed on.
         num_masks: m of the captioning prompt "A picture of <mask>×m.".
         decoding: How captions are decoded in validation, test and prediction.
-        init_from: Model folder or checkpoint of an earlier stage to start from.
+        init_from: Model folder or checkpoint of an earlier stage to start from. A folder's own CLIP and BART are used:
+            others that are passed with it must be the same.
         activation_checkpointing: Whether BART's layers are computed again in the backward pass, which takes a third
             more time and a fraction of the memory.
         compile: Whether BART's encoder and decoder are compiled for training, which takes minutes at the start.
