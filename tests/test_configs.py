@@ -13,6 +13,10 @@ OVERLAYS = {
     "overlays/wandb.yaml": "distill.yaml",
     "overlays/ddp.yaml": "distill.yaml",
     "overlays/fsdp.yaml": "distill.yaml",
+    "overlays/rn50x16_zeroshot.yaml": "zeroshot_coco.yaml",
+    "overlays/rn50x16_captioning_coco.yaml": "captioning_coco.yaml",
+    "overlays/rn50x16_scst_coco.yaml": "scst_coco.yaml",
+    "overlays/rn50x16_vqa_vqav2.yaml": "vqa_vqav2.yaml",
     "sample/before.yaml": "sample/distill.yaml",
     "sample/after.yaml": "sample/distill.yaml",
     "sample/paper.yaml": "sample/distill.yaml",
@@ -79,6 +83,8 @@ def test_table_10(capsys, path, clip, features, batch_size):
     assert (trainer["devices"], trainer["strategy"], trainer["precision"]) == (8, "ddp", "16-mixed")
     # Sections 3.2.3 and 4.3.1
     assert (model["ttdm_weight"], model["itcl_weight"], model["icti_weight"]) == (1e3, 1, 1)
+    # γ makes up for the mean, which the equation does not have; Eq. 2 is a sum
+    assert (model["ttdm_reduction"], model["icti_reduction"]) == ("mean", "sum")
     assert (data["mask_share"], data["mean_span_length"], model["num_masks"]) == (0.15, 3.0, 6)
     # what the paper does not have is off
     assert (model["start"], data["text_corpus"]) == ("random", None)
@@ -120,6 +126,67 @@ def test_table_11_vqa(capsys, name, share):
     assert files == (parts if name == "karpathy" else [None] * 3)
     # what the paper does not have is off
     assert (model["caption_first"], model["candidates"]) == (False, None)
+
+
+RN50X16_ROWS = {
+    "captioning_coco": "distill_rn50x16",
+    "scst_coco": "captioning_coco_rn50x16",
+    "vqa_vqav2": "distill_rn50x16",
+    "zeroshot_coco": "distill_rn50x16",
+    "zeroshot_nocaps": "distill_rn50x16",
+    "zeroshot_vqav2": "distill_rn50x16",
+    "zeroshot_okvqa": "distill_rn50x16",
+}
+
+
+@pytest.mark.parametrize(("name", "start"), RN50X16_ROWS.items())
+def test_rows_of_rn50x16(capsys, name, start):
+    """Each starts from the run before it, writes to directories of its own, and is else the row of ViT-B/16."""
+    plain = parsed(capsys, f"{name}.yaml")
+    overlay = name if "zeroshot" not in name else "zeroshot"
+    config = parsed(capsys, f"{name}.yaml", f"overlays/rn50x16_{overlay}.yaml")
+    assert config["model"]["init_args"].pop("init_from") == f"runs/{start}/model"
+    assert plain["model"]["init_args"].pop("init_from") != f"runs/{start}/model"
+    loggers = [config["trainer"].pop("logger"), plain["trainer"].pop("logger")]
+    places = [
+        {
+            (each["init_args"]["save_dir"], each["init_args"]["name"])
+            for each in (one if isinstance(one, list) else [one])
+        }
+        for one in loggers
+    ]
+    assert places[0].isdisjoint(places[1])
+    if overlay == "zeroshot":
+        assert {folder for folder, _ in places[0]} == {"runs/zeroshot_rn50x16"}
+    else:
+        assert places[0] == {("runs", f"{name}_rn50x16")}
+        assert config["trainer"].pop("default_root_dir") == f"runs/{name}_rn50x16"
+        del plain["trainer"]["default_root_dir"]
+    assert config == plain
+
+
+@pytest.mark.parametrize("num_masks", [5, 6, 7, 8])
+def test_table_8(capsys, num_masks):
+    extra = [f"--model.init_args.num_masks={num_masks}", f"--trainer.logger.init_args.name=coco_{num_masks}_masks"]
+    config = parsed(capsys, "zeroshot_coco.yaml", "overlays/rn50x16_zeroshot.yaml", extra=extra)
+    assert config["model"]["init_args"]["num_masks"] == num_masks
+    logger = config["trainer"]["logger"]["init_args"]
+    assert (logger["save_dir"], logger["name"]) == ("runs/zeroshot_rn50x16", f"coco_{num_masks}_masks")
+
+
+def test_the_sample_worlds_paper_configuration(capsys):
+    """It is the paper's in all but the sizes, the rates and the masks of the prompt."""
+    sample = parsed(capsys, "sample/distill.yaml", "sample/paper.yaml")
+    paper = parsed(capsys, "distill_rn50x16.yaml")
+    of_sample = {"clip", "bart", "learning_rate", "projection_learning_rate", "betas", "warmup_steps", "num_masks"}
+    model, expected = (
+        {k: v for k, v in each["model"]["init_args"].items() if k not in of_sample} for each in (sample, paper)
+    )
+    assert model == expected
+    data, expected = (each["data"]["init_args"] for each in (sample, paper))
+    for name in ("mask_share", "mean_span_length", "text_corpus"):
+        assert data[name] == expected[name], name
+    assert sample["trainer"]["gradient_clip_val"] == paper["trainer"]["gradient_clip_val"]
 
 
 def test_summaries_are_trained_and_decoded_as_barts_own(capsys):

@@ -3,11 +3,13 @@
 import csv
 import json
 import math
+import re
 
 import pytest
 import torch
 from distilling import arguments
 
+from vlkd_pl.cli import main
 from vlkd_pl.commands.train import run
 
 NUM_STEPS = 8
@@ -66,13 +68,24 @@ def test_an_overflow_lowers_the_scale_and_is_not_counted(trained):
         assert all(torch.equal(before[name], after[name]) for name in before) == (step in overflows)
         assert all(value.isfinite().all() for value in after.values())
     assert checkpoint(trained, NUM_STEPS)["skipped_steps"]["count"] == 0
+    counts = [float(sum(each <= step for each in overflows)) for step in range(1, NUM_STEPS + 1)]
+    assert logged(trained, "train/overflowed_steps") == counts
+    assert logged(trained, "train/gradient_scale") == scales[:-1]
+    assert checkpoint(trained, NUM_STEPS)["skipped_steps"]["num_overflows"] == len(overflows)
 
 
 @pytest.mark.parametrize("step", [1, 4])
 def test_a_resumed_run_has_the_scale_and_is_the_uncut_one(world, trained, tmp_path, step):
     run(scaled(world, tmp_path, ckpt_path=trained / "checkpoints" / f"epoch=0-step={step}.ckpt"))
     resumed, uncut = checkpoint(tmp_path, NUM_STEPS), checkpoint(trained, NUM_STEPS)
-    for part in ("MixedPrecision", "state_dict", "optimizer_states", "lr_schedulers", "CC3MDataModule"):
+    for part in (
+        "MixedPrecision",
+        "skipped_steps",
+        "state_dict",
+        "optimizer_states",
+        "lr_schedulers",
+        "CC3MDataModule",
+    ):
         torch.testing.assert_close(resumed[part], uncut[part], rtol=0, atol=0)
 
 
@@ -93,3 +106,11 @@ def test_a_loss_that_is_nan_is_counted_and_leaves_the_scale(world, tmp_path):
     for step in range(1, NUM_STEPS + 1):
         assert (states[step] == states[step - 1]) == (step in skipped)
     assert all(value.isfinite().all() for value in checkpoint(tmp_path, NUM_STEPS)["state_dict"].values())
+
+
+def test_a_scale_that_keeps_falling_stops_in_one_line(world, tmp_path, capsys):
+    """NaN is NaN at any scale; what the scaler skips does not count as steps that are skipped for good."""
+    options = {"model": "poisoned.PoisonedGradientModule", "model.init_args.max_skipped_steps": 0}
+    assert main(scaled(world, tmp_path, 2.0, **options, trainer__accumulate_grad_batches=1)) == 1
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert re.search(r"scale of float16's gradients fell to 0\.\d+ at step \d+: .* in 1 optimizer steps; lower", line)

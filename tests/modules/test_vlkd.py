@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from distilling import arguments
+from distilling import arguments, begin_ranks, joined
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch.nn.functional import cross_entropy
 
 from vlkd_pl.checkpoint import CLIP_PREFIX
 from vlkd_pl.cli import main
 from vlkd_pl.commands.train import run
+from vlkd_pl.losses import MAX_LOGIT_SCALE
 from vlkd_pl.models.vlkd import VLKDModel
 from vlkd_pl.modules.vlkd import VLKDModule
 
@@ -84,6 +85,39 @@ def test_clip_is_bit_for_bit_the_same_and_the_rest_is_not(trained, world):
             assert not torch.equal(value, module.model.bart.get_parameter(name)), name
     # a run's start is random or in closed form, never what another module drew
     assert module.logit_scale.item() != pytest.approx(-math.log(0.07), abs=1e-7)
+
+
+@pytest.mark.parametrize("temperature", [0.001, 0.01, 0.0101])
+def test_the_temperature_returns_from_its_bound_and_never_passes_it(world, tmp_path, temperature):
+    options = {"trainer__max_steps": 12, "trainer__limit_val_batches": 0, "trainer__callbacks": "[]"}
+    options |= {"model": "pushed.PushedTemperature", "model__init_args__temperature": temperature}
+    options |= {"model__init_args__betas": "[0.0, 0.9]", "model__init_args__total_steps": 100}
+    done = run(arguments(world, tmp_path, **options))
+    bound = torch.tensor([MAX_LOGIT_SCALE]).item()
+    assert max(done.model.seen) == bound
+    assert done.model.seen[4] == bound
+    assert done.model.logit_scale.item() < bound - 0.005
+    assert min(column(tmp_path, "train/temperature")) == pytest.approx(0.01)
+
+
+def test_a_checkpoint_above_the_bound_is_bounded(world, tmp_path):
+    """Version 0.4.0 left the parameter above it."""
+    options = {"trainer__limit_val_batches": 0, "model": "pushed.PushedTemperature"}
+    run(arguments(world, tmp_path, trainer__max_steps=1, **options))
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["state_dict"]["logit_scale"].fill_(6.0)
+    torch.save(checkpoint, path)
+    done = run(arguments(world, tmp_path / "resumed", trainer__max_steps=3, ckpt_path=path, **options))
+    assert max(done.model.seen) <= torch.tensor([MAX_LOGIT_SCALE]).item()
+
+
+def test_shards_of_the_temperature_are_bounded(world, tmp_path):
+    options = {"trainer__limit_val_batches": 0, "model": "pushed.PushedTemperature"}
+    options |= {"model__init_args__temperature": 0.001}
+    assert joined(begin_ranks(arguments(world, tmp_path, trainer__max_steps=2, **options), "fsdp")) == [0, 0]
+    checkpoint = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["state_dict"]["logit_scale"].tolist() == [torch.tensor(MAX_LOGIT_SCALE).item()]
 
 
 def test_dropout_is_on_in_bart_alone(world):

@@ -107,8 +107,8 @@ class SkippedSteps:
         """
         if scale < MIN_GRADIENT_SCALE:
             raise MisconfigurationException(
-                f"the scale of float16's gradients fell to {scale:g} at step {step}: the gradient was NaN or infinite "
-                f"in {self.num_overflows} optimizer steps; lower the learning rate, or train in bf16-mixed or 32-true"
+                f"the scale of float16's gradients fell to {scale:g} at step {step}: they were NaN or infinite in "
+                f"{self.num_overflows} optimizer steps; lower the learning rate, or train in bf16-mixed or 32-true"
             )
 
     def state(self) -> dict[str, Any]:
