@@ -2,8 +2,8 @@
 
 python benchmarks/reward_of_dangling_ends.py
 
-People's captions of COCO val2014, each scored against the others of its image, as they are and with " on a" behind them; without
-the end token as a word of the reward and with it. The captions are in pycocoevalcap's SPICE.
+People's captions of COCO val2014, each scored against the others of its image, as they are and with " on a" behind
+them: without end tokens in the reward, and with end tokens as words of it. The captions are in pycocoevalcap's SPICE.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn.functional import normalize
 from torch.nn.parallel import DistributedDataParallel
 
-from vlkd_pl.distributed import gather_objects, gather_on_first_rank, gather_with_gradient
-from vlkd_pl.losses import itcl_loss
+from vlkd_pl.distributed import gather_objects, gather_on_first_rank, gather_with_gradient, mean_over_ranks
+from vlkd_pl.losses import chunked_icti_loss, icti_loss, itcl_loss, label_smoothed_loss
 
 WORLD_SIZE = 2
 
@@ -38,6 +38,37 @@ def gradients(module):
     return {name: parameter.grad.clone() for name, parameter in module.named_parameters()}
 
 
+class Decoder(nn.Module):
+    """Stands in for BART's decoder, with a loss that is a mean over tokens."""
+
+    def __init__(self, name):
+        super().__init__()
+        torch.manual_seed(0)
+        self.name, self.vocabulary = name, nn.Linear(6, 11, dtype=torch.float64)
+
+    def forward(self, hidden, labels):
+        if self.name == "chunked":
+            bias = self.vocabulary.bias.detach()
+            return (
+                chunked_icti_loss(hidden, self.vocabulary.weight, bias, labels, 3, "mean")
+                + 0 * self.vocabulary.bias.sum()
+            )
+        logits = self.vocabulary(hidden)
+        return icti_loss(logits, labels, "mean") if self.name == "icti" else label_smoothed_loss(logits, labels)
+
+
+def texts():
+    """As many texts on each rank, with 4 and 17 tokens."""
+    generator = torch.Generator().manual_seed(2)
+    labels = torch.randint(11, (6, 7), generator=generator)
+    for row, length in enumerate((1, 2, 1, 7, 4, 6)):
+        labels[row, length:] = -100
+    return torch.randn(6, 7, 6, generator=generator, dtype=torch.float64), labels
+
+
+TOKEN_MEANS = ["icti", "chunked", "smoothed"]
+
+
 def on_rank(rank, folder):
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=WORLD_SIZE)
@@ -54,8 +85,16 @@ def on_rank(rank, folder):
     with pytest.raises(MisconfigurationException) as unequal:
         itcl_loss(embedding, embedding, torch.tensor(1.0))
     on_first = gather_on_first_rank(torch.tensor([float(rank)]))
+    token_means = {}
+    for name in TOKEN_MEANS:
+        decoder = DistributedDataParallel(Decoder(name))
+        token_mean = decoder(*(part.chunk(WORLD_SIZE)[rank] for part in texts()))
+        token_mean.backward()
+        token_means[name] = token_mean.detach(), gradients(decoder.module)
     torch.save(
         {
+            "token_means": token_means,
+            "mean": mean_over_ranks(torch.tensor(rank)),
             "unequal": str(unequal.value),
             "on_first": on_first,
             "loss": loss.detach(),
@@ -99,6 +138,25 @@ def test_gathering_keeps_the_order_and_returns_each_gradient(ranks):
         # each of the two ranks adds its own gradient, 0..3 at the four rows
         assert result["gathered_gradient"].flatten().tolist() == [[0, 2], [4, 6]][rank]
         assert result["objects"] == ["0a", "0b", "1a", "1b"]
+
+
+@pytest.mark.parametrize("name", TOKEN_MEANS)
+def test_a_mean_over_tokens_is_over_those_of_all_ranks(ranks, name):
+    decoder = Decoder(name)
+    joint = decoder(*texts())
+    joint.backward()
+    losses, found = zip(*(result["token_means"][name] for result in ranks), strict=True)
+    torch.testing.assert_close(sum(losses) / WORLD_SIZE, joint.detach(), rtol=1e-6, atol=0)
+    for gradient in found:
+        torch.testing.assert_close(gradient, gradients(decoder), rtol=1e-6, atol=1e-9)
+    alone = [Decoder(name)(*(part.chunk(WORLD_SIZE)[rank] for part in texts())).item() for rank in range(WORLD_SIZE)]
+    assert sum(alone) / WORLD_SIZE != pytest.approx(joint.item(), rel=1e-3)
+
+
+def test_the_mean_of_counts(ranks):
+    assert [result["mean"].item() for result in ranks] == [0.5, 0.5]
+    count = torch.tensor(3)
+    assert mean_over_ranks(count) is count
 
 
 def test_batches_that_differ_are_refused_on_all_ranks(ranks):

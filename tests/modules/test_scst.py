@@ -32,7 +32,8 @@ def scst_module(world, model_folder, **options):
         decoding=Decoding(2, max_new_tokens=8),
         **options,
     ).eval()
-    module.reward = CIDErD(REFERENCES)
+    end = " <eos>" if module.end_token_in_reward else ""
+    module.reward = CIDErD({key: [f"{text}{end}" for text in texts] for key, texts in REFERENCES.items()})
     module.logged = {}
     module.log = lambda name, value, **_: module.logged.update({name: float(value)})
     return module
@@ -63,15 +64,16 @@ def teach(monkeypatch):
         longest = max(map(len, rows))
         ids = torch.tensor([row + [tokenizer.pad_token_id] * (longest - len(row)) for row in rows])
         num_given = 2 + len(tokenizer("A picture of", add_special_tokens=False)["input_ids"])
-        monkeypatch.setattr(module, "_sample", lambda condition, mask: (ids, num_given))
+        monkeypatch.setattr(module, "_sample", lambda condition, mask, greedy=False: (ids, num_given))
         return [row[num_given:] for row in rows], num_given
 
     return patch
 
 
-def test_loss_and_gradient_against_a_loop(world, model_folder, teach):
+@pytest.mark.parametrize("end_token_in_reward", [True, False])
+def test_loss_and_gradient_against_a_loop(world, model_folder, teach, end_token_in_reward):
     """The end tokens are scored, but none where a text was cut; the words of the prompt are not."""
-    module = scst_module(world, model_folder, num_samples=2)
+    module = scst_module(world, model_folder, num_samples=2, end_token_in_reward=end_token_in_reward)
     texts = ["two blue boats.", "a fish.", "a red fish on the grass.", "a red fish on…"]
     scored, num_given = teach(module, texts)
     assert [row[-1] == module.model.tokenizer.eos_token_id for row in scored] == [True, True, True, False]
@@ -82,7 +84,10 @@ def test_loss_and_gradient_against_a_loop(world, model_folder, teach):
     module.zero_grad()
 
     image_ids = [8, 8, 7, 7]
-    reward = module.reward(image_ids, [text.rstrip(".…") for text in texts])
+    rewarded = ["two blue boats <eos>", "a fish <eos>", "a red fish on the grass <eos>", "a red fish on"]
+    if not end_token_in_reward:
+        rewarded = [text.removesuffix(" <eos>") for text in rewarded]
+    reward = module.reward(image_ids, rewarded)
     expected = 0.0
     for number, row in enumerate(scored):
         image = batch["image"][number // 2][None]
@@ -108,7 +113,8 @@ def test_the_reward_is_of_the_caption_as_it_is_read(world, model_folder, teach):
     rewards = []
     module._baseline = lambda image_ids, reward, image_tokens: rewards.append(reward) or reward
     module.compute_losses(pictures())
-    expected = module.reward([8, 8, 7, 7], ["two blue boats", "two blue boats", "there is a red fish", "fish"])
+    read = ["two blue boats <eos>", "two blue boats <eos>", "there is a red fish <eos>", "fish <eos>"]
+    expected = module.reward([8, 8, 7, 7], read)
     assert rewards[0].flatten().tolist() == pytest.approx(expected.tolist(), rel=1e-6)
 
 
@@ -122,9 +128,43 @@ def test_the_baseline(world, model_folder, baseline):
         expected = torch.tensor([[4.0, 3.5, 1.5], [0.3, 0.05, 0.25]])
     else:
         found = caption(module.model.eval(), image_tokens, 2, Decoding(max_new_tokens=8))
-        told = [tokenize(texts[0].text) for texts in found]
+        ids, num_given = module._sample(*caption_condition(module.model, image_tokens, 2), greedy=True)
+        told = [
+            tokenize(texts[0].text) + " <eos>" * (module.model.tokenizer.eos_token_id in row.tolist())
+            for texts, row in zip(found, ids[:, num_given:], strict=True)
+        ]
         expected = torch.tensor(module.reward([8, 7], told))[:, None].expand(2, 3)
     torch.testing.assert_close(given, expected.float())
+
+
+def test_a_caption_that_breaks_off_is_worth_less_with_end_tokens(world, model_folder, teach):
+    """What the end token is for: without it, another likely word or two at the end pay."""
+    rewards = {}
+    for end in (True, False):
+        module = scst_module(world, model_folder, num_samples=2, end_token_in_reward=end)
+        teach(module, ["a red fish on.", "a red fish on the grass.", "there is a red fish.", "there is a red…"])
+        module._baseline = lambda image_ids, reward, image_tokens, end=end: rewards.update({end: reward}) or reward
+        module.compute_losses({**pictures(), "samples": [SimpleNamespace(image_id=7)] * 2})
+    broken_off, finished = zip(*(rewards[end].flatten().tolist()[::3] for end in (True, False)), strict=True)
+    assert broken_off[0] < broken_off[1]
+    assert finished[0] < finished[1]
+    assert rewards[True][0, 1] >= rewards[False][0, 1]
+
+
+def test_end_tokens_are_in_all_references(world, model_folder, tmp_path):
+    """In the document frequencies too; what the reward needs of them is kept apart from that without."""
+    made = []
+    for end in ("true", "false", "true"):
+        options = {"model__init_args__end_token_in_reward": end, "model__init_args__reward_cache": tmp_path / "cache"}
+        options |= {"trainer__max_epochs": 1, "trainer__limit_train_batches": 1, "trainer__limit_val_batches": 0}
+        folder = tmp_path / str(len(made))
+        module = run(captioning_arguments("scst_coco", world, model_folder, folder, **options)).model
+        image_id = next(iter(module.reward._row_of))
+        made.append(module.reward([image_id] * 2, ["<eos>", "a <eos>"]).tolist())
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+    assert made[0] == made[2] != made[1]
+    # of a word in all references the information is 0: nothing is gained by it alone
+    assert made[0][0] == made[1][0] == 0.0
 
 
 def test_samples_have_dropout_and_the_greedy_baseline_has_none(world, model_folder, monkeypatch):
