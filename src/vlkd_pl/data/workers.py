@@ -8,8 +8,11 @@ import re
 import resource
 import shutil
 import signal
+import sys
 import traceback
+from multiprocessing import resource_sharer
 from multiprocessing.queues import Queue
+from traceback import walk_tb
 from typing import Any
 
 _RESUME = "what was saved resumes with --ckpt_path last"
@@ -23,13 +26,21 @@ def end_with_main_process() -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     Queue._on_queue_feeder_error = staticmethod(_end)  # type: ignore[attr-defined]
+    sys.excepthook = lambda kind, error, trace: _end(error, None)  # of the thread that hands over open files
 
 
-def _end(error: Exception, batch: Any) -> None:
+def _end(error: BaseException, batch: Any) -> None:
     number = getattr(error, "errno", None) or next(iter(re.findall(r"\((\d+)\)$", str(error))), None)
     if number is None:
         traceback.print_exception(error)
     os._exit(int(number or 1))
+
+
+def _is_of_files(error: BaseException) -> bool:
+    """Whether an error is of too many open files; where a worker has too many, the main process reads nothing."""
+    if isinstance(error, EOFError | ConnectionError):
+        return any(frame.f_code.co_filename == resource_sharer.__file__ for frame, _ in walk_tb(error.__traceback__))
+    return isinstance(error, OSError) and error.errno == errno.EMFILE
 
 
 def worker_failure(error: BaseException) -> str | None:
@@ -49,7 +60,7 @@ def worker_failure(error: BaseException) -> str | None:
     text = " ".join(map(str, chain))
     code = next(iter(re.findall(r"exited unexpectedly with exit code (\d+)", text)), "")
     if (
-        any(isinstance(each, OSError) and each.errno == errno.EMFILE for each in chain)
+        any(_is_of_files(each) for each in chain)
         or re.search("Too many open files|0 items of ancdata", text)
         or code == str(errno.EMFILE)
     ):
