@@ -238,7 +238,8 @@ def test_the_progress_bar_counts_batches(world, tmp_path, monkeypatch):
         shown.append([bar.progress.tasks[task].description.strip(), current, bar.progress.tasks[task].total])
 
     monkeypatch.setattr(StepProgressBar, "_update", note)
-    callbacks = [{"class_path": "vlkd_pl.StepProgressBar"}, {"class_path": "ModelCheckpoint"}]
+    checkpoints = {"class_path": "ModelCheckpoint", "init_args": {"every_n_train_steps": 1}}
+    callbacks = [{"class_path": "vlkd_pl.StepProgressBar"}, checkpoints]
     options = {"trainer.callbacks": json.dumps(callbacks), "trainer.enable_progress_bar": "true"}
     options |= {"trainer.accumulate_grad_batches": 2, "trainer.limit_val_batches": 0, "ckpt_path": "last"}
     for steps in (2, 4):

@@ -55,7 +55,7 @@ def test_a_killed_worker_of_one_of_two_ranks(world, tmp_path):
     assert "another rank has ended" in only_line(tmp_path / "printed.1")
 
 
-@pytest.mark.parametrize("limit", [24, 40, 64])
+@pytest.mark.parametrize("limit", [24, 40, 48])
 def test_few_files(world, tmp_path, limit):
     process = start(command(world, tmp_path / "run"), output=tmp_path / "printed", max_files=limit)
     assert joined([process]) == [1]

@@ -6,6 +6,8 @@ import errno
 import re
 import resource
 import shutil
+from multiprocessing import resource_sharer
+from traceback import walk_tb
 
 _RESUME = "what was saved resumes with --ckpt_path last"
 
@@ -39,7 +41,7 @@ def worker_failure(error: BaseException) -> str | None:
     text = " ".join(map(str, chain))
     code = next(iter(re.findall(r"exited unexpectedly with exit code (\d+)", text)), "")
     if (
-        any(isinstance(each, OSError) and each.errno == errno.EMFILE for each in chain)
+        any(_is_of_files(each) for each in chain)
         or re.search("Too many open files|0 items of ancdata", text)
         or code == str(errno.EMFILE)
     ):
@@ -62,6 +64,13 @@ def worker_failure(error: BaseException) -> str | None:
         )
     ended = re.search(r"DataLoader worker \(pid\S* ([\d, ]+)\) exited unexpectedly", text)
     return ended and f"the data worker {ended[1]} ended unexpectedly: see its own message; {_RESUME}"
+
+
+def _is_of_files(error: BaseException) -> bool:
+    """Whether an error is of too many open files; where a worker has too many, the main process reads nothing."""
+    if isinstance(error, EOFError | ConnectionError):
+        return any(frame.f_code.co_filename == resource_sharer.__file__ for frame, _ in walk_tb(error.__traceback__))
+    return isinstance(error, OSError) and error.errno == errno.EMFILE
 
 
 def lost_rank(error: BaseException) -> str | None:

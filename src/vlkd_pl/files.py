@@ -114,9 +114,10 @@ def complete_update(folder: Path, first: str) -> None:
     incoming = folder / _INCOMING
     if not incoming.is_dir():
         return
-    _sync(folder)
-    (folder / first).unlink(missing_ok=True)
-    _sync(folder)
+    if (incoming / first).exists():  # it comes last
+        _sync(folder)
+        (folder / first).unlink(missing_ok=True)
+        _sync(folder)
     for path in sorted(incoming.iterdir(), key=lambda path: path.name == first):
         target = folder / path.name
         if target.is_dir() and not target.is_symlink():

@@ -18,22 +18,19 @@ class StepProgressBar(RichProgressBar):
     @property
     def total_train_batches(self) -> int | float:
         """The training batches of the epoch, up to the last optimizer step."""
-        return self._total(0)
-
-    def _total(self, num_done: int) -> int | float:
-        """As above, where so many batches of the epoch are done."""
         trainer = self.trainer
         if trainer.max_steps < 0:
             return trainer.num_training_batches
+        num_done = trainer.fit_loop.batch_idx + 1
         num_left = (trainer.max_steps - trainer.global_step) * trainer.accumulate_grad_batches
         return min(trainer.num_training_batches, num_done + num_left - num_done % trainer.accumulate_grad_batches)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count the batch; of a resumed epoch the total is known only now."""
+        """Count the batch, also of those that the epoch has left."""
         if self.progress is not None and self.train_progress_bar_id is not None:
-            self.progress.update(self.train_progress_bar_id, total=self._total(batch_idx + 1))
+            self.progress.update(self.train_progress_bar_id, total=self.total_train_batches)
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def _get_train_description(self, current_epoch: int) -> str:

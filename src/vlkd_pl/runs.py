@@ -33,10 +33,11 @@ def place_loggers(loggers: Iterable[Any], directory: Path) -> None:
         loggers: Their configurations, with ``class_path`` and ``init_args``.
         directory: Where their files, and those of the run, go.
     """
+    place = {"save_dir": str(directory.absolute().parent), "name": directory.name, "version": ""}
     for logger in loggers:
         if names_file_logger(logger):
-            directory = directory.absolute()
-            logger.init_args.update(save_dir=str(directory.parent), name=directory.name, version="")
+            for name, value in place.items():
+                logger.init_args[name] = value
 
 
 def names_file_logger(logger: Any) -> bool:

@@ -12,6 +12,7 @@ import pytorch_lightning as pl
 import transformers
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.strategies import FSDPStrategy, ModelParallelStrategy
+from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from vlkd_pl.commands.parsing import ConfigFile, Parser, TrainerHelp, build, import_public_classes
@@ -179,7 +180,7 @@ class _SaveConfig(SaveConfigCallback):
         Raises:
             MisconfigurationException: It cannot be written.
         """
-        self.config_filename = "config.yaml" if stage == "fit" else f"config_{stage}.yaml"
+        self.config_filename = "config.yaml" if stage == "fit" else f"config_{TrainerFn(stage).value}.yaml"
         try:
             super().setup(trainer, pl_module, stage)
         except OSError as error:

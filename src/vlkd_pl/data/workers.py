@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import sys
 import traceback
 from multiprocessing.queues import Queue
 from typing import Any
@@ -18,9 +19,10 @@ def end_with_main_process() -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     Queue._on_queue_feeder_error = staticmethod(_end)  # type: ignore[attr-defined]
+    sys.excepthook = lambda kind, error, trace: _end(error, None)  # of the thread that hands over open files
 
 
-def _end(error: Exception, batch: Any) -> None:
+def _end(error: BaseException, batch: Any) -> None:
     number = getattr(error, "errno", None) or next(iter(re.findall(r"\((\d+)\)$", str(error))), None)
     if number is None:
         traceback.print_exception(error)
