@@ -71,7 +71,8 @@ def write_wrong(folder, world, model_folder):
 
 @pytest.mark.parametrize("command", ["fit", "test"])
 def test_wrong_files_are_told_in_one_line(world, model_folder, tmp_path, capsys, command):
-    for options, message in write_wrong(tmp_path, world, model_folder):
+    wrong = write_wrong(tmp_path, world, model_folder)
+    for options, message in wrong if command == "fit" else wrong[:12:3]:
         line = one_line(capsys, arguments(world, tmp_path / "run", command, **options))
         assert message in line, options
     assert not (tmp_path / "run" / "checkpoints").exists()
