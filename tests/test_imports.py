@@ -31,6 +31,7 @@ ALLOWED = {
     "pipeline": {"models", "data"},
     "demo": {"pipeline", "models", "data"},
     "commands": {
+        "__init__",  # the names of the public classes
         "commands",
         "batch",
         "demo",

@@ -159,7 +159,6 @@ def run(arguments: Sequence[str]) -> Any:
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,
         parser_class=Parser,
-        parser_kwargs={"prog": "vlkd-pl"},
         save_config_kwargs={"overwrite": True},
         seed_everything_default=0,
         args=list(arguments),
