@@ -55,7 +55,7 @@ ALLOWED = {
     "pipeline": {"models", "data", "model_files"},
     "demo": {"pipeline", "models", "data"},
     "commands": {
-        "__init__",  # the public names
+        "__init__",  # the names of the public classes
         "commands",
         "batch",
         "demo",

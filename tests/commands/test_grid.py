@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,8 +24,11 @@ SCORES = {"batch16_lr0.0001_decay0.0001": 0.5, "batch16_lr0.0001_decay0.001": 0.
 
 @pytest.fixture
 def started(monkeypatch):
-    """What the grid starts, in place of the processes: commands, with what they come to."""
-    started = SimpleNamespace(commands=[], statuses={}, interrupt_at=None)
+    """What the grid starts, in place of the processes: commands, with what they come to.
+
+    ``failures`` holds for a command and a run its exit status, what it prints, and whether it has trained before.
+    """
+    started = SimpleNamespace(commands=[], failures={}, interrupt_at=None)
 
     def process(command, stdout, **_):
         stage, settings = command[3], dict(part.removeprefix("--").split("=", 1) for part in command[4:])
@@ -35,15 +39,18 @@ def started(monkeypatch):
         if started.interrupt_at == len(started.commands):
             (folder / "half.txt").write_text("cut")
             raise KeyboardInterrupt
-        if stage == "fit":
+        status, printed, has_trained = started.failures.get((stage, name), (0, "", True))
+        stdout.write(printed)
+        stdout.flush()
+        if stage == "fit" and has_trained:
             (folder / "checkpoints").mkdir()
             (folder / "checkpoints" / "best.ckpt").write_text(name)
-        else:
+        elif stage == "test":
             assert settings["ckpt_path"] == str(folder / "checkpoints" / "best.ckpt")
             value = SCORES.get(name, 0.6)
             scores = dict.fromkeys(("matthews_correlation", "accuracy", "f1", "score"), value)
             (folder / "scores.json").write_text(json.dumps({"scores": scores}))
-        return SimpleNamespace(returncode=started.statuses.get((stage, name), 0))
+        return SimpleNamespace(returncode=status)
 
     monkeypatch.setattr(subprocess, "run", process)
     return started
@@ -125,20 +132,71 @@ def test_the_grid_can_be_extended_and_written_otherwise(started, config, tmp_pat
 
 
 def test_a_failed_run_is_told_and_done_again(started, config, tmp_path, capsys):
-    started.statuses["fit", "batch16_lr0.0001_decay0.0001"] = 1
+    printed = "Traceback (most recent call last):\n  File ...\nRuntimeError: the loss is NaN\n\n"
+    started.failures["fit", "batch16_lr0.0001_decay0.0001"] = 1, printed, True
     assert main(command(config, tmp_path / "runs", tasks=["cola"])) == 1
-    assert "failed, see" in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "cola batch16_lr0.0001_decay0.0001 failed: RuntimeError: the loss is NaN (see " in line
     assert len([each for each in started.commands if each[0] == "test"]) == 3
-    started.statuses.clear()
+    started.failures.clear()
     assert main(command(config, tmp_path / "runs", tasks=["cola"])) == 0
     assert len([each for each in started.commands if each[0] == "test"]) == 4
 
 
-def test_a_wrong_option_stops_at_the_first_run(started, config, tmp_path, capsys):
-    started.statuses["fit", "batch16_lr0.0001_decay0.0001"] = 2
-    assert main(command(config, tmp_path / "runs", "--model.init_args.rout=through")) == 1
-    assert "command line is wrong" in capsys.readouterr().err
-    assert len(started.commands) == 1
+@pytest.mark.parametrize(
+    ("status", "printed", "reason"),
+    [
+        (1, "Seed set to 0\nvlkd-pl fit: BART cannot be loaded from nope\n", "BART cannot be loaded from nope"),
+        (1, "vlkd-pl fit: there are no data\nwandb: a last word\n", "there are no data"),
+        (1, "Traceback (most recent call last):\nModuleNotFoundError: no timm\n", "ModuleNotFoundError: no timm"),
+        (2, "vlkd-pl fit: unknown key model.init_args.rout\n", "unknown key model.init_args.rout"),
+        (-signal.SIGSEGV, "", "killed by SIGSEGV"),
+        (1, "", "status 1"),
+    ],
+)
+@pytest.mark.parametrize("task", ["cola", "rte"])
+def test_a_failure_that_every_run_would_share_stops_the_grid(
+    started, config, tmp_path, capsys, task, status, printed, reason
+):
+    assert main(command(config, tmp_path / "runs", tasks=["cola"])) == 0
+    if task == "cola":
+        shutil.rmtree(tmp_path / "runs" / "cola")
+    before = len(started.commands)
+    started.failures["fit", "batch16_lr0.0001_decay0.0001"] = status, printed, False
+    assert main(command(config, tmp_path / "runs")) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"vlkd-pl grid: {reason}: stopped, since every run of {task} would fail (see ")
+    assert len(started.commands) == before + 1
+
+
+def test_a_test_that_fails_stops_the_grid_at_its_first_run(started, config, tmp_path, capsys):
+    started.failures["test", "batch16_lr0.0001_decay0.0001"] = 1, "vlkd-pl test: no dev set\n", True
+    assert main(command(config, tmp_path / "runs")) == 1
+    assert "vlkd-pl grid: no dev set: stopped" in capsys.readouterr().err
+    assert len(started.commands) == 2
+
+
+@pytest.mark.parametrize(
+    ("status", "printed"),
+    [
+        (1, "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB\n"),
+        (1, "MemoryError\n"),
+        (-signal.SIGKILL, ""),
+    ],
+)
+def test_too_little_memory_for_a_batch_stops_no_other_run(started, config, tmp_path, capsys, status, printed):
+    started.failures["fit", "batch16_lr0.0001_decay0.0001"] = status, printed, False
+    assert main(command(config, tmp_path / "runs", tasks=["cola"])) == 1
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert len([each for each in started.commands if each[0] == "test"]) == 3
+
+
+def test_a_run_that_fails_where_another_finished_stops_no_other(started, config, tmp_path, capsys):
+    started.failures["fit", "batch16_lr0.0001_decay0.001"] = 1, "vlkd-pl fit: ouch\n", False
+    assert main(command(config, tmp_path / "runs", tasks=["cola"])) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("vlkd-pl grid: cola batch16_lr0.0001_decay0.001 failed: ouch (see ")
+    assert len([each for each in started.commands if each[0] == "test"]) == 3
 
 
 def test_other_settings_need_another_folder(started, config, tmp_path, capsys):

@@ -71,9 +71,9 @@ def main(arguments: Sequence[str]) -> int:
         prog="vlkd-pl grid",
         description="Fine-tunes on GLUE with every combination of batch size, learning rate and weight decay, tests "
         "each run's best checkpoint on the dev set, and prints the best of each task beside Table 5 of the paper. A "
-        "finished run is recorded and never done twice; one that was interrupted is done anew. A failure that other runs "
-        "of the task would share stops the grid. Further options go to vlkd-pl fit and test: --model.init_args.model "
-        "facebook/bart-large.",
+        "finished run is recorded and never done twice; one that was interrupted is done anew. A failure that other "
+        "runs of a task would share stops the grid. Further options go to vlkd-pl fit and test: "
+        "--model.init_args.model facebook/bart-large.",
         allow_abbrev=False,
     )
     parser.add_argument("--config", action="append", required=True, metavar="FILE", help="as for vlkd-pl fit")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import json
 import re
 import sys
@@ -72,6 +73,8 @@ class ConfigFile(ActionConfigFile):
             held = (settings or {}).get(key, {})
             if held is None or (key == "trainer" and not isinstance(held, dict | str)):
                 raise TypeError(f'Parser key "{key}": expected keys and values, got {json.dumps(held)}')
+        if settings and Path(values).read_bytes().startswith(codecs.BOM_UTF8):
+            values = json.dumps(settings)  # jsonargparse would take the mark for a letter
         super().__call__(parser, cfg, values, option_string)
 
 
@@ -98,17 +101,18 @@ class Parser(LightningArgumentParser):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self.configs: dict[str, Any] = {}
-        super().__init__(*arguments, **options)
+        super().__init__(*arguments, **{"prog": "vlkd-pl", **options})
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Prints one line and exits with status 2; in the parser of a class, raises what is wrong."""
+        parser = getattr(ex, "subcommand_parser", self)
         unknown = _UNKNOWN_KEY.match(message)
         if unknown:
-            message = _unknown_key(unknown, getattr(ex, "subcommand_parser", self))
+            message = _unknown_key(unknown, parser)
         if not self.exit_on_error:
             super().error(message, ex)
         command = _command(self)
-        print(f"vlkd-pl {command}: {_one_line(message, command, self.args, self.configs)}", file=sys.stderr)
+        print(f"vlkd-pl {command}: {_one_line(message, command, self.args, parser.configs)}", file=sys.stderr)
         raise SystemExit(2)
 
     def format_help(self, *arguments: Any) -> str:
@@ -367,7 +371,7 @@ def _source(key: str, arguments: Sequence[str], configs: Mapping[str, Any]) -> s
         name = argument.split("=")[0].removeprefix("--").removesuffix("+").split(".")
         if [part for part in name if part != "init_args"] == short:
             return None
-    return next((path for path in reversed(configs) if _holds(configs[path], parts)), None)
+    return next((path for path in reversed(list(configs)) if _holds(configs[path], parts)), None)
 
 
 def _holds(settings: Any, parts: Sequence[str]) -> bool:

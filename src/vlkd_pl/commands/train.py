@@ -238,7 +238,6 @@ def run(arguments: Sequence[str]) -> Any:
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,
         parser_class=Parser,
-        parser_kwargs={"prog": "vlkd-pl"},
         save_config_callback=_SaveConfig,
         save_config_kwargs={"overwrite": True},
         seed_everything_default=0,
