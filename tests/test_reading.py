@@ -78,7 +78,7 @@ def test_what_is_no_json(tmp_path, content, reason):
     with pytest.raises(MisconfigurationException, match=rf"^.*a\.json is not a list: [^\n]*{reason}[^\n]*$"):
         read_json(tmp_path / "a.json", "a list")
     (tmp_path / "a.json").write_bytes(b'{"a": "caf\xe9"}')
-    with pytest.raises(MisconfigurationException, match=r"^.*a\.json is not UTF-8 at byte 10 \(0xe9"):
+    with pytest.raises(MisconfigurationException, match=r"^.*a\.json is not a list: it is not UTF-8 at byte 10 \(0xe9"):
         read_json(tmp_path / "a.json", "a list")
 
 

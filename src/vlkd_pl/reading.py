@@ -42,7 +42,7 @@ def iter_lines(path: str | Path) -> Iterator[str]:
         with Path(path).open("rb") as file:
             offset = 0
             for line in file:
-                yield _decode(line, path, offset).removesuffix("\n").removesuffix("\r")
+                yield _decode(line, str(path), offset).removesuffix("\n").removesuffix("\r")
                 offset += len(line)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"there is no file at {path}") from error
@@ -50,15 +50,15 @@ def iter_lines(path: str | Path) -> Iterator[str]:
         refuse(f"{path} cannot be read: {error.strerror}")
 
 
-def _decode(data: bytes, path: str | Path, offset: int = 0) -> str:
+def _decode(data: bytes, file: str, offset: int = 0) -> str:
     """Text from the bytes of a file that stand at an offset; a byte order mark at offset 0 is left out."""
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
         place, value = offset + error.start, data[error.start]
-        refuse(f"{path} is not UTF-8 at byte {place} (0x{value:02x}, {error.reason}): save it as UTF-8")
+        refuse(f"{file} is not UTF-8 at byte {place} (0x{value:02x}, {error.reason}): save it as UTF-8")
     if "\0" in text:
-        refuse(f"{path} is not a text in UTF-8: byte {offset + data.index(0)} is 0x00: save it as UTF-8")
+        refuse(f"{file} is not a text in UTF-8: byte {offset + data.index(0)} is 0x00: save it as UTF-8")
     return text.removeprefix("\ufeff") if offset == 0 else text
 
 
@@ -86,7 +86,8 @@ def read_json(
         raise FileNotFoundError(f"there is no file at {path}") from error
     except OSError as error:
         refuse(f"{path} cannot be read: {error.strerror}")
-    return parse_json(_decode(data, path), f"{path} is not {file_format}", hook)
+    complaint = f"{path} is not {file_format}"
+    return parse_json(_decode(data, f"{complaint}: it"), complaint, hook)
 
 
 def parse_json(text: str, complaint: str, hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:

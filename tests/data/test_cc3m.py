@@ -380,6 +380,14 @@ def test_text_corpus_errors(build, tmp_path):
     Path(tmp_path / "empty.txt").write_text("\n\n")
     with pytest.raises(MisconfigurationException, match="is empty"):
         build(text_corpus=str(tmp_path / "empty.txt"))
+    Path(tmp_path / "latin.txt").write_bytes(b"a passage\ncaf\xe9\n")
+    with pytest.raises(MisconfigurationException, match=r"latin\.txt is not UTF-8 at byte 13 \(0xe9"):
+        build(text_corpus=str(tmp_path / "latin.txt"))
+
+
+def test_passages_end_at_line_feeds_alone(build, tmp_path):
+    Path(tmp_path / "lines.txt").write_bytes("\ufeffone\u2028line\r\nand\x85an\x0cother\n".encode())
+    assert build(text_corpus=str(tmp_path / "lines.txt")).corpus.lines == ["one\u2028line", "and\x85an\x0cother"]
 
 
 def test_random_bytes_never_crash(build, shards, tmp_path):

@@ -98,6 +98,49 @@ def test_wrong_files(files):
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("list_name", "field", "value", "error"),
+    [
+        ("annotations", "caption", None, "annotations, entry 2 has null as caption: it must be a text"),
+        ("annotations", "caption", 5, "annotations, entry 2 has 5 as caption"),
+        ("annotations", "caption", ["one"], "annotations, entry 2 has a list of 1 as caption"),
+        ("annotations", "caption", "\ud83d", "annotations, entry 2 has .* as caption"),
+        ("annotations", "image_id", None, "annotations, entry 2 has null as image_id: it must be a number or a text"),
+        ("annotations", "image_id", 5.0, "annotations, entry 2 has 5.0 as image_id"),
+        ("annotations", "image_id", float("nan"), "annotations, entry 2 has NaN as image_id"),
+        ("images", "id", True, "images, entry 2 has true as id"),
+        ("images", "id", 10**30, "images, entry 2 has 10+ as id"),
+        ("images", "file_name", {}, "images, entry 2 has an object of 0 as file_name"),
+        ("images", "domain", 5, "images, entry 2 has 5 as domain"),
+    ],
+)
+def test_fields_of_another_type_are_told_when_the_file_is_read(files, list_name, field, value, error):
+    content = json.loads((files / "captions.json").read_text())
+    content[list_name][1][field] = value
+    write(files / "captions.json", content)
+    error = rf"^.*captions\.json is not a caption file of COCO's format: {error}[^\n]*$"
+    with pytest.raises(MisconfigurationException, match=error):
+        COCOCaptions(files / "captions.json", files, clip_transform(32))
+
+
+@pytest.mark.parametrize("list_name", ["annotations", "images"])
+def test_ids_may_be_texts_in_one_place(files, list_name):
+    expected = read_coco_captions(files / "captions.json")
+    content = json.loads((files / "captions.json").read_text())
+    for each in content[list_name]:
+        key = "image_id" if "image_id" in each else "id"
+        each[key] = str(each[key])
+    write(files / "captions.json", content)
+    assert read_coco_captions(files / "captions.json") == expected
+    assert len(COCOCaptions(files / "captions.json", files, clip_transform(32))) == 2
+
+
+def test_a_byte_order_mark_is_no_harm(files):
+    expected = read_coco_captions(files / "captions.json")
+    (files / "captions.json").write_bytes(b"\xef\xbb\xbf" + (files / "captions.json").read_bytes())
+    assert read_coco_captions(files / "captions.json") == expected
+
+
 # COCO
 
 
@@ -252,6 +295,15 @@ def test_a_picture_twice(official, karpathy):
         {"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"image_id": 1, "bbox": [0, 0, 1, 1]}]},
         {"images": [{"sentences": [{"raw": "a"}], "filename": "a.jpg"}]},
         {"images": [{"sentences": ["a"], "filename": "a.jpg", "cocoid": 1}]},
+        {"images": [{"sentences": None, "filename": "a.jpg", "cocoid": 1}]},
+        {"images": [{"sentences": [{"raw": None}], "filename": "a.jpg", "cocoid": 1}]},
+        {"images": [{"sentences": [{"raw": "a"}], "filename": "a.jpg", "cocoid": None}]},
+        {"images": [{"sentences": [{"raw": "a"}], "filename": "a.jpg", "filepath": None, "cocoid": 1}]},
+        {"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": None},
+        None,
+        5,
+        "images",
+        [],
     ],
 )
 def test_other_formats_are_told_in_one_line(tmp_path, content):

@@ -117,6 +117,16 @@ def test_similarities_are_from_0_to_5(tmp_path, score):
     assert read_tsv(written(tmp_path, "stsb", "train.tsv", content), "stsb")[1] == [1]
 
 
+def test_lines_end_at_line_feeds_alone(tmp_path):
+    path = written(tmp_path, "sst2", "train.tsv", "")
+    path.write_bytes("\ufeffsentence\tlabel\r\na\u2028\x0cb\rc\t1\r\n\r\nd\t0\n".encode())
+    samples = [GLUEText(0, ("a\u2028\x0cb\rc",), 1), GLUEText(1, ("d",), 0)]
+    assert read_tsv(path, "sst2") == (samples, [])
+    path.write_bytes(b"sentence\tlabel\ncaf\xe9\t1\n")
+    with pytest.raises(MisconfigurationException, match=r"train\.tsv is not UTF-8 at byte 18 \(0xe9"):
+        read_tsv(path, "sst2")
+
+
 def test_files_of_another_task_or_none_are_told(tmp_path):
     path = written(tmp_path, "rte", "train.tsv", "index\tquestion\tsentence\tlabel\n")
     with pytest.raises(MisconfigurationException, match="no column 'sentence1'"):

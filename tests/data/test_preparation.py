@@ -349,6 +349,26 @@ def test_check_by_manifest(uncut, source, tmp_path, capsys):
     assert lines[5] == "5 shards, 64 samples, by manifest.json: 5 shards with problems"
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        "[]",
+        "5",
+        "{}",
+        '{"shards": null}',
+        '{"shards": [{"name": null, "bytes": 1}]}',
+        '{"shards": [{"name": "a"}]}',
+    ],
+)
+def test_manifests_of_another_format(source, tmp_path, capsys, content):
+    (tmp_path / "manifest.json").write_text(content)
+    assert check(tmp_path) == 1
+    printed = capsys.readouterr().err
+    assert "manifest.json is not a manifest of vlkd-pl prepare: " in printed
+    assert printed.count("\n") == 1
+
+
 def test_check_without_manifest(source, damaged, tmp_path, capsys):
     assert check(source) == 0
     assert capsys.readouterr().out == "6 shards, 120 samples, by decoding every sample: no shards with problems\n"

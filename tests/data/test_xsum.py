@@ -85,7 +85,9 @@ def test_a_column_is_missing(tmp_path):
     [
         ('{"document": "a"', "line 2 is not JSON"),
         ('["a", "b"]', "line 2 is not an object with texts"),
-        ('{"document": 3, "summary": "b"}', "line 2 is not an object with texts"),
+        ('{"document": 3, "summary": "b"}', "line 2 is not an object with texts .* it has 3 as document"),
+        ('{"document": "a", "summary": null}', "line 2 is not an object with texts .* it has null as summary"),
+        ("[" * 100_000, "line 2 is not JSON"),
         ('{"document": "a"}', "number 1 has document: it needs a document and a summary"),
         ('{"summary": "a"}', "number 1 has summary: it needs a document"),
         ("{}", "number 1 has nothing"),

@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from vlkd_pl.metrics import captions
-from vlkd_pl.metrics.captions import caption_scores, cider
+from vlkd_pl.metrics.captions import caption_scores, cider, cider_note
 from vlkd_pl.metrics.ptb import tokenize
 
 REFERENCES = {
@@ -199,3 +199,25 @@ def test_spice_where_everything_is_there(tmp_path, monkeypatch):
     scored = caption_scores({"b": ["a tree"], "a": ["a red fish"]}, {"b": "a tree", "a": "a red fish"}, ["SPICE"])
     assert scored.scores == {"SPICE": 0.25}
     assert scored.per_image == {"b": {"SPICE": 0.2}, "a": {"SPICE": 0.3}}
+
+
+@pytest.mark.parametrize(
+    ("references", "note"),
+    [
+        ({1: ["a fish", "a boat"]}, "there is one image alone"),
+        ({1: ["a fish"], 2: ["A fish."]}, "the references of all 2 images hold the same n-grams"),
+        ({1: ["a fish", "one"], 2: ["one", "a fish"], 3: ["one", "a fish", "one"]}, "of all 3 images"),
+    ],
+)
+def test_why_cider_is_zero(references, note):
+    assert note in cider_note(references)
+    assert "\n" not in cider_note(references)
+    assert cider(references, {key: texts[0] for key, texts in references.items()})[0] == 0
+
+
+@pytest.mark.parametrize(
+    "references", [REFERENCES, {1: ["a fish"], 2: ["fish a"]}, {1: ["a fish"], 2: ["a fish"], 3: ["a fish", "one"]}]
+)
+def test_cider_that_has_a_meaning(references):
+    assert cider_note(references) == ""
+    assert cider(references, {key: texts[-1] for key, texts in references.items()})[0] > 0

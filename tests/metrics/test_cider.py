@@ -110,3 +110,16 @@ def test_pictures_without_references_are_named():
         CIDErD({})
     with pytest.raises(KeyError, match="d"):
         CIDErD(REFERENCES)(["d"], ["a tree"])
+
+
+@pytest.mark.parametrize("references", [{"a": ["a fish", "fish"]}, {"a": ["a fish"], "b": ["a fish"]}])
+def test_references_that_no_n_gram_tells_apart_are_warned_of(references):
+    with pytest.warns(UserWarning, match=f"CIDEr-D is 0 .* they are of {len(references)} image"):
+        scorer = CIDErD(references)
+    assert scorer(["a", "a"], ["a fish", "a boat"]).tolist() == [0, 0]
+
+
+@pytest.mark.filterwarnings("error")
+def test_references_that_differ_are_not():
+    CIDErD(REFERENCES)
+    CIDErD({"a": ["a fish"], "b": ["a fish", "a"], "c": ["boat"]})

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import pytest
 
-from vlkd_pl.metrics.vqa import answer_accuracy, normalize_answer, vqa_scores
+from vlkd_pl.metrics.vqa import answer_accuracy, few_answers_note, normalize_answer, vqa_scores
 
 
 class Question(NamedTuple):
@@ -153,3 +153,13 @@ def test_predictions_that_do_not_fit():
 def test_no_answers_to_compare_with():
     with pytest.raises(ValueError, match="question 5 has no answers"):
         vqa_scores([Question(5, [], "is the", "yes/no")], {5: "yes"})
+
+
+@pytest.mark.parametrize(("number", "most"), [(1, 0), (2, 33.33), (3, 66.67), (4, 100), (9, 100), (10, 100)])
+def test_few_answers_keep_the_official_value_and_are_noted(number, most):
+    question = Question(5, ["yes"] * number, "is the", "yes/no")
+    assert vqa_scores([question], {5: "yes"}).overall == most
+    note = few_answers_note([question, *QUESTIONS])
+    assert note.startswith("1 of 5 questions have fewer than the 10 answers") == (number < 10)
+    assert ("1 have fewer than 4" in note) == (number < 4)
+    assert few_answers_note(QUESTIONS) == ""

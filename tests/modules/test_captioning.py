@@ -40,9 +40,25 @@ def test_coco(world, model_folder, tmp_path, capsys):
         assert set(each) == {"image_id", "caption", *expected.scores}
     printed = capsys.readouterr().out
     assert "6 pictures, of 6 captions are known" in printed
-    assert f"\nCIDEr    {scores['cider']:8.3f}\n" in printed
+    assert "\nin percent, CIDEr times 100 (JSON files hold fractions)\n" in printed
+    assert f"\nCIDEr    {100 * scores['cider']:8.1f}\n" in printed
+    assert written(tmp_path, "scores.json")["units"] == dict.fromkeys(scores, "fraction")
+    assert "notes" not in written(tmp_path, "scores.json")
     assert "wandered from the prompt: " in printed
     assert (tmp_path / "panels" / "test_captions_000000.png").is_file()
+
+
+@pytest.mark.parametrize(("command", "stage"), [("test", "test"), ("validate", "val")])
+def test_cider_of_one_picture_says_why_it_is_zero(world, model_folder, tmp_path, command, stage, capsys):
+    options = {"model__init_args__metrics": "[CIDEr]", "data__init_args__num_samples": 1}
+    with pytest.warns(UserWarning, match="CIDEr is 0, since .* one image alone"):
+        done = run(arguments("zeroshot_coco", world, model_folder, tmp_path, command, **options))
+    assert float(done.trainer.callback_metrics[f"{stage}/cider"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("in percent, CIDEr times 100 (JSON files hold fractions)") == 1
+    assert "/cider" not in printed  # Lightning's own table of fractions
+    if command == "test":
+        assert written(tmp_path, "scores.json")["notes"][0].startswith("CIDEr is 0")
 
 
 def test_captions_are_those_of_the_model(world, model_folder, tmp_path):

@@ -190,7 +190,7 @@ def test_where_labels_are_secret_there_is_a_submission(bart_folder, glue, tmp_pa
         folder = tmp_path / task
         assert main(arguments("test", bart_folder, glue, folder, "--data.init_args.evaluated=test", task=task)) == 0
         assert "6 predictions; the labels are not known" in capsys.readouterr().out
-        assert json.loads((folder / "scores.json").read_text()) == {"scores": {}}
+        assert json.loads((folder / "scores.json").read_text()) == {"scores": {}, "units": {}}
         head, *rows = (folder / name).read_text().splitlines()
         assert head == "index\tprediction"
         assert len(rows) == 6

@@ -13,7 +13,7 @@ from vlkd_pl.commands.train import run
 from vlkd_pl.data.vqav2 import read_questions
 from vlkd_pl.metrics.vqa import answer_accuracy
 from vlkd_pl.models.decoding import answer, caption
-from vlkd_pl.modules.vqa import VQAModule
+from vlkd_pl.modules.vqa import VQAModule, read_candidates
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +35,8 @@ def test_accuracy_is_the_official_one(tested, world):
         part = [accuracies[q.question_id] for q in questions if q.answer_type == kind]
         assert scores[f"accuracy/answer: {kind}"] == pytest.approx(sum(part) / len(part), abs=0.006)
     assert "accuracy/question: color" in scores
+    units = {name: "fraction" if name == "wandered" else "percent" for name in scores}
+    assert written(folder, "scores.json")["units"] == units
     for each in written(folder, "scores_per_question.json"):
         assert each["accuracy"] == pytest.approx(accuracies[each["question_id"]], abs=0.006)
 
@@ -94,6 +96,27 @@ def test_candidates(world, model_folder, tmp_path, capsys):
     options = {"model__init_args__candidates": "nowhere.txt"}
     assert main(arguments("zeroshot_vqav2", world, model_folder, tmp_path, **options)) == 1
     assert "no candidate answers in nowhere.txt" in capsys.readouterr().err
+    (tmp_path / "answers.txt").write_bytes("\ufeffred\u2028fish\r\nblue\x0cboat\n".encode())
+    assert read_candidates(tmp_path / "answers.txt") == ["red\u2028fish", "blue\x0cboat"]
+    (tmp_path / "answers.txt").write_bytes(b"red\ncaf\xe9\n")
+    options = {"model__init_args__candidates": tmp_path / "answers.txt"}
+    assert main(arguments("zeroshot_vqav2", world, model_folder, tmp_path, **options)) == 1
+    printed = capsys.readouterr().err
+    assert printed.endswith("answers.txt is not UTF-8 at byte 7 (0xe9, invalid continuation byte): save it as UTF-8\n")
+    assert printed.count("\n") == 1
+
+
+def test_few_answers_are_warned_of(world, model_folder, tmp_path):
+    content = json.loads((world.folder / "vqa_annotations_test.json").read_text())
+    for annotation in content["annotations"]:
+        annotation["answers"] = annotation["answers"][:3]
+    (tmp_path / "annotations.json").write_text(json.dumps(content))
+    options = {"data__init_args__annotations": tmp_path / "annotations.json"}
+    with pytest.warns(
+        UserWarning, match=r"(\d+) of \1 questions have fewer than the 10 answers .*; \1 have fewer than 4"
+    ):
+        run(arguments("zeroshot_vqav2", world, model_folder, tmp_path, **options))
+    assert "score at most 66.7" in written(tmp_path, "scores.json")["notes"][0]
 
 
 def test_okvqa(world, model_folder, tmp_path):

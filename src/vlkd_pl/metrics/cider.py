@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -59,6 +60,12 @@ class CIDErD(Generic[Key]):
         self._pairs = _Table(arrays["pairs"])
         # of n-grams that are in no reference, which come last, the frequency is taken for 1
         self._information = np.log(len(references)) - np.log(np.append(arrays["frequency"], 1))
+        if not self._information[:-1].any():
+            warnings.warn(
+                "CIDEr-D is 0 for every caption, since no n-gram tells the references of one image from another's: "
+                f"they are of {len(references)} image{'s, and all equal' * (len(references) > 1)}",
+                stacklevel=2,
+            )
         self._counts = arrays["counts"]
         self._norms, self._num_bigrams = arrays["norms"], arrays["num_bigrams"]
         self._num_references = np.array([len(texts) for texts in references.values()])
