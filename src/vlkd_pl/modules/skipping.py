@@ -16,7 +16,6 @@ MIN_GRADIENT_SCALE = 1.0
 """A scale of float16's gradients below this one is no help: it would make them overflow without any scaling."""
 
 _NUM_NAMED = 64
-_REMEDY = "look at these samples, lower the learning rate, or train in bf16-mixed or 32-true"
 
 
 class StepSkipped(Exception):
@@ -90,7 +89,8 @@ class SkippedSteps:
         if self.count > self.limit:
             raise MisconfigurationException(
                 f"the loss or the gradient was NaN or infinite in {self.count} optimizer steps, more than "
-                f"model.max_skipped_steps ({self.limit}) allows; the last was the {what} of {which}: {_REMEDY}"
+                f"model.max_skipped_steps ({self.limit}) allows; the last was the {what} of {which}: look at these "
+                "samples, lower the learning rate, or train in bf16-mixed or 32-true"
             )
         rank_zero_warn(f"the {what} is NaN or infinite: the optimizer step is skipped ({which})")
         return True
