@@ -101,7 +101,9 @@ def test_a_batch_that_cannot_be_handed_over_ends_the_worker(error, line):
 
 
 def test_what_torch_raises_is_told():
-    bus_error = "DataLoader worker (pid 12) is killed by signal: Bus error. It is possible that dataloader's workers are"
+    bus_error = (
+        "DataLoader worker (pid 12) is killed by signal: Bus error. It is possible that dataloader's workers are"
+    )
     assert "no room in shared memory" in worker_failure(RuntimeError(bus_error))
     wrapped = RuntimeError("DataLoader worker (pid(s) 12, 13) exited unexpectedly")
     assert "data worker 12, 13 ended" in worker_failure(wrapped)

@@ -63,7 +63,9 @@ class PredictionWriter(pl.Callback):
             self._file.writelines(f"{json.dumps(record, ensure_ascii=False)}\n" for record in outputs)
             self._file.flush()
         except OSError as error:
-            raise MisconfigurationException(f"{self._file.name} cannot be written ({error}): make room for it") from error
+            raise MisconfigurationException(
+                f"{self._file.name} cannot be written ({error}): make room for it"
+            ) from error
         self.num_written += len(outputs)
         self.num_skipped += len(batch["unreadable"])
         for reason in batch["unreadable"]:
