@@ -378,7 +378,7 @@ def test_searching(model_folder, files, tmp_path, capsys):
 def test_no_model(command, tmp_path, capsys):
     assert main([*command, "--model", str(tmp_path)]) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert f"the model {tmp_path} cannot be loaded: {tmp_path}/config.json is missing" in line
+    assert line.startswith(f"vlkd-pl {command[0]}: {tmp_path}/config.json is missing")
 
 
 @pytest.mark.parametrize(
