@@ -191,9 +191,10 @@ def reuse_last_version(loggers: Sequence[Any]) -> None:
             a version stays as it is.
     """
     unnumbered: list[Any] = [logger.init_args for logger in loggers if _has_no_version(logger)]
-    if not unnumbered or unnumbered[0] is not getattr(loggers[0], "init_args", None):
+    first: Any = getattr(loggers[0], "init_args", None)
+    if not unnumbered or unnumbered[0] is not first:
         return
-    root = Path(unnumbered[0].save_dir) / str(unnumbered[0].get("name") or "")
+    root = Path(first.save_dir) / str(first.get("name") or "")
     versions = [
         int(path.name.removeprefix("version_"))
         for path in root.glob("version_*")
