@@ -186,6 +186,23 @@ def mnli(tmp_path):
     return tmp_path
 
 
+@pytest.mark.parametrize(
+    ("column", "values", "error"),
+    [
+        ("label", ["1", "0"], 'entry 1 has "1" as label: it must be a number'),
+        ("label", [1, None], "entry 2 has null as label"),
+        ("sentence", [["a"], ["b"]], "entry 1 has a list of 1 as sentence: it must be a text"),
+    ],
+)
+def test_columns_of_another_type(tmp_path, column, values, error):
+    import datasets
+
+    content = {"sentence": ["a", "b"], "label": [1, 0], column: values}
+    datasets.DatasetDict({"train": datasets.Dataset.from_dict(content)}).save_to_disk(tmp_path)
+    with pytest.raises(MisconfigurationException, match=f"data.source: {tmp_path}, split train, {error}"):
+        read_dataset(str(tmp_path), "sst2", "train")
+
+
 def test_mnlis_two_sets_are_kept_apart(mnli):
     data = GLUEDataModule("mnli", str(mnli), batch_size=2, num_workers=0)
     data.setup("validate")

@@ -156,7 +156,7 @@ def table(scores: Mapping[str, Mapping[str, float]], name: str) -> str:
         if task != "stsb" and figures:
             means.append(sum(figures) / len(figures))
     average = f"{sum(means) / len(means):.1f}" if len(means) == len(_TASKS) - 1 else ""
-    rows = {"": [label for label, _ in _TASKS.values()] + ["Avg."], name: [*cells, average], **_PAPER}
+    rows = {"in percent": [label for label, _ in _TASKS.values()] + ["Avg."], name: [*cells, average], **_PAPER}
     first = max(map(len, rows))
     return "\n".join(f"{head:<{first}}" + "".join(f"{cell:>11}" for cell in row) for head, row in rows.items())
 
