@@ -1,16 +1,20 @@
 """The page of vlkd-pl demo: what it takes, and a visit with a browser."""
 
+import itertools
 import json
+import os
 import re
 import shutil
 import signal
 import socket
 import struct
+import time
 import zlib
 from importlib.resources import files
 from pathlib import Path
 
 import pytest
+from image_files import encoded
 from PIL import Image
 
 from vlkd_pl.cli import main
@@ -21,7 +25,17 @@ from vlkd_pl.pipeline import VLKD
 
 pytest.importorskip("gradio", reason="the page needs the extra demo")
 
-from vlkd_pl.demo import build_page, draw_examples, find_examples, launch, picture_problem
+import httpx
+
+from vlkd_pl.demo import (
+    _ANSWER_NOTE,
+    _CAPTION_NOTE,
+    build_page,
+    draw_examples,
+    find_examples,
+    launch,
+    picture_problem,
+)
 
 NUM_MASKS, NUM_BEAMS = 3, 4
 FLAGS = (
@@ -135,6 +149,158 @@ def test_examples_without_a_picture_are_named(command_line, tmp_path, capsys):
     assert f"there are no pictures in {tmp_path / 'nothing'}" in capsys.readouterr().err
 
 
+# Clients that are written by hand
+
+
+class Client:
+    """Calls the page's functions with what a browser would not send."""
+
+    def __init__(self, address):
+        self.http = httpx.Client(base_url=address, timeout=20)
+        self.functions = self.http.get("config").json()["dependencies"]
+        self.sessions = itertools.count()
+
+    def take(self, *value):
+        """Calls what takes an image; the error's text, or None where it was taken."""
+        (number,) = (each["id"] for each in self.functions if len(each["outputs"]) == 4)
+        return self.call(number, list(value))
+
+    def call(self, number, values):
+        session = f"session {next(self.sessions)}"
+        self.http.post("gradio_api/queue/join", json={"fn_index": number, "session_hash": session, "data": values})
+        with self.http.stream("GET", "gradio_api/queue/data", params={"session_hash": session}) as events:
+            for line in events.iter_lines():
+                message = json.loads(line.removeprefix("data:")) if line.startswith("data:") else {"msg": ""}
+                if message["msg"] == "process_completed":
+                    return None if message["success"] else str(message["output"]["error"])
+
+    def upload(self, *files):
+        return self.http.post("gradio_api/upload", files=[("files", file) for file in files])
+
+
+@pytest.fixture(scope="module")
+def served(model, tmp_path_factory):
+    """A page with two examples that lie elsewhere, and its upload folder."""
+    folder = tmp_path_factory.mktemp("demo")
+    examples = draw_examples(folder / "examples")[:2]
+    patch = pytest.MonkeyPatch()
+    patch.setenv("GRADIO_TEMP_DIR", str(folder / "uploads"))
+    (folder / "uploads").mkdir()
+    page = build_page(model, examples, max_upload_mb=1, max_pixels=1_000_000)
+    address = launch(page, port=free_port(), max_upload_mb=1)
+    yield Client(address), folder / "uploads", examples
+    page.close(verbose=False)
+    patch.undo()
+
+
+META = {"_type": "gradio.FileData"}
+ONLY_UPLOADS = "Upload an image, or choose an example."
+
+
+def payloads(path):
+    return {"path": path}, {"path": path, "meta": META}, {"path": path, "url": "http://example.com/a.png", "meta": META}
+
+
+def test_uploads_and_examples_are_taken(served):
+    client, uploads, examples = served
+    (path,) = client.upload(("a.png", encoded())).json()
+    assert Path(path).is_relative_to(uploads)
+    for file in (path, str(examples[1].file)):
+        assert [client.take(each) for each in payloads(file)] == [None] * 3
+
+
+def test_no_other_file_is_read(served, tmp_path):
+    client, uploads, _ = served
+    (tmp_path / "secret.png").write_bytes(encoded())
+    (uploads / "link.png").symlink_to(tmp_path / "secret.png")
+    (uploads / "loop.png").symlink_to(uploads / "loop.png")
+    os.mkfifo(uploads / "fifo.png")
+    os.mkfifo(tmp_path / "fifo.png")
+    paths = [tmp_path / "secret.png", uploads / "link.png", uploads / "loop.png", uploads / "fifo.png", uploads]
+    paths += [tmp_path / "fifo.png", uploads / ".." / ".." / "x.png", "/etc/passwd", "/dev/zero", "/dev/stdin"]
+    paths += [f"{uploads}/../{uploads.name}/fifo.png", "", "a\0b", "x" * 5000, "nothing.png", "file:///etc/passwd"]
+    for path in map(str, paths):
+        assert [client.take(each) for each in payloads(path)] == [ONLY_UPLOADS] * 3, path
+    for value in ([{"path": str(paths[0])}], {"a": {"path": str(paths[0]), "meta": META}}, {"path": [str(paths[0])]}):
+        assert client.take(value) == ONLY_UPLOADS
+    for name in ("link.png", "loop.png", "fifo.png"):
+        (uploads / name).unlink()
+
+
+def test_no_address_is_fetched(served, monkeypatch):
+    client, _, _ = served
+    address = "http://93.184.215.14/a.png"
+    asked = []
+    for name in ("async_ssrf_protected_get", "async_ssrf_protected_download", "ssrf_protected_download"):
+        monkeypatch.setattr(
+            f"gradio.processing_utils.{name}", lambda *given, **more: asked.append(given), raising=False
+        )
+    connect = socket.socket.connect
+
+    def recorded(self, where):
+        if where[0] not in ("127.0.0.1", "::1"):
+            asked.append(where)
+            raise OSError(f"no network in this test: {where}")
+        return connect(self, where)
+
+    monkeypatch.setattr(socket.socket, "connect", recorded)
+    values = [*payloads(address), {"url": address, "meta": META}, {"path": None, "url": address}]
+    assert [client.take(each) for each in values] == [ONLY_UPLOADS] * 5
+    for function in client.functions:
+        for value in values[1:]:
+            assert client.call(function["id"], [value] * len(function["inputs"])) == ONLY_UPLOADS
+    for route in (f"file={address}", f"file={address.upper()}", f"proxy={address}", "deep_link?session_hash=1"):
+        assert client.http.get(f"gradio_api/{route}").status_code == 404
+    for route in ("process_recording", "component_server"):
+        assert client.http.post(f"gradio_api/{route}", json={}).status_code == 404
+    assert client.http.get("gradio_api/file=/etc/passwd").status_code == 403
+    assert asked == []
+
+
+def test_the_size_of_requests_is_bounded(served):
+    client, _, _ = served
+
+    def endless():
+        yield b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
+        for _ in range(40):
+            yield bytes(100_000)
+
+    several = [(f"{number}.png", bytes(200_000)) for number in range(10)]
+    assert client.upload(*several).status_code == 413
+    assert client.upload(("large.png", bytes(2**20 + 1))).status_code == 413
+    form = {"content-type": "multipart/form-data; boundary=x"}
+    assert client.http.post("gradio_api/upload", content=endless(), headers=form).status_code == 413
+    json_of_megabytes = {"content": b"[" + b" " * 2**21 + b"]", "headers": {"content-type": "application/json"}}
+    assert client.http.post("gradio_api/queue/join", **json_of_megabytes).status_code == 413
+
+
+def test_the_oldest_uploads_are_deleted(served):
+    client, uploads, examples = served
+
+    def kept():
+        return [file for file in uploads.rglob("*") if file.is_file()]
+
+    for number in range(25):
+        (path,) = client.upload((f"{number}.png", bytes([number]) * 2**20)).json()
+        os.utime(path, (number, number))
+    assert sum(file.stat().st_size for file in kept()) <= 21 * 2**20
+    assert {path.name for path in kept()} >= {"24.png", "23.png", "10.png"}
+    assert "0.png" not in {path.name for path in kept() if path.stat().st_size == 2**20}
+    client.upload(*((f"{number}.png", f"many {number}".encode()) for number in range(300)))
+    end = time.monotonic() + 30
+    while len(kept()) > 100 + len(examples) and time.monotonic() < end:  # behind the response
+        time.sleep(0.05)
+    assert len(kept()) <= 100 + len(examples)
+    (choose,) = (each["id"] for each in client.functions if len(each["outputs"]) == 2)
+    assert client.call(choose, [1]) is None  # the page's own copies of examples stay
+
+
+def test_an_upload_folder_of_ones_own_is_needed(model, monkeypatch):
+    monkeypatch.delenv("GRADIO_TEMP_DIR", raising=False)
+    with pytest.raises(ValueError, match="GRADIO_TEMP_DIR is not set"):
+        launch(build_page(model))
+
+
 @pytest.fixture
 def browser(tmp_path):
     """A headless Chromium that records its requests."""
@@ -151,6 +317,12 @@ def browser(tmp_path):
     browser = webdriver.Chrome(options, webdriver.ChromeService(driver))
     yield browser
     browser.quit()
+
+
+def assert_in_order(percents):
+    """Asserts that percents do not rise."""
+    values = [0.0 if each.startswith("<") else float(each.removesuffix("%")) for each in percents]
+    assert values == sorted(values, reverse=True)
 
 
 def requested(browser):
@@ -217,7 +389,9 @@ def test_a_visit(model, browser, tmp_path, monkeypatch):
         upload(picture)
         (captioned,) = model.iter_captions([picture], NUM_MASKS, Decoding(NUM_BEAMS, num_candidates=NUM_BEAMS))
         wait_for(lambda: texts("#captions li .text"), "a caption")
-        assert texts("#captions li .text")[0] == captioned.captions[0].text
+        assert texts("#captions li .text") == [each.text for each in captioned.captions[:3]]
+        assert texts("#captions .note") == [_CAPTION_NOTE]
+        assert_in_order(texts("#captions li .score"))
 
         ask("")
         wait_for_message("Type a question first")
@@ -232,10 +406,10 @@ def test_a_visit(model, browser, tmp_path, monkeypatch):
             decoding=Decoding(NUM_BEAMS, 10, length_penalty=0.0, num_candidates=NUM_BEAMS),
         )
         wait_for(lambda: texts("#answers li .text"), "an answer")
-        assert texts("#answers li .text")[0] == best.text
-        assert set(texts("#answers li .text")[1:]) == {other.text for other in others}
-        assert all(score.endswith("%") for score in texts("#answers li .score"))
+        assert texts("#answers li .text") == [best.text, *(other.text for other in others)]
         assert len(texts("#answers li .score")) == 1 + len(others) > 1
+        assert texts("#answers .note") == [_ANSWER_NOTE]
+        assert_in_order(texts("#answers li .score"))
         browser.save_screenshot(str(tmp_path / "page.png"))
         assert Image.open(tmp_path / "page.png").size[0] == 1200
 

@@ -1,15 +1,22 @@
 """VLKD: pictures of every kind, one or many, in constant memory."""
 
+import io
 import itertools
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from image_files import PIXELS, encoded, exif, jpeg, segment, with_exif
 from PIL import Image
 
 from vlkd_pl import VLKD, Decoding
 from vlkd_pl.cli import main
+from vlkd_pl.data.pictures import FolderDataModule
 from vlkd_pl.data.transforms import clip_transform
 from vlkd_pl.models.decoding import caption
 from vlkd_pl.pipeline import open_picture
@@ -64,11 +71,122 @@ def test_grey_alpha_and_turned_pictures(tmp_path):
         (np.zeros((4, 4, 3), np.int64), "an array of int64 is no image"),
         (np.full((4, 4, 3), 255.0), r"must lie in \[0, 1\]"),
         (np.full((4, 4, 3), np.nan), r"must lie in \[0, 1\]"),
+        (np.zeros((4, 4, 3), complex), "an array of complex128 is no image"),
+        (np.array([["a.jpg"]]), "an array of <U5 is no image"),
+        (np.zeros((0, 0, 3), np.uint8), "0 x 0 pixels is empty"),
+        (np.zeros((5, 0, 3)), "0 x 5 pixels is empty"),
+        (np.zeros((0, 5)), "5 x 0 pixels is empty"),
+        (np.zeros((1, 600_000, 3), np.uint8), "600000 x 1 pixels is too thin"),
+        (np.broadcast_to(np.float64(0), (50_000, 50_000, 3)), "too large"),
+        (Image.new("RGB", (0, 5)), "is empty"),
+        (Image.new("L", (60_000, 1)), "too thin"),
+        (Image.new("F", (5, 5)), "its pixels are floats"),
     ],
 )
-def test_arrays_that_are_no_pictures(model, array, message):
+def test_arrays_and_images_that_are_refused(model, array, message):
     with pytest.raises(ValueError, match=message):
         model.caption(array)
+    with pytest.raises(ValueError, match=message):
+        model.answer(array, "what?")
+    assert [bool(result.error) for result in model.iter_captions([array])] == [True]
+
+
+# One image, several, and what is neither
+
+
+def test_a_string_is_one_path(model, files, monkeypatch):
+    monkeypatch.setattr(
+        "vlkd_pl.pipeline.iter_pictures", lambda paths: pytest.fail("/") if "/" in paths else iter(map(Path, paths))
+    )
+    for path in (str(files[0]), files[0]):
+        assert [result.picture for result in model.iter_captions(path, 2, DECODING)] == [files[0]]
+        assert [found.picture for found in model.search("a fish", path)[0]] == [files[0]]
+        assert model.caption(path, 2, DECODING) == model.caption([path], 2, DECODING)[0]
+
+
+def test_one_image_stands_for_a_list_of_one(model, files):
+    folder = files[0].parent
+    image = Image.open(files[0])
+    for given in (image, np.asarray(image)):
+        (result,) = model.iter_captions(given, 2, DECODING)
+        assert result.captions[0].text == model.caption(given, 2, DECODING) == model.caption(files[0], 2, DECODING)
+        assert len(model.search("a fish", given)[0]) == 1
+    for given in (folder, str(folder), [folder], (file for file in files), tuple(map(str, files))):
+        assert len(list(model.iter_captions(given, 2, DECODING))) == len(files)
+    assert len(model.search("a fish", str(folder))[0]) == len(files)
+
+
+@pytest.mark.parametrize("nothing", [[], (), iter([])])
+def test_no_images(model, nothing, tmp_path):
+    assert model.caption(nothing) == []
+    assert list(model.iter_captions(nothing)) == []
+    assert model.search("a fish", nothing) == ([], [])
+    assert model.caption(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        None,
+        3,
+        3.5,
+        b"\xff\xd8",
+        bytearray(b"x"),
+        memoryview(b"x"),
+        {"a.jpg": 1},
+        {"a.jpg"},
+        frozenset({"a.jpg"}),
+        io.BytesIO(b"x"),
+        torch.zeros(3, 8, 8),
+        torch.zeros(2, 3, 8, 8, dtype=torch.uint8),
+    ],
+    ids=lambda images: type(images).__name__,
+)
+def test_what_is_no_image_is_a_type_error_at_once(model, images, files):
+    name = type(images).__name__
+    for call in (model.caption, model.iter_captions, lambda images: model.search("a fish", images)):
+        with pytest.raises(TypeError, match=f"^images is of type {name}: give a path, a PIL image, or a NumPy array"):
+            call(images)
+    with pytest.raises(TypeError, match=rf"^images\[1\] is of type {name}: give a path"):
+        model.caption([files[0], images])
+    with pytest.raises(TypeError, match=f"^image is of type {name}: give a path"):
+        model.answers(images, "what?")
+
+
+def test_a_list_in_a_list_is_a_type_error(model, files):
+    with pytest.raises(TypeError, match=r"^images\[0\] is of type list"):
+        model.caption([files])
+    with pytest.raises(TypeError, match=r"^image is of type list"):
+        model.answer(files, "what?")
+
+
+def test_one_question_is_a_list_of_one(model, files):
+    (candidates,) = model.answers(files[0], "what is it?")
+    assert candidates[0].text == model.answer(files[0], "what is it?")
+    assert model.answers(files[0], []) == model.answer(files[0], []) == []
+    assert len(model.answers(files[0], (question for question in ("what?", "where?")))) == 2
+
+
+def test_empty_texts_are_refused(model, files):
+    for empty in ("", " \n", "\0", "\u200b"):
+        with pytest.raises(ValueError, match=r"^the question is empty: give one word"):
+            model.answer(files[0], empty)
+        with pytest.raises(ValueError, match=r"^question 2 is empty"):
+            model.answers(files[0], ["what?", empty])
+        with pytest.raises(ValueError, match=r"^the text to search for is empty"):
+            model.search(empty, files)
+    for wrong in (None, 3, ["a fish"]):
+        with pytest.raises(TypeError, match=r"^the text to search for is of type"):
+            model.search(wrong, files)
+    with pytest.raises(TypeError, match=r"^the question is of type int: give a string"):
+        model.answers(files[0], [3])
+    with pytest.raises(TypeError, match="candidates is of type str: give a list"):
+        model.answer(files[0], "what?", candidates="yes, no")
+
+
+def test_a_folder_is_no_image_to_ask_about(model, files):
+    with pytest.raises(ValueError, match="val: it is a folder"):
+        model.answer(files[0].parent, "what?")
 
 
 def test_a_stream_is_read_a_batch_at_a_time(model, files):
@@ -154,6 +272,99 @@ def test_asking(model_folder, files, capsys):
     assert "vlkd-pl ask: nothing.jpg: " in capsys.readouterr().err
 
 
+def write_zoo(folder):
+    """Images that are good and that are refused, of every kind."""
+    good = {
+        "damaged_exif.jpg": jpeg(segment(0xE1, b"Exif\0\0" + exif((0x011A, 2, 4, b"72\0\0"), (0x0128, 3, 1, 2)))),
+        "negative_exif.png": with_exif(exif((0x0112, 9, 1, b"\xff" * 4)))["png"],
+        "grey.bmp": encoded(PIXELS.convert("L"), "BMP"),
+        "palette.gif": encoded(PIXELS.convert("P"), "GIF"),
+        "named.png": encoded(image_format="TIFF"),
+    }
+    refused = {
+        "line.png": encoded(Image.new("RGB", (1, 60_000))),
+        "postscript.jpg": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n",
+        "truncated.jpg": encoded(PIXELS.resize((300, 200)), "JPEG")[:-300],
+        "empty.jpg": b"",
+        "float.tif": encoded(Image.new("F", (9, 9)), "TIFF"),
+        "text.webp": b"no image",
+    }
+    for name, content in (good | refused).items():
+        (folder / name).write_bytes(content)
+    os.mkfifo(folder / "fifo.jpg")
+    (folder / "zero.png").symlink_to("/dev/zero")
+    return sorted(good), sorted([*refused, "fifo.jpg", "zero.png"])
+
+
+def skipped(printed, command):
+    lines = printed.err.splitlines()
+    assert all(line.startswith(f"vlkd-pl {command}: skipped ") for line in lines)
+    return sorted(Path(line.split("skipped ")[1].split(": ")[0]).name for line in lines)
+
+
+def test_all_commands_take_the_same_files(model_folder, tmp_path, capsys):
+    good, refused = write_zoo(tmp_path)
+    model = ["--model", str(model_folder)]
+    assert main(["caption", str(tmp_path), "--num-beams", "1", *model]) == 1
+    printed = capsys.readouterr()
+    assert sorted(Path(line.split(": ")[0]).name for line in printed.out.splitlines()) == good
+    assert skipped(printed, "caption") == refused
+    assert main(["search", "a fish", str(tmp_path), *model]) == 1
+    printed = capsys.readouterr()
+    assert sorted(Path(line.split()[1]).name for line in printed.out.splitlines()) == good
+    assert skipped(printed, "search") == refused
+    for name in (*good, *refused):
+        assert main(["ask", str(tmp_path / name), "what is it?", *model]) == int(name in refused)
+        lines = capsys.readouterr().err.splitlines()
+        assert lines == [] if name in good else lines[0].startswith(f"vlkd-pl ask: {tmp_path / name}: ")
+        assert len(lines) == int(name in refused)
+    # what vlkd-pl predict reads
+    module = FolderDataModule(str(tmp_path), clip=str(model_folder / "clip"), num_workers=0)
+    module.setup("predict")
+    (batch,) = module.predict_dataloader()
+    assert sorted(sample.image_id for sample in batch["samples"]) == good
+    assert sorted(Path(line.split(": ")[0]).name for line in batch["unreadable"]) == refused
+    module = FolderDataModule(str(tmp_path / good[0]), clip=str(model_folder / "clip"), num_workers=0)
+    module.setup("predict")
+    assert [sample.image_id for sample in module.samples] == [good[0]]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["ask", "a.png", ""], ["ask", "a.png", "what?", " "], ["search", "", "a.png"], ["search", "\t", "a.png"]],
+)
+def test_empty_texts_are_refused_in_one_line(command, model_folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.png").write_bytes(encoded())
+    assert main([*command, "--model", str(model_folder)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "is empty: give one word at least" in line
+
+
+ODD_NAMES = [b"caf\xe9.png", "h\u00e4\u2603.png".encode(), b"new\nline.png", b"bad\xff.jpg"]
+
+
+@pytest.mark.parametrize("coding", ["ascii:strict", "utf-8:strict", "latin-1:strict", "utf-8:surrogateescape", ""])
+def test_names_that_an_output_cannot_show_do_not_stop_commands(model_folder, tmp_path, coding):
+    for name in ODD_NAMES:
+        (tmp_path / os.fsdecode(name)).write_bytes(b"no image" if name.startswith(b"bad") else encoded())
+    commands = [["caption", str(tmp_path), "--num-beams", "1"], ["search", "a fish", str(tmp_path)]]
+    commands += [["ask", str(tmp_path / os.fsdecode(ODD_NAMES[0])), "what?"]]
+    code = "import sys, json\nfrom vlkd_pl.cli import main\nprint([main(each) for each in json.loads(sys.argv[1])])"
+    given = [[*each, *more, "--model", str(model_folder)] for each in commands for more in ([], ["--json"])]
+    environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": coding}
+    done = subprocess.run([sys.executable, "-c", code, json.dumps(given)], capture_output=True, env=environment)
+    assert b"Traceback" not in done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[-1] == b"[1, 1, 1, 1, 0, 0]"
+    assert done.stderr.count(b"skipped") == 4
+    records = [json.loads(line) for line in lines if line.startswith(b"{")]
+    names = [os.path.basename(os.fsencode(record["image"])) for record in records]
+    good = sorted(name for name in ODD_NAMES if not name.startswith(b"bad"))
+    assert sorted(names[:3]) == sorted(names[3:6]) == good
+    assert names[6] == ODD_NAMES[0]
+
+
 def test_searching(model_folder, files, tmp_path, capsys):
     assert main(["search", "a red fish", str(files[0].parent), "--top", "2", "--model", str(model_folder)]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -167,7 +378,7 @@ def test_searching(model_folder, files, tmp_path, capsys):
 def test_no_model(command, tmp_path, capsys):
     assert main([*command, "--model", str(tmp_path)]) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert f"the model {tmp_path} cannot be loaded: {tmp_path}/config.json is missing" in line
+    assert line.startswith(f"vlkd-pl {command[0]}: {tmp_path}/config.json is missing")
 
 
 @pytest.mark.parametrize(

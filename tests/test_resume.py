@@ -376,10 +376,11 @@ def test_rows_wait_for_room(tmp_path, monkeypatch):
     log = MetricsFile(str(tmp_path), "metrics.csv", resume=False)
     log.log_metrics({"loss": 0}, 0)
     log.save()
-    with monkeypatch.context() as full, pytest.warns(UserWarning, match="its rows wait"):
+    with monkeypatch.context() as full:
         FullFile(full, "metrics.csv")
         log.log_metrics({"loss": 1}, 1)
-        log.save()
+        with pytest.warns(UserWarning, match="its rows wait"):
+            log.save()
         log.log_metrics({"loss": 2, "accuracy": 0}, 2)
         log.save()
     log.log_metrics({"loss": 3, "accuracy": 0}, 3)

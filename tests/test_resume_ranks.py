@@ -85,6 +85,21 @@ def test_sigterm_saves(world, tmp_path, uncut, signalled):
     assert_same(last(tmp_path), uncut)
 
 
+@pytest.mark.parametrize("signalled", [(0, 1), (1,)])
+def test_ctrl_c_saves(world, tmp_path, uncut, signalled):
+    ranks = begin_ranks(command(world, tmp_path), output=tmp_path / "printed")
+    wait_for_checkpoints(ranks, tmp_path, 3)
+    for rank in signalled:
+        os.kill(ranks[rank].pid, signal.SIGINT)
+    assert joined(ranks) == [130, 130]
+    assert last_checkpoint([checkpoints(tmp_path)]) == checkpoints(tmp_path) / "interrupted.ckpt"
+    printed = [Path(f"{tmp_path / 'printed'}.{rank}").read_text() for rank in range(2)]
+    assert "Traceback" not in "".join(printed)
+    assert [text.count("vlkd-pl fit: SIGINT: saved") for text in printed] == [1, 0]
+    assert joined(begin_ranks(command(world, tmp_path))) == [0, 0]
+    assert_same(last(tmp_path), uncut)
+
+
 def children(process):
     """The processes that a process has started, by their local rank."""
     found = {}

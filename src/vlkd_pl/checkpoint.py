@@ -106,8 +106,8 @@ def check_weights(checkpoint: dict[str, Any], module: nn.Module) -> None:
     if faults:
         more = f", and {len(faults) - 1} more" if len(faults) > 1 else ""
         raise ModelFileError(
-            f"the checkpoint does not fit this {type(module).__name__}: {faults[0]}{more}: give a checkpoint of the same "
-            "module, CLIP and BART"
+            f"the checkpoint does not fit this {type(module).__name__}: {faults[0]}{more}: give a checkpoint of the "
+            "same module, CLIP and BART"
         )
 
 

@@ -8,7 +8,6 @@ import io
 import os
 from collections.abc import Sequence
 from functools import cache, partial
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -140,8 +139,8 @@ class ContinueLogs(Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Drop what the run before has logged of what is trained again."""
-        for file, num_rows in zip_longest(self._files, self._num_rows[: len(self._files)], fillvalue=0):
-            file.resume(trainer.global_step, num_rows)
+        for number, file in enumerate(self._files):
+            file.resume(trainer.global_step, self._num_rows[number] if number < len(self._num_rows) else 0)
         for logger in trainer.loggers if trainer.is_global_zero and trainer.global_step else ():
             if isinstance(logger, TensorBoardLogger):
                 _hide_events_from(logger.experiment, trainer.global_step)
@@ -169,7 +168,7 @@ def set_up_logs(loggers: Sequence[Any], file_name: str, resume: bool) -> None:
 def _hide_events_from(writer: Any, step: int) -> None:
     """Let TensorBoard show nothing of a step or later ones that is in the files of earlier starts."""
     try:
-        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # type: ignore[import-untyped]
     except ImportError:  # tensorboardX stands in for it
         return
     writer.file_writer.add_event(Event(session_log=SessionLog(status=SessionLog.START)), step)
@@ -189,11 +188,11 @@ def _keep_events_from_failing() -> None:
     It writes in a thread that ends with a traceback, and raises the error again whenever something is logged later.
     """
     try:
-        from tensorboard.summary.writer import event_file_writer
+        from tensorboard.summary.writer import event_file_writer  # type: ignore[import-untyped]
     except ImportError:  # tensorboardX stands in for it
         return
 
-    class Events(event_file_writer.RecordWriter):  # type: ignore[misc]
+    class Events(event_file_writer.RecordWriter):
         """Writes events until that fails once; what follows half an event cannot be read."""
 
         failed = False

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias
 
 _MISSING = object()
 _MAX_ID = 2**63 - 1
@@ -62,16 +62,28 @@ def _decode(data: bytes, file: str, offset: int = 0) -> str:
     return text.removeprefix("\ufeff") if offset == 0 else text
 
 
+Pairs: TypeAlias = list[tuple[str, Any]]
+"""The fields of a JSON object in the order of the file."""
+
+
+def json_object(pairs: Pairs) -> dict[str, Any]:
+    """A JSON object. A field that it has twice gets a value of no JSON type, which ``Entries`` refuses."""
+    entry = dict(pairs)
+    if len(entry) < len(pairs):
+        counts = Counter(name for name, _ in pairs)
+        entry |= {name: _Repeated() for name, count in counts.items() if count > 1}
+    return entry
+
+
 def read_json(
-    path: str | Path, file_format: str = "a JSON file", hook: Callable[[dict[str, Any]], Any] | None = None
+    path: str | Path, file_format: str = "a JSON file", make_object: Callable[[Pairs], Any] = json_object
 ) -> Any:
     """Reads a JSON file.
 
     Args:
         path: A file in UTF-8, with a byte order mark or without.
         file_format: What the file must be, as errors name it.
-        hook: Makes something else of each object. A field that an object has twice has a value of no JSON type there,
-            which ``Entries`` refuses.
+        make_object: What becomes of each object.
 
     Returns:
         What the file holds.
@@ -87,32 +99,24 @@ def read_json(
     except OSError as error:
         refuse(f"{path} cannot be read: {error.strerror}")
     complaint = f"{path} is not {file_format}"
-    return parse_json(_decode(data, f"{complaint}: it"), complaint, hook)
+    return parse_json(_decode(data, f"{complaint}: it"), complaint, make_object)
 
 
-def parse_json(text: str, complaint: str, hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
+def parse_json(text: str, complaint: str, make_object: Callable[[Pairs], Any] = json_object) -> Any:
     """Parses JSON.
 
     Args:
         text: What is parsed.
         complaint: Begins the message of an error: which file it is, and that it is of another format.
-        hook: See ``read_json``.
+        make_object: What becomes of each object.
 
     Raises:
         MisconfigurationException: It is no JSON.
     """
-
-    def make(pairs: list[tuple[str, Any]]) -> Any:
-        entry = dict(pairs)
-        if len(entry) < len(pairs):
-            counts = Counter(name for name, _ in pairs)
-            entry |= {name: _Repeated() for name, count in counts.items() if count > 1}
-        return entry if hook is None else hook(entry)
-
     collects = gc.isenabled()
     gc.disable()  # or it would go through the million objects of a large file, none of them garbage, again and again
     try:
-        return json.loads(text, object_pairs_hook=make)
+        return json.loads(text, object_pairs_hook=make_object)
     except RecursionError:
         refuse(f"{complaint}: lists or objects stand in each other too many times")
     except ValueError as error:

@@ -190,10 +190,11 @@ def reuse_last_version(loggers: Sequence[Any]) -> None:
         loggers: The configurations of TensorBoardLoggers or CSVLoggers, with ``class_path`` and ``init_args``; one with
             a version stays as it is.
     """
-    unnumbered = [logger.init_args for logger in loggers if _has_no_version(logger)]
-    if not unnumbered or unnumbered[0] is not getattr(loggers[0], "init_args", None):
+    unnumbered: list[Any] = [logger.init_args for logger in loggers if _has_no_version(logger)]
+    first: Any = getattr(loggers[0], "init_args", None)
+    if not unnumbered or unnumbered[0] is not first:
         return
-    root = Path(unnumbered[0].save_dir) / str(unnumbered[0].get("name") or "")
+    root = Path(first.save_dir) / str(first.get("name") or "")
     versions = [
         int(path.name.removeprefix("version_"))
         for path in root.glob("version_*")

@@ -281,6 +281,7 @@ def test_few_answers_are_said_once(tmp_path, capsys):
         ),
         ("annotations", {"answers": [{"answer": "2"}, 5]}, "entry 2: answers, entry 2 is 5: it must be an object"),
         ("annotations", {"answers": [{}]}, "entry 2: answers, entry 1 has no answer"),
+        ("annotations", {"answers": [{"answer": "\ud83d"}]}, "entry 2: answers, entry 1 has"),
         ("annotations", {"answer_type": 1}, "annotations, entry 2 has 1 as answer_type"),
         ("annotations", {"question_type": []}, "annotations, entry 2 has a list of 0 as question_type"),
     ],

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from image_files import exif, orientation_block, with_exif
 from PIL import Image
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
@@ -261,6 +262,29 @@ def test_non_rgb_pictures_can_be_converted(build, tmp_path):
     module = build(str(tmp_path / "grey.tar"), skip_non_rgb=False)
     assert take(module, 1)[0]["image"].shape == (4, 3, 64, 64)
     assert sum(module.skipped.values()) == 0
+
+
+@pytest.mark.parametrize("draft", [False, True])
+@pytest.mark.parametrize("extension", ["jpg", "png", "webp"])
+def test_the_orientation_tag_turns_images_of_shards(build, extension, draft):
+    decoder = build(draft_decoding=draft, skip_non_rgb=False).decoder
+    kinds = {"jpg": "jpeg", "png": "png, behind the pixels", "webp": "webp"}
+
+    def decoded(orientation):
+        content = with_exif(orientation_block(orientation))[kinds[extension]]
+        return decoder.decoded({"__key__": "0", extension: content, "txt": b"a fish"})["image"].int()
+
+    upright = decoded(1)
+    assert (decoded(3) - upright.flip(1, 2)).abs().float().mean() < 3
+    assert (decoded(6) - upright.transpose(1, 2).flip(2)).abs().float().mean() < 3
+    assert (decoded(6) - upright).abs().float().mean() > 9
+
+
+def test_damaged_metadata_does_not_cost_a_sample(build):
+    decoder = build(skip_non_rgb=False).decoder
+    for content in with_exif(exif((0x011A, 2, 4, b"72\0\0"), (0x0128, 3, 1, 2))).values():
+        raw = {"__key__": "0", "jpg": content, "txt": b"a fish"}
+        assert decoder.decoded(raw)["image"].shape == (3, 64, 64)
 
 
 @pytest.mark.parametrize(

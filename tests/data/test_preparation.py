@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from damaged_shards import member, pair, picture, tar
+from image_files import exif, orientation_block, with_exif
 from PIL import Image
 
 from vlkd_pl.cli import main
@@ -271,6 +272,17 @@ def test_prepared_shards_are_trained_on(uncut, clip_folder, bart_folder):
     batch = next(iter(module.train_dataloader()))
     texts = module.collator.infilling.tokenizer.batch_decode(batch["bart_text_ids"], skip_special_tokens=True)
     assert sorted(texts) == sorted(f"fish {i}" for i in range(NUM_SAMPLES))
+
+
+def test_images_keep_their_metadata_good_or_damaged(tmp_path):
+    """Readers turn an image by its tag, so that a prepared shard must have it too."""
+    blocks = [orientation_block(6), exif((0x011A, 2, 4, b"72\0\0"), (0x0128, 3, 1, 2), (0x8769, 4, 1, 8))]
+    images = [with_exif(block)["jpeg"] for block in blocks]
+    (tmp_path / "in").mkdir()
+    pairs = [pair(str(number), image, b"a red fish") for number, image in enumerate(images)]
+    (tmp_path / "in" / "0.tar").write_bytes(tar(*pairs))
+    assert prepare(tmp_path / "in", tmp_path / "out", "--min-side", 24) == 0
+    assert [raw["jpg"] for raw in read_shard(str(tmp_path / "out" / "00000.tar"))] == images
 
 
 def test_limits_are_options(source, tmp_path):

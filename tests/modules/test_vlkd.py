@@ -296,3 +296,17 @@ def test_two_processes_train_as_one(world, tmp_path):
     assert (tmp_path / "model" / "model.safetensors").is_file()
     assert all(math.isfinite(value) for value in column(tmp_path, "train/loss"))
     assert column(tmp_path, "val/cider")
+
+
+def test_a_caption_that_is_no_text_stops_before_training(world, tmp_path, capsys):
+    content = json.loads((world.folder / "captions_val.json").read_text())
+    content["annotations"][-1]["caption"] = None
+    (tmp_path / "captions.json").write_text(json.dumps(content))
+    options = {"data__init_args__val_captions": tmp_path / "captions.json"}
+    assert main(arguments(world, tmp_path, **options)) == 1
+    printed = capsys.readouterr().err
+    error = (
+        f"captions.json is not a caption file of COCO's format: annotations, entry {len(content['annotations'])} has "
+    )
+    assert printed.endswith(f"{error}null as caption: it must be a text\n")
+    assert "Traceback" not in printed

@@ -41,5 +41,5 @@ def load_model(options: argparse.Namespace, command: str) -> VLKD | None:
         return VLKD.from_pretrained(options.model, options.device, options.batch_size)
     except (OSError, ValueError, RuntimeError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        print(f"vlkd-pl {command}: the model {options.model} cannot be loaded: {reason}", file=sys.stderr)
+        print(f"vlkd-pl {command}: {reason}", file=sys.stderr)
         return None

@@ -117,8 +117,8 @@ class VLKDCLI(LightningCLI):
         trainer: Any = super().instantiate_trainer(**options)
         if trainer.precision in ("16-true", "bf16-true"):
             raise MisconfigurationException(
-                f"trainer.precision: {trainer.precision} would keep the weights in 16 bits, in which CLIP's features and "
-                f"the small steps of training get lost: give {trainer.precision.removesuffix('true')}mixed, or 32-true"
+                f"trainer.precision: {trainer.precision} keeps all weights in 16 bits, which these modules do not "
+                f"support: give {trainer.precision.removesuffix('true')}mixed, or 32-true"
             )
         if isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy):
             raise MisconfigurationException(

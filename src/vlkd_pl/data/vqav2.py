@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 
 from vlkd_pl.batch import QuestionBatch
 from vlkd_pl.data.pictures import PictureDataset, PictureFinder, TrainedPictureDataModule, check_present
-from vlkd_pl.reading import Entries, is_encodable, read_json
+from vlkd_pl.reading import Entries, Pairs, is_encodable, json_object, read_json
 
 Paths = str | Path | Sequence[str | Path]
 """A file, or several that together are one set."""
@@ -350,7 +350,7 @@ def _read_asked(path: str | Path) -> list[Question]:
 
 def _read_answered(path: str | Path) -> list[tuple[int, tuple[tuple[str, ...], str, str]]]:
     """For each question its number, its answers, and their and its type."""
-    content, complaint = _content(path, "annotations", hook=_answer_text)
+    content, complaint = _content(path, "annotations", make_object=_answer_text)
     entries = _entries(content, complaint, "annotations")
     answers = entries.values("answers", {list}, "a list")
     is_text = set(map(type, chain.from_iterable(answers))) <= {str}
@@ -372,13 +372,13 @@ def _read_answered(path: str | Path) -> list[tuple[int, tuple[tuple[str, ...], s
 
 
 def _content(
-    path: str | Path, key: str, of_format: str = "VQA v2's format", hook: Callable[[dict[str, Any]], Any] | None = None
+    path: str | Path, key: str, of_format: str = "VQA v2's format", make_object: Callable[[Pairs], Any] = json_object
 ) -> tuple[Any, str]:
     """What the file holds, and how a message begins that says it is of another format."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no file at {path}: give one with the {key} in {of_format}")
     file_format = f"a file of {key} in {of_format}"
-    return read_json(path, file_format, hook), f"{path} is not {file_format}"
+    return read_json(path, file_format, make_object), f"{path} is not {file_format}"
 
 
 def _entries(content: Any, complaint: str, key: str) -> Entries:
@@ -387,10 +387,11 @@ def _entries(content: Any, complaint: str, key: str) -> Entries:
     return Entries(content[key], f"{complaint}: {key}")
 
 
-def _answer_text(item: dict[str, Any]) -> Any:
+def _answer_text(pairs: Pairs) -> Any:
     # two million answers, of which most are the same few words, are gigabytes as dictionaries
+    item = dict(pairs)
     text = item.get("answer")
-    return sys.intern(text) if type(text) is str else item
+    return sys.intern(text) if type(text) is str and len(item) == len(pairs) else json_object(pairs)
 
 
 def _ids(paths: Paths, numbers: Sequence[int]) -> set[int]:
