@@ -99,7 +99,9 @@ def read_json(
     except OSError as error:
         refuse(f"{path} cannot be read: {error.strerror}")
     complaint = f"{path} is not {file_format}"
-    return parse_json(_decode(data, f"{complaint}: it"), complaint, make_object)
+    text = _decode(data, f"{complaint}: it")
+    del data  # hundreds of megabytes, which the parser has no use for
+    return parse_json(text, complaint, make_object)
 
 
 def parse_json(text: str, complaint: str, make_object: Callable[[Pairs], Any] = json_object) -> Any:
