@@ -150,6 +150,13 @@ def test_ids_are_numbers_or_texts(value):
         entries(1, value).ids("key")
 
 
+def test_ids_are_in_unicode():
+    with pytest.raises(
+        MisconfigurationException, match=r"^a\.json: rows, entry 2 has .* as key: it must be a text in Un"
+    ):
+        entries(1, "\ud83d").ids("key")
+
+
 @pytest.mark.parametrize("value", [-1, "-1", "a", " 42", "9" * 5000])
 def test_numbers_are_whole_and_from_zero(value):
     with pytest.raises(MisconfigurationException, match=r"^a\.json: rows, entry 2 has .*: it must be a whole number"):

@@ -99,7 +99,9 @@ def read_json(
     except OSError as error:
         refuse(f"{path} cannot be read: {error.strerror}")
     complaint = f"{path} is not {file_format}"
-    return parse_json(_decode(data, f"{complaint}: it"), complaint, make_object)
+    text = _decode(data, f"{complaint}: it")
+    del data  # hundreds of megabytes, which the parser has no use for
+    return parse_json(text, complaint, make_object)
 
 
 def parse_json(text: str, complaint: str, make_object: Callable[[Pairs], Any] = json_object) -> Any:
@@ -173,15 +175,14 @@ class Entries:
     def texts(self, name: str, default: Any = _MISSING) -> list[Any]:
         """A field that holds text; see ``values``. Text that is none in UTF-8, half of an emoji, is refused too."""
         texts = self.values(name, {str}, "a text", default)
-        if not is_encodable("".join(filter(None, texts))):
-            index = next(index for index, text in enumerate(texts) if text and not is_encodable(text))
-            self._refuse(index, name, texts[index], "a text in Unicode, without halves of surrogate pairs")
+        self._check_encodable(name, texts)
         return texts
 
     def ids(self, name: str) -> list[int | str]:
         """A field that identifies: whole numbers and texts. A text such as ``"42"`` is the number that it writes."""
         ids = self.values(name, {int, str}, "a number or a text")
         if set(map(type, ids)) != {int}:
+            self._check_encodable(name, ids)
             ids = [int(each) if type(each) is str and _NUMBER.fullmatch(each) else each for each in ids]
         for index, each in enumerate(ids):
             if each == "" or (type(each) is int and abs(each) > _MAX_ID):
@@ -216,6 +217,11 @@ class Entries:
         if not set(map(type, values)) <= types:
             index = next(index for index, value in enumerate(values) if type(value) not in types)
             self._refuse(index, name, values[index], kind)
+
+    def _check_encodable(self, name: str, values: Sequence[Any]) -> None:
+        if not is_encodable("".join(value for value in values if type(value) is str)):
+            index = next(index for index, value in enumerate(values) if type(value) is str and not is_encodable(value))
+            self._refuse(index, name, values[index], "a text in Unicode, without halves of surrogate pairs")
 
     def _refuse(self, index: int, name: str, value: Any, kind: str) -> NoReturn:
         if value is _MISSING:

@@ -449,3 +449,21 @@ def test_nothing_to_train_on(build, files, tmp_path):
     secret = QuestionFiles(files["questions"], str(tmp_path))
     with pytest.raises(MisconfigurationException, match=r"nothing to train on: give data\.train\.annotations$"):
         build(train=secret).setup("fit")
+
+
+def test_a_question_without_answers_cannot_be_trained_on(build, files, tmp_path):
+    content = json.loads(Path(files["annotations"]).read_text())
+    content["annotations"][0]["answers"] = []
+    Path(files["annotations"]).write_text(json.dumps(content))
+    train = QuestionFiles(images=str(tmp_path), **files)
+    with pytest.raises(MisconfigurationException, match=r"holds no answer to 1 of \d+ questions to train on"):
+        build(train=train).setup("fit")
+
+
+def test_ids_may_be_texts_in_one_file(files):
+    expected = read_questions(**files)
+    content = json.loads(Path(files["annotations"]).read_text())
+    for annotation in content["annotations"]:
+        annotation["question_id"] = str(annotation["question_id"])
+    Path(files["annotations"]).write_text(json.dumps(content))
+    assert read_questions(**files) == expected

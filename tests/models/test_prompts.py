@@ -1,11 +1,17 @@
 """Prompts, and what is read in what a model wrote."""
 
+import json
+import zipfile
+from pathlib import Path
+
+import pycocoevalcap
 import pytest
 import torch
 
 from vlkd_pl.data.base import load_bart_tokenizer
 from vlkd_pl.models.decoding import written_texts
 from vlkd_pl.models.prompts import caption_prompt, question_prompt
+from vlkd_pl.modules.captioning import as_continuation
 
 
 @pytest.mark.parametrize(
@@ -79,3 +85,16 @@ def test_texts_come_back_through_the_tokenizer(bart_folder, clean_up):
             before, filled = tokenizer([prompt.before, prompt.filled(text)], add_special_tokens=False)["input_ids"]
             ids = torch.tensor([[*filled[len(before) :], tokenizer.eos_token_id]])
             assert prompt.read(*written_texts(tokenizer, ids), is_continuation=True) == (text, False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("split", "number"), [("val", 202_654), ("train", 414_113)])
+def test_every_caption_of_coco_comes_back(split, number):
+    prompt = caption_prompt(6)
+    with zipfile.ZipFile(Path(next(iter(pycocoevalcap.__path__))) / "spice" / "spice-1.0.jar") as jar:
+        annotations = json.loads(jar.read(f"coco/annotations/captions_{split}2014.json"))["annotations"]
+    captions = {" ".join(annotation["caption"].split()) for annotation in annotations}
+    texts = captions | {as_continuation(caption) for caption in captions} - {""}
+    assert len(annotations) == number
+    for text in texts:
+        assert prompt.read(prompt.filled(text), is_continuation=False) == (text, False)

@@ -326,6 +326,11 @@ class VQAv2DataModule(TrainedPictureDataModule):
             raise MisconfigurationException("there is nothing to train on: give data.train.annotations")
         finder = PictureFinder(self.train_files.images)
         questions = uniform_subset(self.train_files.read(), self.train_share, self.seed)
+        if unanswered := [question.question_id for question in questions if not question.answers]:
+            raise MisconfigurationException(
+                f"{_names(self.train_files.annotations)} holds no answer to {len(unanswered)} of {len(questions)} "
+                f"questions to train on: leave them out; first: {unanswered[:3]}"
+            )
         files = {image_id: finder.by_number(image_id) for image_id in {each.image_id for each in questions}}
         check_present(list(files.values()), _names(self.train_files.questions))
         return [AskedQuestion(question, files[question.image_id]) for question in questions]
