@@ -10,6 +10,7 @@ import socket
 import struct
 import time
 import zlib
+from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 
@@ -276,21 +277,29 @@ def test_the_size_of_requests_is_bounded(served):
 
 def test_the_oldest_uploads_are_deleted(served):
     client, uploads, examples = served
+    examples_size = sum(example.file.stat().st_size for example in examples)
 
     def kept():
-        return [file for file in uploads.rglob("*") if file.is_file()]
+        return {file.name: file.stat().st_size for file in uploads.rglob("*") if file.is_file()}
+
+    def wait_for(condition):  # files are moved and deleted behind the response
+        end = time.monotonic() + 30
+        while time.monotonic() < end:
+            with suppress(FileNotFoundError):
+                if condition():
+                    return
+            time.sleep(0.05)
+        raise AssertionError(f"not in time: {kept()}")
 
     for number in range(25):
-        (path,) = client.upload((f"{number}.png", bytes([number]) * 2**20)).json()
+        (path,) = client.upload((f"large {number}.png", bytes([number]) * 2**20)).json()
+        wait_for(Path(path).exists)
         os.utime(path, (number, number))
-    assert sum(file.stat().st_size for file in kept()) <= 21 * 2**20
-    assert {path.name for path in kept()} >= {"24.png", "23.png", "10.png"}
-    assert "0.png" not in {path.name for path in kept() if path.stat().st_size == 2**20}
+    wait_for(lambda: sum(kept().values()) <= 20 * 2**20 + examples_size)
+    assert {"large 24.png", "large 12.png"} <= kept().keys()
+    assert "large 0.png" not in kept()
     client.upload(*((f"{number}.png", f"many {number}".encode()) for number in range(300)))
-    end = time.monotonic() + 30
-    while len(kept()) > 100 + len(examples) and time.monotonic() < end:  # behind the response
-        time.sleep(0.05)
-    assert len(kept()) <= 100 + len(examples)
+    wait_for(lambda: len(kept()) <= 100 + len(examples))
     (choose,) = (each["id"] for each in client.functions if len(each["outputs"]) == 2)
     assert client.call(choose, [1]) is None  # the page's own copies of examples stay
 
