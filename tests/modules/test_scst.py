@@ -138,17 +138,18 @@ def test_the_baseline(world, model_folder, baseline):
 
 
 def test_a_caption_that_breaks_off_is_worth_less_with_end_tokens(world, model_folder, teach):
-    """What the end token is for: without it, another likely word or two at the end pay."""
-    rewards = {}
+    """What the end token is for: without it, another likely word or two at the end cost less, or pay."""
+    worth = {}
     for end in (True, False):
         module = scst_module(world, model_folder, num_samples=2, end_token_in_reward=end)
-        teach(module, ["a red fish on.", "a red fish on the grass.", "there is a red fish.", "there is a red…"])
-        module._baseline = lambda image_ids, reward, image_tokens, end=end: rewards.update({end: reward}) or reward
+        teach(module, ["a red fish on.", "a red fish on the grass.", "a red fish on…", "a red fish on the grass…"])
+        rewards = []
+        module._baseline = lambda image_ids, reward, image_tokens, rewards=rewards: rewards.append(reward) or reward
         module.compute_losses({**pictures(), "samples": [SimpleNamespace(image_id=7)] * 2})
-    broken_off, finished = zip(*(rewards[end].flatten().tolist()[::3] for end in (True, False)), strict=True)
-    assert broken_off[0] < broken_off[1]
-    assert finished[0] < finished[1]
-    assert rewards[True][0, 1] >= rewards[False][0, 1]
+        broken_off, finished, cut, unfinished = rewards[0].flatten().tolist()
+        worth[end] = broken_off / finished
+        assert (cut, unfinished) == (broken_off, finished) if not end else unfinished < finished
+    assert worth[True] < worth[False] - 0.05
 
 
 def test_end_tokens_are_in_all_references(world, model_folder, tmp_path):
@@ -157,14 +158,16 @@ def test_end_tokens_are_in_all_references(world, model_folder, tmp_path):
     for end in ("true", "false", "true"):
         options = {"model__init_args__end_token_in_reward": end, "model__init_args__reward_cache": tmp_path / "cache"}
         options |= {"trainer__max_epochs": 1, "trainer__limit_train_batches": 1, "trainer__limit_val_batches": 0}
+        options |= {"trainer__callbacks": "[]"}
         folder = tmp_path / str(len(made))
         module = run(captioning_arguments("scst_coco", world, model_folder, folder, **options)).model
-        image_id = next(iter(module.reward._row_of))
-        made.append(module.reward([image_id] * 2, ["<eos>", "a <eos>"]).tolist())
+        image_id, texts = next(iter(module.data.training_references().items()))
+        ended = f"{tokenize(texts[0])} <eos>"
+        made.append(module.reward([image_id, image_id], [ended, "<eos>"]).tolist())
     assert len(list((tmp_path / "cache").iterdir())) == 2
-    assert made[0] == made[2] != made[1]
-    # of a word in all references the information is 0: nothing is gained by it alone
-    assert made[0][0] == made[1][0] == 0.0
+    assert made[0] == made[2]
+    assert made[0][0] > made[1][0]
+    assert made[0][1] == 0.0  # the information of a word that is in all references
 
 
 def test_samples_have_dropout_and_the_greedy_baseline_has_none(world, model_folder, monkeypatch):
