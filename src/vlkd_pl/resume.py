@@ -78,7 +78,10 @@ class CheckpointFiles(TorchCheckpointIO):
         self._outdated.clear()
 
     def _fail(self, path: Any, error: Exception) -> None:
-        reason = f"the checkpoint {path} cannot be written ({_first_line(error.__context__ or error)})"
+        told = _first_line(error.__context__ or error)
+        if "inline_container" in told:  # PyTorch's archive, of which the disk took a part
+            told = "the disk took a part of it alone: it may be full"
+        reason = f"the checkpoint {path} cannot be written ({told})"
         if self._last_written is None:
             raise MisconfigurationException(f"{reason}: make room for it, or give another folder") from error
         self.num_failed += 1
@@ -190,17 +193,16 @@ def reuse_last_version(loggers: Sequence[Any]) -> None:
         loggers: The configurations of TensorBoardLoggers or CSVLoggers, with ``class_path`` and ``init_args``; one with
             a version stays as it is.
     """
-    unnumbered: list[Any] = [logger.init_args for logger in loggers if _has_no_version(logger)]
-    if not unnumbered or unnumbered[0] is not getattr(loggers[0], "init_args", None):
+    if not loggers or not _has_no_version(loggers[0]):
         return
-    root = Path(unnumbered[0].save_dir) / str(unnumbered[0].get("name") or "")
+    root = Path(loggers[0].init_args.save_dir) / str(loggers[0].init_args.get("name") or "")
     versions = [
         int(path.name.removeprefix("version_"))
         for path in root.glob("version_*")
         if path.name.removeprefix("version_").isdigit() and any(path.glob("checkpoints/*.ckpt"))
     ]
-    for options in unnumbered if versions else ():
-        options.version = max(versions)
+    for logger in filter(_has_no_version, loggers) if versions else ():
+        logger.init_args.version = max(versions)
 
 
 def _has_no_version(logger: Any) -> bool:
