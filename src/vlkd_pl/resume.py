@@ -27,6 +27,8 @@ from vlkd_pl.runs import checkpoint_directories, names_file_logger
 _TEMPORARY = "checkpoint.tmp"
 _INTERRUPTED = "interrupted.ckpt"
 _REQUEUED = "hpc_ckpt_*.ckpt"
+_HANDED_OVER = ".temp.ckpt"
+"""Lightning's name for the weights alone, which processes that it forked leave to the main process when they end."""
 _ENTRIES = ("pytorch-lightning_version", "epoch", "global_step")
 _TRAINING_ENTRIES = (*_ENTRIES, "loops", "optimizer_states", "lr_schedulers")
 
@@ -100,6 +102,8 @@ class CheckpointFiles(TorchCheckpointIO):
             FileNotFoundError: The file does not exist.
             ModelFileError: It is corrupt or no checkpoint; or holds the weights alone, where training is to be resumed.
         """
+        if Path(path).name == _HANDED_OVER:
+            return torch.load(path, map_location=map_location, weights_only=True)
         try:
             return read_checkpoint(path, _TRAINING_ENTRIES if self.resumes else _ENTRIES, map_location)
         except FileNotFoundError as error:

@@ -92,8 +92,8 @@ def test_a_resumed_run_has_the_scale_and_is_the_uncut_one(world, trained, tmp_pa
 def test_gradients_are_unscaled_before_they_are_clipped(world, tmp_path):
     norms = []
     for scale in (1.0, 2.0**6):
-        run(scaled(world, tmp_path, scale, trainer__max_steps=1))
-        norms += logged(tmp_path, "train/grad_norm")
+        run(scaled(world, tmp_path / str(scale), scale, trainer__max_steps=1))
+        norms += logged(tmp_path / str(scale), "train/grad_norm")
     assert norms[0] == pytest.approx(norms[1], rel=0.02)
     assert norms[0] > 5.0  # what gradients are clipped to
 

@@ -153,7 +153,8 @@ class VLKDCLI(LightningCLI):
                 remove_requeued_before(last)
         elif not is_of_run(path, self.trainer) if path is not None else not is_requeued(self.trainer):
             check_no_run(self.trainer)
-        if type(self.datamodule).state_dict is not pl.LightningDataModule.state_dict:
+        kind = type(self.datamodule)
+        if self.datamodule is not None and kind.state_dict is not pl.LightningDataModule.state_dict:
             warnings.filterwarnings("ignore", ".*your dataloader is not resumable")  # the data module resumes it
 
     def _run_subcommand(self, subcommand: str) -> None:
