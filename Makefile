@@ -95,6 +95,7 @@ format: $(BIN)/.installed
 
 # The small CLIP and BART that ship with the package, trained anew: about an hour and a half on two cores.
 sample-models: $(BIN)/.installed
+	rm -rf runs/pretraining
 	$(BIN)/python -m vlkd_pl.data.sample.tokenizers runs/pretraining/tokenizers
 	$(BIN)/vlkd-pl fit --config configs/sample/clip.yaml
 	$(BIN)/vlkd-pl fit --config configs/sample/bart.yaml

@@ -41,6 +41,7 @@ _CHATTER = (
     "LightningCLI's args parameter",  # the arguments come from main()
     r"Found \d+ module\(s\) in eval mode",  # the frozen CLIP is meant to be
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # by Lightning, of its own code
+    "Checkpoint directory .* exists and is not empty",  # of a run that resumes
     "Experiment logs directory",  # the TensorBoard logger made it a moment before
     "The '[a-z_]+_dataloader' does not have many workers",  # so chosen where cores are few
 )

@@ -441,3 +441,9 @@ def test_damaged_shards_never_end_a_run(build, damaged, tmp_path):
         assert len(take(module, damaged.trained["good"] // 5)) == damaged.trained["good"] // 5
     assert not Path(tmp_path.parent, "escaped.jpg").exists()
     assert not Path("/tmp/absolute.jpg").exists()
+
+
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_an_empty_batch_is_refused(world, batch_size):
+    with pytest.raises(MisconfigurationException, match=f"data.batch_size is {batch_size}: give at least 1"):
+        CC3MDataModule(world.shards, world.clip, world.bart, batch_size)

@@ -84,7 +84,7 @@ class CC3MDataModule(OrderedDataModule):
 
     Raises:
         FileNotFoundError: BART's tokenizer cannot be found.
-        MisconfigurationException: CLIP's picture size is unknown.
+        MisconfigurationException: CLIP's image size is unknown, or ``batch_size`` is below 1.
     """
 
     def __init__(
@@ -120,6 +120,8 @@ class CC3MDataModule(OrderedDataModule):
         shuffle_buffer_bytes: int = 1 << 30,
     ) -> None:
         super().__init__(seed)
+        if batch_size < 1:
+            raise MisconfigurationException(f"data.batch_size is {batch_size}: give at least 1")
         self.shard_patterns = shards
         self.batch_size = batch_size
         self.num_workers = num_workers
