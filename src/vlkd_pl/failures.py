@@ -6,6 +6,7 @@ import errno
 import re
 import resource
 import shutil
+from collections.abc import Sequence
 from multiprocessing import resource_sharer
 from traceback import walk_tb
 
@@ -39,7 +40,7 @@ def worker_failure(error: BaseException) -> str | None:
         chain.append(reason)
         reason = reason.__cause__ or reason.__context__
     text = " ".join(map(str, chain))
-    code = next(iter(re.findall(r"exited unexpectedly with exit code (\d+)", text)), "")
+    code = next(iter(re.findall(r"exited unexpectedly with exit code (\d+)", text)), "") or _exit_code(chain)
     if (
         any(_is_of_files(each) for each in chain)
         or re.search("Too many open files|0 items of ancdata", text)
@@ -64,6 +65,13 @@ def worker_failure(error: BaseException) -> str | None:
         )
     ended = re.search(r"DataLoader worker \(pid\S* ([\d, ]+)\) exited unexpectedly", text)
     return ended and f"the data worker {ended[1]} ended unexpectedly: see its own message; {_RESUME}"
+
+
+def _exit_code(chain: Sequence[BaseException]) -> str:
+    """The exit code of a data worker that PyTorch found dead before the system's signal said so; empty if unknown."""
+    frames = (frame for error in chain for frame, _ in walk_tb(error.__traceback__))
+    workers = [worker for frame in frames for worker in frame.f_locals.get("failed_workers", ())]
+    return str(workers[0].exitcode) if workers else ""
 
 
 def _is_of_files(error: BaseException) -> bool:

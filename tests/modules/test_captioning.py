@@ -104,7 +104,6 @@ def test_what_cannot_be_computed_is_said(world, model_folder, tmp_path, capsys, 
         ("data__init_args__annotations", "nowhere.json", "no caption file at nowhere.json"),
         ("data__init_args__images", "nowhere", "no folder of pictures at nowhere"),
         ("data__init_args__split", "tset", "holds no picture of the split tset"),
-        ("model__init_args__image_features", "pooled", "was trained with image_features all"),
         ("model__init_args__metrics", "[CIDER]", "there is no 'CIDER': choose from BLEU"),
     ],
 )

@@ -107,13 +107,13 @@ def test_loss_and_gradient_against_a_loop(world, model_folder, teach, end_token_
 
 
 def test_the_reward_is_of_the_caption_as_it_is_read(world, model_folder, teach):
-    """In tokens, from behind the prompt to the full stop."""
+    """In tokens, from behind the prompt to its full stop at the end."""
     module = scst_module(world, model_folder, num_samples=2)
     teach(module, ["two blue boats.", "two blue boats. and more", "there is a red fish", "Fish!"])
     rewards = []
     module._baseline = lambda image_ids, reward, image_tokens: rewards.append(reward) or reward
     module.compute_losses(pictures())
-    read = ["two blue boats <eos>", "two blue boats <eos>", "there is a red fish <eos>", "fish <eos>"]
+    read = ["two blue boats <eos>", "two blue boats and more <eos>", "there is a red fish <eos>", "fish <eos>"]
     expected = module.reward([8, 8, 7, 7], read)
     assert rewards[0].flatten().tolist() == pytest.approx(expected.tolist(), rel=1e-6)
 
