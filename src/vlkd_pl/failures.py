@@ -6,6 +6,7 @@ import errno
 import re
 import resource
 import shutil
+import signal
 from collections.abc import Sequence
 from multiprocessing import resource_sharer
 from traceback import walk_tb
@@ -40,45 +41,51 @@ def worker_failure(error: BaseException) -> str | None:
         chain.append(reason)
         reason = reason.__cause__ or reason.__context__
     text = " ".join(map(str, chain))
-    code = next(iter(re.findall(r"exited unexpectedly with exit code (\d+)", text)), "") or _exit_code(chain)
+    codes = {int(code) for code in re.findall(r"exited unexpectedly with exit code (\d+)", text)} | _exit_codes(chain)
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    too_many_files = (
+        f"too many files are open, and the limit is {limit}: raise it (ulimit -n 65536), or lower "
+        f"--data.init_args.num_workers; {_RESUME}"
+    )
     if (
-        any(_is_of_files(each) for each in chain)
+        any(isinstance(each, OSError) and each.errno == errno.EMFILE for each in chain)
         or re.search("Too many open files|0 items of ancdata", text)
-        or code == str(errno.EMFILE)
+        or errno.EMFILE in codes
     ):
-        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        return (
-            f"too many files are open, and the limit is {limit}: raise it (ulimit -n 65536), or lower "
-            f"--data.init_args.num_workers; {_RESUME}"
-        )
-    if re.search("Bus error|shared memory|/torch_", text) or code == str(errno.ENOSPC):
+        return too_many_files
+    if re.search("Bus error|shared memory|/torch_", text) or codes & {errno.ENOSPC, -signal.SIGBUS}:
         size = shutil.disk_usage("/dev/shm").total >> 20
         return (
             f"the data workers have no room in shared memory, and /dev/shm has {size} MiB: enlarge it (docker run "
             f"--shm-size 8g), or lower --data.init_args.num_workers or batch_size; {_RESUME}"
         )
     killed = re.search(r"DataLoader worker \(pid\S* (\d+)\) is killed by signal: (\w+)", text)
-    if killed is not None:
-        return (
-            f"the data worker {killed[1]} was killed ({killed[2]}), as the system does when memory runs out: lower "
-            f"--data.init_args.num_workers or batch_size; {_RESUME}"
+    if killed is not None or -signal.SIGKILL in codes:
+        which = (
+            f"the data worker {killed[1]} was killed ({killed[2]})" if killed else "a data worker was killed (Killed)"
         )
+        return (
+            f"{which}, as the system does when memory runs out: lower --data.init_args.num_workers or batch_size; "
+            f"{_RESUME}"
+        )
+    if any(_is_of_handed_files(each) for each in chain):
+        return too_many_files
     ended = re.search(r"DataLoader worker \(pid\S* ([\d, ]+)\) exited unexpectedly", text)
     return ended and f"the data worker {ended[1]} ended unexpectedly: see its own message; {_RESUME}"
 
 
-def _exit_code(chain: Sequence[BaseException]) -> str:
-    """The exit code of a data worker that PyTorch found dead before the system's signal said so; empty if unknown."""
+def _exit_codes(chain: Sequence[BaseException]) -> set[int]:
+    """The exit codes of dead data workers, where PyTorch notices one before the system's signal tells of it."""
     frames = (frame for error in chain for frame, _ in walk_tb(error.__traceback__))
-    workers = [worker for frame in frames for worker in frame.f_locals.get("failed_workers", ())]
-    return str(workers[0].exitcode) if workers else ""
+    workers = (worker for frame in frames for worker in getattr(frame.f_locals.get("self"), "_workers", ()))
+    return {code for worker in workers if (code := worker.exitcode) is not None}
 
 
-def _is_of_files(error: BaseException) -> bool:
-    """Whether an error is of too many open files; where a worker has too many, the main process reads nothing."""
-    if isinstance(error, EOFError | ConnectionError):
-        return any(frame.f_code.co_filename == resource_sharer.__file__ for frame, _ in walk_tb(error.__traceback__))
-    return isinstance(error, OSError) and error.errno == errno.EMFILE
+def _is_of_handed_files(error: BaseException) -> bool:
+    """Whether a worker could not hand over an open file; where it has too many, the main process reads nothing."""
+    return isinstance(error, EOFError | ConnectionError) and any(
+        frame.f_code.co_filename == resource_sharer.__file__ for frame, _ in walk_tb(error.__traceback__)
+    )
 
 
 def lost_rank(error: BaseException) -> str | None:
