@@ -204,7 +204,7 @@ def _quiet() -> None:
     for message in _CHATTER:
         warnings.filterwarnings("ignore", message=f".*{message}")
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(
-        lambda record: "Tip:" not in record.getMessage()
+        lambda record: not any(part in record.getMessage() for part in ("Tip:", "Detected KeyboardInterrupt"))
     )
 
 

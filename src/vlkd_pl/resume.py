@@ -274,7 +274,7 @@ class SaveOnSignal(Callback):
         if not isinstance(exception, SIGTERMException):
             return
         path = (*checkpoint_directories(trainer), Path(trainer.default_root_dir))[0] / _INTERRUPTED
-        trainer.save_checkpoint(path)
+        trainer.save_checkpoint(path, weights_only=False)
         interrupted = trainer.strategy.reduce_boolean_decision(signal.SIGINT in self._received, all=False)
         exception.code = 128 + (signal.SIGINT if interrupted else signal.SIGTERM)
         if trainer.is_global_zero:
