@@ -47,7 +47,8 @@ def requirements():
 
 def imports():
     """Each import of another package: the package, and the extra whose block it stands in, or "" outside of any."""
-    distributions = packages_distributions()
+    # on Python 3.10 a distribution without top_level.txt is not listed
+    distributions = {"sklearn": ["scikit-learn"]} | packages_distributions()
 
     def found(node, extra):
         if isinstance(node, ast.With) and getattr(node.items[0].context_expr, "func", None) is not None:

@@ -354,6 +354,8 @@ class FullFile:
         self.open = io.open
         for module in ("builtins", "io"):
             monkeypatch.setattr(f"{module}.open", self)
+        # on Python 3.10 a path keeps the function that it found when it was imported
+        monkeypatch.setattr(Path, "open", lambda path, *arguments, **options: self(path, *arguments, **options))
 
     def __call__(self, file, mode="r", *arguments, **options):
         if isinstance(file, int) or not any(ending in str(file) for ending in self.endings) or mode in ("r", "rb"):
