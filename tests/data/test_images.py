@@ -247,7 +247,7 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path):
         tmp_path / "loop.jpg": "Too many levels of symbolic links",
         tmp_path / "nothing.jpg": "No such file or directory",
         "/proc/self/environ": "the file is empty",
-        "a\0b.jpg": "embedded null byte",
+        "a\0b.jpg": "embedded null",
         "x" * 5000: "File name too long",
     }
     for file, reason in reasons.items():
