@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import pathlib
 
 
 class Killed(BaseException):
@@ -27,5 +28,9 @@ def kill_at(monkeypatch, number):
         return wrapped
 
     for name in ("mkdir", "rename", "replace", "unlink", "rmdir", "remove", "fsync"):
-        monkeypatch.setattr(os, name, guarded(getattr(os, name)))
+        call = guarded(getattr(os, name))
+        monkeypatch.setattr(os, name, call)
+        # on Python 3.10 paths keep the functions that they found when they were imported
+        if hasattr(getattr(pathlib, "_NormalAccessor", None), name):
+            monkeypatch.setattr(pathlib._NormalAccessor, name, staticmethod(call))
     return state

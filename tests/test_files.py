@@ -110,7 +110,7 @@ def test_a_kill_at_any_moment_leaves_files_of_one_kind(tmp_path, earlier):
         assert not list(folder.glob(".incoming*"))
         if not state["dead"]:
             break
-    assert number > 5  # kills at as many places
+    assert number > 10
 
 
 def test_what_is_not_replaced_stays(tmp_path):

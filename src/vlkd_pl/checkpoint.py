@@ -24,6 +24,7 @@ from vlkd_pl.addresses import check_address, is_address
 from vlkd_pl.bart import differs_from
 from vlkd_pl.distributed import gather_objects, gather_on_first_rank, is_sharded, sharded_as
 from vlkd_pl.errors import ModelFileError
+from vlkd_pl.model_files import first_line
 from vlkd_pl.models.clip import FrozenCLIP
 from vlkd_pl.models.vlkd import ImageFeatures, VLKDModel
 from vlkd_pl.weights import StoredTensor, read_pickle, read_tensors
@@ -74,8 +75,7 @@ def read_checkpoint(path: str | Path, required: Iterable[str] = (), map_location
     except FileNotFoundError as error:
         raise FileNotFoundError(f"there is no checkpoint at {path}") from error
     except Exception as error:  # what a corrupt pickle raises differs with every byte
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ModelFileError(f"the checkpoint {path} is corrupt or not a checkpoint ({reason})") from error
+        raise ModelFileError(f"the checkpoint {path} is corrupt or not a checkpoint ({first_line(error)})") from error
     weights = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
     if not isinstance(weights, dict) or not all(isinstance(weight, Tensor) for weight in weights.values()):
         raise ModelFileError(f"{path} is not a checkpoint that vlkd-pl fit wrote: it has no state_dict of tensors")

@@ -19,9 +19,11 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 
+from vlkd_pl.addresses import is_address
 from vlkd_pl.checkpoint import read_checkpoint
 from vlkd_pl.errors import ModelFileError
 from vlkd_pl.files import written_whole
+from vlkd_pl.model_files import first_line
 from vlkd_pl.runs import checkpoint_directories, names_file_logger
 
 _TEMPORARY = "checkpoint.tmp"
@@ -66,7 +68,7 @@ class CheckpointFiles(TorchCheckpointIO):
             MisconfigurationException: The first checkpoint of a run cannot be written.
         """
         try:
-            if "://" in str(path):
+            if is_address(str(path)):
                 super().save_checkpoint(checkpoint, path, storage_options)
             else:
                 _write(checkpoint, Path(path))
@@ -80,7 +82,7 @@ class CheckpointFiles(TorchCheckpointIO):
         self._outdated.clear()
 
     def _fail(self, path: Any, error: Exception) -> None:
-        told = _first_line(error.__context__ or error)
+        told = first_line(error.__context__ or error)
         if "inline_container" in told:  # PyTorch's archive, of which the disk took a part
             told = "the disk took a part of it alone: it may be full"
         reason = f"the checkpoint {path} cannot be written ({told})"
@@ -126,10 +128,6 @@ def _write(checkpoint: dict[str, Any], path: Path) -> None:
     # one name, so that a run that is killed again and again leaves one at most
     with written_whole(path, path.parent / _TEMPORARY) as file:
         torch.save(checkpoint, file)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def last_checkpoint(folders: Iterable[str | Path]) -> Path | None:
