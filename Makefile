@@ -96,13 +96,13 @@ format: $(BIN)/.installed
 # The small CLIP and BART that ship with the package, trained anew: about an hour and a half on two cores.
 sample-models: $(BIN)/.installed
 	rm -rf runs/pretraining
-	$(BIN)/python -m vlkd_pl.data.sample.tokenizers runs/pretraining/tokenizers
+	$(BIN)/python -m vlkd_pl.sample.tokenizers runs/pretraining/tokenizers
 	$(BIN)/vlkd-pl fit --config configs/sample/clip.yaml
 	$(BIN)/vlkd-pl fit --config configs/sample/bart.yaml
 	$(BIN)/vlkd-pl fit --config configs/sample/bart.yaml --config configs/sample/bart_questions.yaml
-	mkdir -p src/vlkd_pl/data/sample/models
-	cp -r runs/pretraining/clip src/vlkd_pl/data/sample/models/
-	cp -r runs/pretraining/bart_questions/. src/vlkd_pl/data/sample/models/bart/
+	mkdir -p src/vlkd_pl/sample/models
+	cp -r runs/pretraining/clip src/vlkd_pl/sample/models/
+	cp -r runs/pretraining/bart_questions/. src/vlkd_pl/sample/models/bart/
 
 clean:
 	rm -rf runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache

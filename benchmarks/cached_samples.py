@@ -20,12 +20,13 @@ import numpy as np
 import torch
 
 from vlkd_pl.batch import ShardEnd
-from vlkd_pl.data.cc3m import CC3MDataModule
-from vlkd_pl.data.features import FeatureSettings, FeatureType, FeatureWriter, write_index
-from vlkd_pl.data.sample.language import random_caption
-from vlkd_pl.data.sample.scenes import random_scene
-from vlkd_pl.data.sample.writers import MODELS
-from vlkd_pl.data.shards import SKIP_REASONS
+from vlkd_pl.datamodules.cc3m import CC3MDataModule
+from vlkd_pl.features.cache import write_index
+from vlkd_pl.features.format import FeatureSettings, FeatureType, FeatureWriter
+from vlkd_pl.sample.language import random_caption
+from vlkd_pl.sample.scenes import random_scene
+from vlkd_pl.sample.writers import MODELS
+from vlkd_pl.shards.decoder import SKIP_REASONS
 
 GEOMETRIES = {"ViT-B/16, pooled": (1, 512, 60_000), "RN50x16, 145 tokens": (145, 768, 6_000)}
 NUM_SHARDS = 8

@@ -15,8 +15,8 @@ import time
 import torch
 from real_size import Clock, machine, median
 
-from vlkd_pl.models.clip import FrozenCLIP
-from vlkd_pl.openai_clip import CLIP
+from vlkd_pl.clip.frozen import FrozenCLIP
+from vlkd_pl.clip.openai import CLIP
 
 # embedding, picture, layers, width and patch of the picture encoder; width, heads and layers of the text encoder
 SIZES = {

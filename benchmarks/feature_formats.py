@@ -3,7 +3,7 @@
 python benchmarks/feature_formats.py                      # ViT-B/16, pooled
 python benchmarks/feature_formats.py --num-tokens 145 --dim 768 --num-samples 4000
 
-Beside the files of ``vlkd_pl.data.features``, mapped into memory: the same files by safetensors' lazy slices, numpy's
+Beside the files of ``vlkd_pl.features.cache``, mapped into memory: the same files by safetensors' lazy slices, numpy's
 memory maps, and Arrow through ``datasets``. All hold image tokens, a text embedding and a caption; all are read from
 the page cache, in batches of random samples, in one process.
 """
@@ -23,8 +23,9 @@ import torch
 from safetensors import safe_open
 
 from vlkd_pl.batch import ShardEnd
-from vlkd_pl.data.features import FeatureCache, FeatureSettings, FeatureWriter, write_index
-from vlkd_pl.data.shards import SKIP_REASONS
+from vlkd_pl.features.cache import FeatureCache, write_index
+from vlkd_pl.features.format import FeatureSettings, FeatureWriter
+from vlkd_pl.shards.decoder import SKIP_REASONS
 
 SETTINGS = FeatureSettings("0" * 16, 224, "all", "float16", None, 50_000_000, True)
 WRITE_BATCH = 256

@@ -26,11 +26,11 @@ import torch  # noqa: E402
 from PIL import Image, ImageDraw, ImageFilter  # noqa: E402
 from real_size import SAMPLE_BART, Clock, machine, median  # noqa: E402
 
-from vlkd_pl.data.cc3m import CC3MDataModule  # noqa: E402
-from vlkd_pl.data.sample.language import vocabulary_words  # noqa: E402
-from vlkd_pl.data.shards import read_shard  # noqa: E402
-from vlkd_pl.models.clip import normalized  # noqa: E402
-from vlkd_pl.table import format_table  # noqa: E402
+from vlkd_pl.clip.frozen import normalized  # noqa: E402
+from vlkd_pl.datamodules.cc3m import CC3MDataModule  # noqa: E402
+from vlkd_pl.evaluation.table import format_table  # noqa: E402
+from vlkd_pl.sample.language import vocabulary_words  # noqa: E402
+from vlkd_pl.shards.reader import read_shard  # noqa: E402
 
 
 def main() -> None:

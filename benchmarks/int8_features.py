@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from vlkd_pl.batch import ImageTextBatch
-from vlkd_pl.data.cc3m import CC3MDataModule
-from vlkd_pl.data.features import quantized
+from vlkd_pl.datamodules.cc3m import CC3MDataModule
+from vlkd_pl.features.format import quantized
 from vlkd_pl.modules.vlkd import VLKDModule
 
 

@@ -11,11 +11,11 @@ import torch
 from transformers import AutoTokenizer, BartConfig, BartForConditionalGeneration
 
 import vlkd_pl
-from vlkd_pl.models.clip import FrozenCLIP
+from vlkd_pl.clip.frozen import FrozenCLIP
+from vlkd_pl.clip.openai import CLIP
 from vlkd_pl.models.vlkd import VLKDModel
-from vlkd_pl.openai_clip import CLIP
 
-SAMPLE_BART = Path(vlkd_pl.__file__).parent / "data" / "sample" / "models" / "bart"
+SAMPLE_BART = Path(vlkd_pl.__file__).parent / "sample" / "models" / "bart"
 BART_LARGE = BartConfig(activation_dropout=0.1, attention_dropout=0.1)
 """The defaults of transformers are the sizes of facebook/bart-large; so is dropout."""
 

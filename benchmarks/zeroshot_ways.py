@@ -15,15 +15,15 @@ import torch
 import transformers
 from PIL import Image
 
-from vlkd_pl.data.coco import CaptionedImage, read_coco_captions
-from vlkd_pl.data.transforms import clip_transform
-from vlkd_pl.data.vqav2 import Question, read_questions
+from vlkd_pl.clip.transform import clip_transform
+from vlkd_pl.data.coco_files import CaptionedImage, read_coco_captions
+from vlkd_pl.data.vqa_files import Question, read_questions
+from vlkd_pl.evaluation.table import format_table
 from vlkd_pl.metrics.captions import caption_scores
 from vlkd_pl.metrics.vqa import vqa_scores
 from vlkd_pl.models.decoding import Decoding, answer, caption
 from vlkd_pl.models.prompts import caption_passage
 from vlkd_pl.models.vlkd import VLKDModel
-from vlkd_pl.table import format_table
 
 BATCH_SIZE = 50
 

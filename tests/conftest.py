@@ -16,10 +16,11 @@ import torch
 from damaged_shards import write_damaged
 from tiny_models import tiny_bart, tiny_clip
 
-from vlkd_pl.data.sample.scenes import distinct_scenes
-from vlkd_pl.data.sample.tokenizers import clip_merges, train_bart_tokenizer
-from vlkd_pl.data.sample.vqa import write_questions
-from vlkd_pl.data.sample.writers import (
+from vlkd_pl.models.vlkd import VLKDModel
+from vlkd_pl.sample.scenes import distinct_scenes
+from vlkd_pl.sample.tokenizers import clip_merges, train_bart_tokenizer
+from vlkd_pl.sample.vqa import write_questions
+from vlkd_pl.sample.writers import (
     write_classes,
     write_coco_captions,
     write_corpus,
@@ -27,7 +28,6 @@ from vlkd_pl.data.sample.writers import (
     write_nocaps,
     write_shards,
 )
-from vlkd_pl.models.vlkd import VLKDModel
 
 if importlib.util.find_spec("pkg_resources") is None:  # setuptools has it no more, and the whole of clip asks for it
     sys.modules["pkg_resources"] = SimpleNamespace(packaging=packaging)

@@ -8,72 +8,31 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "vlkd_pl"
-ALLOWED = {
-    "__init__": set(),
-    "__main__": {"cli"},
-    "cli": {"__init__", "failures"},  # commands are imported by name, when they are run
-    "addresses": set(),
-    "batch": set(),
-    "distributed": set(),
-    "errors": set(),
-    "failures": set(),
-    "openai_clip": set(),
-    "model_files": set(),
-    "weights": {"model_files"},
-    "bart": {"model_files", "weights"},
-    "files": set(),
-    "reading": set(),
-    "vocabulary": set(),
-    "losses": {"distributed", "vocabulary"},
-    "optim": set(),
-    "checkpoint": {"distributed", "models", "bart", "model_files", "weights"},
-    "models": {"models", "files", "model_files", "weights", "bart", "openai_clip"},
-    "metrics": {"metrics", "files"},
-    "data": {"data", "batch", "distributed", "files", "model_files", "weights", "bart", "openai_clip", "reading"},
-    "modules": {
-        "bart",
-        "modules",
-        "models",
-        "losses",
-        "metrics",
-        "optim",
-        "checkpoint",
-        "batch",
-        "distributed",
-        "table",
-        "openai_clip",
-        "files",
-        "reading",
-    },
-    "table": set(),
-    "logs": {"files"},
-    "predictions": {"distributed", "files"},
-    "progress": set(),
-    "resume": {"checkpoint", "files", "model_files", "runs"},
-    "runs": {"checkpoint", "logs", "predictions"},
-    "sharding": {"distributed"},
-    "pipeline": {"models", "data", "model_files"},
-    "demo": {"pipeline", "models", "data"},
-    "commands": {
-        "__init__",  # the names of the public classes
-        "commands",
-        "batch",
-        "demo",
-        "files",
-        "logs",
-        "modules",
-        "data",
-        "distributed",
-        "models",
-        "metrics",
-        "pipeline",
-        "predictions",
-        "reading",
-        "resume",
-        "runs",
-        "table",
-    },
-}
+FLOORS = [
+    ["errors", "batch"],
+    ["distributed", "files", "text_files", "images"],
+    ["losses", "weights"],
+    ["clip"],
+    ["models"],
+    ["shards"],
+    ["data"],
+    ["features", "metrics"],
+    ["evaluation"],
+    ["training"],
+    ["datamodules"],
+    ["modules"],
+    ["prepare", "sample"],
+    ["pipeline"],
+    ["demo"],
+    ["commands"],
+    ["cli"],
+    ["__main__", "__init__"],
+]
+"""From the ground up: a part imports from lower floors, and from itself."""
+
+FLOOR_OF = {part: floor for floor, parts in enumerate(FLOORS) for part in parts}
+ALSO = {"cli": {"__init__"}, "commands": {"__init__"}}
+"""``__init__`` holds the version and the names of the public classes."""
 
 
 def imported(path):
@@ -91,7 +50,20 @@ def imported(path):
 @pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda path: str(path.relative_to(SOURCE)))
 def test_directions(path):
     part = path.relative_to(SOURCE).parts[0].removesuffix(".py")
-    assert imported(path) - {"addresses", "errors"} <= ALLOWED[part]
+    others = imported(path) - {part} - ALSO.get(part, set())
+    assert [other for other in sorted(others) if FLOOR_OF[other] >= FLOOR_OF[part]] == []
+
+
+def test_sizes():
+    """No part holds a quarter of the code, no file more than 400 lines, and ten files at most lie at the top."""
+    num_lines = {path: len(path.read_text().splitlines()) for path in SOURCE.rglob("*.py")}
+    of_part = {}
+    for path, num in num_lines.items():
+        part = path.relative_to(SOURCE).parts[0]
+        of_part[part] = of_part.get(part, 0) + num
+    assert max(of_part.values()) <= sum(num_lines.values()) / 4
+    assert [str(path) for path, num in num_lines.items() if num > 400] == []
+    assert len(list(SOURCE.glob("*.py"))) <= 10
 
 
 @pytest.mark.parametrize("name", ["vlkd_pl", "vlkd_pl.cli"])

@@ -96,7 +96,7 @@ sys.exit(main(["caption", image, "--model", model]))
 
 def test_the_base_installation_imports_everything_and_captions(model_folder, tmp_path):
     names = {"vlkd_pl." + ".".join(path.relative_to(SOURCE).with_suffix("").parts) for path in SOURCE.rglob("*.py")}
-    names -= {"vlkd_pl.demo", "vlkd_pl.metrics.glue", "vlkd_pl.__main__"}
+    names -= {"vlkd_pl.demo.page", "vlkd_pl.metrics.glue", "vlkd_pl.__main__"}
     arguments = [str(model_folder), str(tmp_path / "image.png"), *sorted(names)]
     subprocess.run([sys.executable, "-c", BASE, *arguments], check=True)
 
@@ -130,7 +130,7 @@ def test_a_missing_extra_is_named_in_one_line(arguments, package, extra, bart_fo
 
 
 def test_lamb_names_its_extra(monkeypatch):
-    from vlkd_pl.optim import make_optimizer
+    from vlkd_pl.training.optim import make_optimizer
 
     monkeypatch.setitem(sys.modules, "timm.optim", None)
     with pytest.raises(MissingPackageError, match=r"pip install '\.\[lamb\]'"):

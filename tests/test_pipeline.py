@@ -16,8 +16,8 @@ from PIL import Image
 
 from vlkd_pl import VLKD, Decoding
 from vlkd_pl.cli import main
-from vlkd_pl.data.pictures import FolderDataModule
-from vlkd_pl.data.transforms import clip_transform
+from vlkd_pl.clip.transform import clip_transform
+from vlkd_pl.datamodules.image_folder import FolderDataModule
 from vlkd_pl.models.decoding import caption
 from vlkd_pl.pipeline import open_picture
 
@@ -398,7 +398,7 @@ def test_a_model_that_is_missing_is_refused_at_once(model, message, tmp_path, ca
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
     (tmp_path / "file.txt").write_text("a")
-    monkeypatch.setattr("vlkd_pl.model_files.HfApi", None)  # nothing may be asked
+    monkeypatch.setattr("vlkd_pl.weights.model_files.HfApi", None)  # nothing may be asked
     assert main(["caption", "a.jpg", "--model", model]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
@@ -412,7 +412,7 @@ def test_the_hub_is_asked_once(monkeypatch, capsys):
             asked.append((name, timeout))
             raise OSError("no network")
 
-    monkeypatch.setattr("vlkd_pl.model_files.HfApi", Hub)
+    monkeypatch.setattr("vlkd_pl.weights.model_files.HfApi", Hub)
     assert main(["caption", "a.jpg", "--model", "nobody/nothing"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "the Hugging Face hub does not answer (no network); give the folder" in line

@@ -31,7 +31,7 @@ class StreamPosition(NamedTuple):
         num_workers: Workers of the rank.
         epoch: Passes over the shards that the worker has ended.
         num_samples: Raw samples of the present pass that it has used, good or bad.
-        counts: What its decoder had counted, of all passes; see ``vlkd_pl.data.shards.COUNTED``.
+        counts: What its decoder had counted, of all passes; see ``vlkd_pl.shards.decoder.COUNTED``.
     """
 
     worker: int
@@ -200,3 +200,31 @@ class CaptioningBatch(PictureBatch):
     """
 
     labels: list[list[str]]
+
+
+class ImageText(TypedDict):
+    """A picture with its text.
+
+    Attributes:
+        image: (3, H, W) uint8.
+        text: One text.
+        key: A name of its own; the same picture has another in each pass over the data.
+    """
+
+    image: Tensor
+    text: str
+    key: str
+
+
+class ImageTexts(TypedDict):
+    """A picture with all its texts.
+
+    Attributes:
+        image: (3, H, W) uint8.
+        image_id: The picture's number in its annotation file.
+        references: Its texts.
+    """
+
+    image: Tensor
+    image_id: int
+    references: list[str]

@@ -16,8 +16,8 @@ from importlib import import_module
 from pathlib import Path
 
 from vlkd_pl import __version__
+from vlkd_pl.commands.failures import process_failure
 from vlkd_pl.errors import MissingPackageError, ModelFileError
-from vlkd_pl.failures import process_failure
 
 _COMMANDS = {
     "fit": ("train", "train a module: vlkd-pl fit --config configs/distill.yaml"),

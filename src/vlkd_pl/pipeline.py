@@ -15,10 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from vlkd_pl.data.images import ImageError, as_rgb, check_image_size, read_image
-from vlkd_pl.data.pictures import iter_pictures
-from vlkd_pl.data.transforms import clip_transform
-from vlkd_pl.model_files import first_line
+from vlkd_pl.clip.transform import clip_transform
+from vlkd_pl.data.image_files import iter_pictures
+from vlkd_pl.images import ImageError, as_rgb, check_image_size, read_image
 from vlkd_pl.models.decoding import (
     ANSWER_DECODING,
     CAPTION_DECODING,
@@ -29,6 +28,7 @@ from vlkd_pl.models.decoding import (
 )
 from vlkd_pl.models.prompts import caption_passage
 from vlkd_pl.models.vlkd import VLKDModel
+from vlkd_pl.weights.model_files import first_line
 
 Picture: TypeAlias = str | Path | Image.Image | NDArray[Any]
 """A file, a PIL image, or an array (H, W, 3) or (H, W): uint8, or floats in [0, 1]."""

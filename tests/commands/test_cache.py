@@ -21,11 +21,12 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from vlkd_pl.cli import main
 from vlkd_pl.commands import caching
 from vlkd_pl.commands.train import run
-from vlkd_pl.data.cached import CachedPairs
-from vlkd_pl.data.cc3m import CC3MDataModule
-from vlkd_pl.data.features import FeatureCache
-from vlkd_pl.data.shards import UniformSubset, read_shard
+from vlkd_pl.datamodules.cc3m import CC3MDataModule
+from vlkd_pl.features.cache import FeatureCache
+from vlkd_pl.features.dataset import CachedPairs
 from vlkd_pl.modules.vlkd import VLKDModule
+from vlkd_pl.shards.reader import read_shard
+from vlkd_pl.shards.subset import UniformSubset
 
 CONFIG = Path(__file__).parents[2] / "configs" / "sample" / "distill.yaml"
 

@@ -15,7 +15,7 @@ import pytest
 
 from vlkd_pl.cli import main
 from vlkd_pl.commands import grid
-from vlkd_pl.data.sample.glue import write_glue
+from vlkd_pl.sample.glue import write_glue
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 GRID = ["--batch-sizes", "16", "--learning-rates", "1e-4", "5e-4", "--weight-decays", "1e-4", "1e-3"]

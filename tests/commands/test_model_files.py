@@ -10,10 +10,10 @@ from distilling import arguments
 from tiny_models import tiny_bart, tiny_clip
 
 from vlkd_pl.cli import main
+from vlkd_pl.clip.frozen import FrozenCLIP
 from vlkd_pl.commands.train import run
-from vlkd_pl.data.sample.tokenizers import clip_merges
-from vlkd_pl.models.clip import FrozenCLIP
 from vlkd_pl.models.vlkd import VLKDModel
+from vlkd_pl.sample.tokenizers import clip_merges
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
 

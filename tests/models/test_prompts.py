@@ -8,7 +8,7 @@ import pycocoevalcap
 import pytest
 import torch
 
-from vlkd_pl.data.base import load_bart_tokenizer
+from vlkd_pl.models.bart import load_bart_tokenizer
 from vlkd_pl.models.decoding import written_texts
 from vlkd_pl.models.prompts import caption_prompt, question_prompt
 from vlkd_pl.modules.captioning import as_continuation

@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 from transformers import AutoTokenizer, BartForConditionalGeneration
 from transformers.models.bart.modeling_bart import shift_tokens_right
 
-from vlkd_pl.models.clip import FrozenCLIP
+from vlkd_pl.clip.frozen import FrozenCLIP
 from vlkd_pl.models.decoding import caption
 from vlkd_pl.models.vlkd import VLKDModel, mean_pooled
 

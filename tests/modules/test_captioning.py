@@ -5,16 +5,17 @@ import math
 
 import pytest
 import torch
-from modules.evaluations import arguments, captioning_arguments, column, weights, written
+from evaluations import arguments, captioning_arguments, column, weights, written
 from torch.nn.functional import cross_entropy
 
-from vlkd_pl.checkpoint import ExportModel, load_weights
 from vlkd_pl.cli import main
 from vlkd_pl.commands.train import run
 from vlkd_pl.metrics.captions import caption_scores
 from vlkd_pl.models.decoding import Decoding, caption
 from vlkd_pl.models.vlkd import VLKDModel
 from vlkd_pl.modules.captioning import CaptioningModule, as_continuation
+from vlkd_pl.training.checkpoint import load_weights
+from vlkd_pl.training.export import ExportModel
 
 IN_PROCESS = "[BLEU,ROUGE-L,CIDEr]"
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from modules.evaluations import arguments, written
+from evaluations import arguments, written
 from torch.nn.functional import normalize
 
 from vlkd_pl.commands.train import run

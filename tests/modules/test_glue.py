@@ -12,11 +12,11 @@ from transformers import BartForSequenceClassification
 from vlkd_pl.batch import GLUE_LABELS
 from vlkd_pl.cli import main
 from vlkd_pl.commands.train import run
-from vlkd_pl.data.glue import GLUEText, collate
-from vlkd_pl.data.sample.glue import write_glue
+from vlkd_pl.data.glue_files import GLUEText, collate
 from vlkd_pl.metrics.glue import glue_scores
 from vlkd_pl.models.vlkd import VLKDModel
 from vlkd_pl.modules.glue import GLUEModule
+from vlkd_pl.sample.glue import write_glue
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 PAIRS = [GLUEText(0, ("a red fish", "the fish is red"), 0), GLUEText(1, ("two blue cups", "a cup"), 2)]

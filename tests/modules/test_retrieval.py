@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from modules.evaluations import arguments, written
+from evaluations import arguments, written
 
 from vlkd_pl.commands.train import run
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from modules.evaluations import captioning_arguments, column, weights, written
+from evaluations import captioning_arguments, column, weights, written
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from vlkd_pl.cli import main

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from modules.evaluations import written
+from evaluations import written
 
 from vlkd_pl.cli import main
 from vlkd_pl.commands.train import run
-from vlkd_pl.data.sample.scenes import distinct_scenes
-from vlkd_pl.data.sample.xsum import write_documents
 from vlkd_pl.losses import label_smoothed_loss
 from vlkd_pl.modules.summarization import SummarizationModule
+from vlkd_pl.sample.scenes import distinct_scenes
+from vlkd_pl.sample.xsum import write_documents
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SCORES = {"rouge1", "rouge2", "rougel", "rougelsum"}

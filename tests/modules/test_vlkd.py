@@ -11,12 +11,12 @@ from distilling import arguments, begin_ranks, joined
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch.nn.functional import cross_entropy
 
-from vlkd_pl.checkpoint import CLIP_PREFIX
 from vlkd_pl.cli import main
 from vlkd_pl.commands.train import run
 from vlkd_pl.losses import MAX_LOGIT_SCALE
 from vlkd_pl.models.vlkd import VLKDModel
 from vlkd_pl.modules.vlkd import VLKDModule
+from vlkd_pl.training.checkpoint import CLIP_PREFIX
 
 
 def rows(folder):

@@ -5,12 +5,12 @@ import json
 
 import pytest
 import torch
-from modules.evaluations import CONFIGS, arguments, written
+from evaluations import CONFIGS, arguments, written
 from torch.nn.functional import cross_entropy
 
 from vlkd_pl.cli import main
 from vlkd_pl.commands.train import run
-from vlkd_pl.data.vqav2 import read_questions
+from vlkd_pl.data.vqa_files import read_questions
 from vlkd_pl.metrics.vqa import answer_accuracy
 from vlkd_pl.models.decoding import answer, caption
 from vlkd_pl.modules.vqa import VQAModule, read_candidates
@@ -54,7 +54,7 @@ def test_every_question_gets_the_models_own_answer(tested):
 
 
 def test_each_picture_is_encoded_once(world, model_folder, tmp_path, monkeypatch):
-    from vlkd_pl.models.clip import FrozenCLIP
+    from vlkd_pl.clip.frozen import FrozenCLIP
 
     counts, encode_image = [], FrozenCLIP.encode_image
     monkeypatch.setattr(

@@ -12,19 +12,21 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from vlkd_pl.addresses import is_address
 from vlkd_pl.batch import ShardBatch
+from vlkd_pl.clip.frozen import FrozenCLIP
 from vlkd_pl.commands.parsing import Parser
 from vlkd_pl.commands.progress import shard_progress
 from vlkd_pl.commands.train import VLKDCLI
-from vlkd_pl.data.cc3m import CC3MDataModule
-from vlkd_pl.data.features import SUFFIX, FeatureSettings, FeatureType, FeatureWriter, write_index
-from vlkd_pl.data.preparation import Progress
-from vlkd_pl.data.shards import UniformSubset, find_shards, text_keys
-from vlkd_pl.data.uncached import UncachedDataModule
-from vlkd_pl.models.clip import FrozenCLIP
+from vlkd_pl.datamodules.cc3m import CC3MDataModule
+from vlkd_pl.features.cache import write_index
+from vlkd_pl.features.format import SUFFIX, FeatureSettings, FeatureType, FeatureWriter
+from vlkd_pl.features.module import FeatureModule, Features
+from vlkd_pl.features.shard_dataset import UncachedDataModule
 from vlkd_pl.models.vlkd import ImageFeatures, read_image_features
-from vlkd_pl.modules.features import FeatureModule, Features
+from vlkd_pl.prepare.reshard import Progress
+from vlkd_pl.shards.addresses import is_address
+from vlkd_pl.shards.reader import find_shards
+from vlkd_pl.shards.subset import UniformSubset, text_keys
 
 _NUM_COUNTED = 3
 _POLL_SECONDS = 0.5

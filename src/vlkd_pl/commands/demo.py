@@ -55,7 +55,7 @@ def main(arguments: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with TemporaryDirectory(prefix="vlkd-pl-demo-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # what visitors upload goes when the page does
-        from vlkd_pl.demo import build_page, draw_examples, find_examples, launch
+        from vlkd_pl.demo.page import build_page, draw_examples, find_examples, launch
 
         if options.examples is None:
             examples = draw_examples(Path(folder) / "examples")

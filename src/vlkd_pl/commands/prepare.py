@@ -119,10 +119,11 @@ def _parser() -> argparse.ArgumentParser:
 def _cc3m(options: argparse.Namespace) -> int:
     from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-    from vlkd_pl.addresses import is_address
-    from vlkd_pl.data.download import download, link_counts
-    from vlkd_pl.data.preparation import SampleLimits, begin, prepare_shards, shard_request
-    from vlkd_pl.data.shards import find_shards, told_by_reason
+    from vlkd_pl.prepare.download import download, link_counts
+    from vlkd_pl.prepare.reshard import SampleLimits, begin, prepare_shards, shard_request
+    from vlkd_pl.shards.addresses import is_address
+    from vlkd_pl.shards.decoder import told_by_reason
+    from vlkd_pl.shards.reader import find_shards
 
     folder: Path = options.folder
     source = Path(options.source)
@@ -175,7 +176,7 @@ def _summary(manifest: dict[str, Any], folder: Path) -> str:
 
 def _skipped_in_training(skipped: Mapping[str, int]) -> str:
     """A further line on good samples that training skips by default; empty where there are none."""
-    from vlkd_pl.data.shards import told_by_reason
+    from vlkd_pl.shards.decoder import told_by_reason
 
     told = told_by_reason(skipped, "")
     remedies = [f"--data.init_args.{_TRAINING_REMEDIES[reason]}" for reason in skipped if reason in _TRAINING_REMEDIES]
@@ -183,7 +184,7 @@ def _skipped_in_training(skipped: Mapping[str, int]) -> str:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from vlkd_pl.data.preparation import ShardVerification
+    from vlkd_pl.prepare.verify import ShardVerification
 
     verification = ShardVerification(options.folder)
     num_samples = num_wrong = 0
@@ -204,7 +205,7 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _official(options: argparse.Namespace) -> int:
-    from vlkd_pl.data.official import check_files
+    from vlkd_pl.prepare.benchmark_files import check_files
 
     folder: Path = options.folder
     images = options.images or (folder if options.what == "coco" else folder.parent / "coco")

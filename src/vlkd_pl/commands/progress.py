@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vlkd_pl.data.preparation import Progress as Tell
+    from vlkd_pl.prepare.reshard import Progress as Tell
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from vlkd_pl.data.sample.writers import write_world
+from vlkd_pl.sample.writers import write_world
 
 
 def main(arguments: Sequence[str]) -> int:

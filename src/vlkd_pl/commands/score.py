@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from vlkd_pl.errors import MissingPackageError
+from vlkd_pl.evaluation.table import score_table, units_of
 from vlkd_pl.metrics.captions import CAPTION_METRICS, CaptionScores, caption_scores, cider_note
 from vlkd_pl.metrics.pairing import check_pairing, first_few
 from vlkd_pl.metrics.summaries import summary_scores
 from vlkd_pl.metrics.vqa import few_answers_note, vqa_scores
-from vlkd_pl.reading import Entries, iter_lines, read_json
-from vlkd_pl.table import score_table, units_of
+from vlkd_pl.text_files import Entries, iter_lines, read_json
 
 Read = TypeVar("Read")
 Truth = TypeVar("Truth")
@@ -105,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _score_captions(options: argparse.Namespace) -> dict[str, Any]:
-    from vlkd_pl.data.coco import read_coco_captions
+    from vlkd_pl.data.coco_files import read_coco_captions
 
     predictions = explained(lambda: _read_predictions(options.predictions, "image_id", "caption"))
     listed = explained(lambda: read_coco_captions(options.references, options.split))
@@ -136,7 +136,7 @@ def _score_captions(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _score_vqa(options: argparse.Namespace) -> dict[str, Any]:
-    from vlkd_pl.data.vqav2 import read_questions
+    from vlkd_pl.data.vqa_files import read_questions
 
     predictions = explained(lambda: _read_predictions(options.predictions, "question_id", "answer"))
     questions = explained(lambda: read_questions(options.questions, options.annotations))

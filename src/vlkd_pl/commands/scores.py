@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vlkd_pl.commands.score import explained
-from vlkd_pl.reading import Entries, read_json
-from vlkd_pl.table import Unit, score_table
+from vlkd_pl.evaluation.table import Unit, score_table
+from vlkd_pl.text_files import Entries, read_json
 
 _UNITS: tuple[Unit, ...] = ("fraction", "percent")
 _IN_PERCENT = ("accuracy/", "accuracy_of_another_picture/", "rouge-")  # how their names begin

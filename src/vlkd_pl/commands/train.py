@@ -16,9 +16,9 @@ from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from vlkd_pl.commands.parsing import ConfigFile, Parser, TrainerHelp, build, import_public_classes
-from vlkd_pl.logs import METRICS_FILE, ContinueLogs, set_up_logs
-from vlkd_pl.predictions import PredictionWriter
-from vlkd_pl.resume import (
+from vlkd_pl.training.logs import METRICS_FILE, ContinueLogs, set_up_logs
+from vlkd_pl.training.prediction_writer import PredictionWriter
+from vlkd_pl.training.resume import (
     CheckpointFiles,
     SaveOnSignal,
     is_of_run,
@@ -27,7 +27,7 @@ from vlkd_pl.resume import (
     remove_requeued_before,
     reuse_last_version,
 )
-from vlkd_pl.runs import check_no_run, check_writable, place_loggers, removed_if_failed
+from vlkd_pl.training.runs import check_no_run, check_writable, place_loggers, removed_if_failed
 
 
 class _Part:

@@ -10,11 +10,12 @@ import torch
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch.utils.data import IterableDataset, get_worker_info
 
-from vlkd_pl.batch import ImageTextBatch, InfillingBatch, StreamPosition
-from vlkd_pl.data.base import Collator, ImageText
+from vlkd_pl.batch import ImageText, ImageTextBatch, InfillingBatch, StreamPosition
+from vlkd_pl.data.collate import Collator
 from vlkd_pl.data.infilling import TextInfilling
-from vlkd_pl.data.shards import BROKEN_SHARD, PAIR_PARTS, KeepSample, RawSample, SampleDecoder, read_shard
-from vlkd_pl.reading import iter_lines
+from vlkd_pl.shards.decoder import PAIR_PARTS, RawSample, SampleDecoder
+from vlkd_pl.shards.reader import BROKEN_SHARD, KeepSample, read_shard
+from vlkd_pl.text_files import iter_lines
 
 
 class TextCorpus:

@@ -10,6 +10,8 @@ import traceback
 from multiprocessing.queues import Queue
 from typing import Any
 
+import torch
+
 
 def end_with_main_process() -> None:
     """In a worker of a ``DataLoader``: leave Ctrl-C to the main process, and never let it wait for a lost batch.
@@ -27,3 +29,9 @@ def _end(error: BaseException, batch: Any) -> None:
     if number is None:
         traceback.print_exception(error)
     os._exit(int(number or 1))
+
+
+def one_thread(worker: int) -> None:
+    """For a worker of a ``DataLoader``: more threads would take the cores from the other workers."""
+    torch.set_num_threads(1)
+    end_with_main_process()

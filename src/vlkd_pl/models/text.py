@@ -10,7 +10,7 @@ from transformers import BartForConditionalGeneration, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.bart.modeling_bart import BartAttention, shift_tokens_right
 
-from vlkd_pl.bart import load_bart
+from vlkd_pl.models.bart import load_bart
 from vlkd_pl.models.vlkd import VLKDModel
 
 TextRoute = Literal["around", "through"]

@@ -15,12 +15,12 @@ from torch.nn import functional
 from transformers import BartForConditionalGeneration, GenerationConfig, PreTrainedTokenizerBase
 from transformers.models.bart.modeling_bart import shift_tokens_right
 
-from vlkd_pl.bart import clean_tokenizer, load_bart
+from vlkd_pl.clip.frozen import FrozenCLIP
 from vlkd_pl.errors import ModelFileError
 from vlkd_pl.files import complete_update, updated_together
-from vlkd_pl.model_files import model_folder, read_config
-from vlkd_pl.models.clip import FrozenCLIP
-from vlkd_pl.weights import read_weights
+from vlkd_pl.models.bart import clean_tokenizer, load_bart
+from vlkd_pl.weights.model_files import model_folder, read_config
+from vlkd_pl.weights.reader import read_weights
 
 ImageFeatures = Literal["pooled", "patches", "all"]
 

@@ -10,15 +10,15 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from vlkd_pl.batch import CaptioningBatch, PictureBatch
+from vlkd_pl.evaluation.panel import Shown
+from vlkd_pl.evaluation.report import Report
+from vlkd_pl.evaluation.table import score_table
 from vlkd_pl.losses import icti_loss
 from vlkd_pl.metrics.captions import CAPTION_METRICS, caption_scores, cider_note
 from vlkd_pl.models.decoding import caption
 from vlkd_pl.models.prompts import caption_prompt
 from vlkd_pl.models.vlkd import VLKDModel
-from vlkd_pl.modules.panel import Shown
-from vlkd_pl.modules.report import Report
 from vlkd_pl.modules.vlkd import VLKDModule
-from vlkd_pl.table import score_table
 
 _SLOW_METRICS = ("METEOR", "SPICE")  # programs in Java, which the validations of a training do without
 

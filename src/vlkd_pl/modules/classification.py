@@ -9,11 +9,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from vlkd_pl.batch import PictureBatch
-from vlkd_pl.modules.panel import Shown
-from vlkd_pl.modules.report import Report
+from vlkd_pl.evaluation.panel import Shown
+from vlkd_pl.evaluation.report import Report
+from vlkd_pl.evaluation.table import score_table
 from vlkd_pl.modules.retrieval import embed_with_both
 from vlkd_pl.modules.vlkd import VLKDModule
-from vlkd_pl.table import score_table
 
 
 class ClassificationModule(VLKDModule):

@@ -10,10 +10,10 @@ from torch.nn import functional
 from transformers.models.bart.modeling_bart import BartClassificationHead, shift_tokens_right
 
 from vlkd_pl.batch import GLUE_LABELS, GLUEBatch, GLUETask
+from vlkd_pl.evaluation.report import Report
+from vlkd_pl.evaluation.table import score_table
 from vlkd_pl.models.text import TextModel, TextRoute
-from vlkd_pl.modules.report import Report
-from vlkd_pl.modules.task import TaskModule
-from vlkd_pl.table import score_table
+from vlkd_pl.modules.base import TaskModule
 
 _SUBMISSIONS: dict[tuple[str, str], str] = {
     ("cola", ""): "CoLA.tsv",

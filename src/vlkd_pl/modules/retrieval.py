@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from vlkd_pl.batch import PictureBatch
+from vlkd_pl.evaluation.report import Report
+from vlkd_pl.evaluation.table import score_table
 from vlkd_pl.metrics.retrieval import recall_at_k
 from vlkd_pl.models.vlkd import VLKDModel
-from vlkd_pl.modules.report import Report
 from vlkd_pl.modules.vlkd import VLKDModule
-from vlkd_pl.table import score_table
 
 _TEXTS_IN_A_BATCH = 256
 

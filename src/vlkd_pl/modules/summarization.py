@@ -7,13 +7,13 @@ from typing import Any
 from torch import Tensor
 
 from vlkd_pl.batch import SummaryBatch
+from vlkd_pl.evaluation.report import Report
+from vlkd_pl.evaluation.table import score_table
 from vlkd_pl.losses import label_smoothed_loss
 from vlkd_pl.metrics.summaries import SUMMARY_METRICS, rouge_scorer, summary_scores
-from vlkd_pl.models.summaries import XSUM_DECODING, SummaryDecoding, summarize
+from vlkd_pl.models.summarize import XSUM_DECODING, SummaryDecoding, summarize
 from vlkd_pl.models.text import TextModel, TextRoute
-from vlkd_pl.modules.report import Report
-from vlkd_pl.modules.task import TaskModule
-from vlkd_pl.table import score_table
+from vlkd_pl.modules.base import TaskModule
 
 
 class SummarizationModule(TaskModule):

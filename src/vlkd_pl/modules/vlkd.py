@@ -10,17 +10,17 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from vlkd_pl.batch import ImageTextBatch, InfillingBatch, PictureBatch
-from vlkd_pl.checkpoint import drop_clip, load_model, restore_clip
+from vlkd_pl.evaluation.panel import Shown
+from vlkd_pl.evaluation.report import Report
+from vlkd_pl.evaluation.table import score_table
 from vlkd_pl.losses import chunked_icti_loss, clamp_logit_scale_, icti_loss, itcl_loss, ttdm_loss
 from vlkd_pl.metrics.captions import cider, cider_note
 from vlkd_pl.metrics.retrieval import recall_at_k
 from vlkd_pl.models.decoding import CAPTION_DECODING, Decoding, caption
-from vlkd_pl.models.grouping import in_length_groups
+from vlkd_pl.models.length_buckets import in_length_groups
 from vlkd_pl.models.vlkd import ImageFeatures, mean_pooled
-from vlkd_pl.modules.panel import Shown
-from vlkd_pl.modules.report import Report
-from vlkd_pl.modules.task import TaskModule
-from vlkd_pl.table import score_table
+from vlkd_pl.modules.base import TaskModule
+from vlkd_pl.training.checkpoint import drop_clip, load_model, restore_clip
 
 
 class Encoded(NamedTuple):

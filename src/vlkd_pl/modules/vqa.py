@@ -9,6 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from vlkd_pl.batch import InfillingBatch, PictureBatch, QuestionBatch
+from vlkd_pl.evaluation.panel import Shown
+from vlkd_pl.evaluation.report import Report
+from vlkd_pl.evaluation.table import Unit, score_table
 from vlkd_pl.metrics.vqa import VQAScores, few_answers_note, vqa_scores
 from vlkd_pl.models.decoding import (
     ANSWER_DECODING,
@@ -19,11 +22,8 @@ from vlkd_pl.models.decoding import (
     caption,
 )
 from vlkd_pl.models.prompts import caption_passage, question_prompt
-from vlkd_pl.modules.panel import Shown
-from vlkd_pl.modules.report import Report
 from vlkd_pl.modules.vlkd import VLKDModule
-from vlkd_pl.reading import iter_lines
-from vlkd_pl.table import Unit, score_table
+from vlkd_pl.text_files import iter_lines
 
 
 class VQAModule(VLKDModule):

@@ -1,0 +1,1 @@
+"""The frozen CLIP: its class, files, tokenizer and image transform."""

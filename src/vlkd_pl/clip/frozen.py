@@ -1,0 +1,234 @@
+"""The frozen CLIP: its files, and its outputs at every position."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cached_property
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vlkd_pl.clip.openai import CLIP, AttentionPool2d, ModifiedResNet, VisionTransformer
+from vlkd_pl.clip.transform import IMAGE_MEAN, IMAGE_STD
+from vlkd_pl.clip.weights import (
+    CLIP_CLASS,
+    CLIP_NAMES,
+    MERGES_FILE,
+    OFFICIAL_CHECKSUMS,
+    WEIGHTS_FILE,
+    build_clip,
+    check_clip_class,
+    download_clip,
+)
+from vlkd_pl.errors import ModelFileError
+from vlkd_pl.files import file_sha256
+from vlkd_pl.weights.model_files import check_merges, check_model_file, read_merges
+from vlkd_pl.weights.reader import read_weights
+
+
+class FrozenCLIP(nn.Module):
+    """A CLIP of OpenAI's class in float32, in evaluation mode and without gradients for ever.
+
+    Args:
+        clip: The model; its weights are converted to float32 in place.
+        merges: A gzip file of the byte-pair merges that its text ids are made with; None for OpenAI's own vocabulary.
+    """
+
+    def __init__(self, clip: CLIP, merges: bytes | None = None) -> None:
+        super().__init__()
+        self.clip = clip.float().eval().requires_grad_(False)
+        self.merges = merges
+
+    @classmethod
+    def load(cls, clip: str | Path, sha256: str | None = None, download_root: str | None = None) -> FrozenCLIP:
+        """Loads a CLIP by name or from a file or folder.
+
+        Args:
+            clip: One of ``CLIP_NAMES``; or a TorchScript archive as OpenAI publishes them, a state dict (``.pt`` or
+                ``.safetensors``), or a folder that ``save`` wrote.
+            sha256: Checksum that the file must have. By default that of OpenAI, where the file's name is OpenAI's. It
+                vouches for any other file: what a CLIP computes with its weights, QuickGELU and heads of width 64, the
+                weights do not tell.
+            download_root: Folder of downloaded files; ``~/.cache/clip`` by default.
+
+        Raises:
+            FileNotFoundError: There is no such file, or a name's file cannot be downloaded.
+            ModelFileError: The checksum is another; the file is corrupt or holds no CLIP; it is neither OpenAI's, nor
+                written by ``save``, nor vouched for; or the merges do not make the CLIP's vocabulary.
+        """
+        if str(clip) in CLIP_NAMES:
+            path = download_clip(str(clip), download_root)
+        else:
+            path = Path(clip)
+            if path.is_dir():
+                path = path / WEIGHTS_FILE
+                if not path.exists():
+                    raise ModelFileError(
+                        f"the folder {clip} holds no {WEIGHTS_FILE}: give the folder or file of a CLIP"
+                    )
+            try:
+                check_model_file(path)
+            except FileNotFoundError as error:
+                place = clip if "://" in str(clip) else path  # a path has one slash of an address alone
+                raise FileNotFoundError(
+                    f"there is no CLIP at {place}: give the path of a file, or one of the names {', '.join(CLIP_NAMES)}"
+                ) from error
+        expected = sha256.lower() if sha256 else OFFICIAL_CHECKSUMS.get(path.name)
+        if expected is not None and (digest := file_sha256(path)) != expected:
+            raise ModelFileError(
+                f"{path} has the sha256 {digest}, not {expected}: download it again, or pass the right clip_sha256"
+            )
+        model = build_clip(read_weights(path), str(path))
+        if expected is None:
+            check_clip_class(path)
+        frozen = cls(model)
+        if path.name == WEIGHTS_FILE:
+            merges = path.with_name(MERGES_FILE)
+            frozen.merges = read_merges(merges) if merges.is_file() else None
+            check_merges(path, frozen.vocab_size, frozen.merges)
+        return frozen
+
+    def save(self, folder: str | Path) -> None:
+        """Writes ``clip.safetensors``, in half precision where that loses nothing, and the merges if it has its own."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = {name: value.detach().cpu().contiguous() for name, value in self.clip.state_dict().items()}
+        floating = [value for value in weights.values() if value.is_floating_point()]
+        if all(torch.equal(value, value.half().float()) for value in floating):
+            weights = {name: value.half() if value.is_floating_point() else value for name, value in weights.items()}
+        safetensors.torch.save_file(weights, folder / WEIGHTS_FILE, metadata=CLIP_CLASS)
+        if self.merges is not None:
+            (folder / MERGES_FILE).write_bytes(self.merges)
+
+    def train(self, mode: bool = True) -> FrozenCLIP:
+        """Stays in evaluation mode, so that no training moves the BatchNorm statistics."""
+        return super().train(False)
+
+    @property
+    def embedding_dim(self) -> int:
+        """Size of the joint space."""
+        return int(self.clip.text_projection.shape[1])
+
+    @property
+    def image_size(self) -> int:
+        """Width and height of a picture in pixels."""
+        return int(self.clip.visual.input_resolution)
+
+    @property
+    def num_patches(self) -> int:
+        """Patch tokens of a picture, without the pooled one."""
+        visual = self.clip.visual
+        positions = visual.attnpool if isinstance(visual, ModifiedResNet) else visual
+        return len(positions.positional_embedding) - 1
+
+    @property
+    def context_length(self) -> int:
+        """Most text ids of a text."""
+        return len(self.clip.positional_embedding)
+
+    @property
+    def vocab_size(self) -> int:
+        """Size of the text vocabulary."""
+        return len(self.clip.token_embedding.weight)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The first 16 hexadecimal digits of a sha256 over the names and values of all weights."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.clip.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    @torch.no_grad()
+    def encode_image(self, image: Tensor) -> Tensor:
+        """The l2-normalised outputs at every position of the image encoder.
+
+        Args:
+            image: Pictures (B, 3, ``image_size``, ``image_size``) uint8; or floats, normalised as CLIP takes them.
+
+        Returns:
+            (B, 1 + ``num_patches``, D) float32: position 0 is CLIP's own pooled embedding, the rest are the patches
+            (v_cls and v_1 … v_n1 of Section 3.2).
+
+        Raises:
+            TypeError: The pictures are of another type.
+        """
+        image = normalized(image).to(self.clip.dtype)
+        visual = self.clip.visual
+        tokens = _resnet_tokens(visual, image) if isinstance(visual, ModifiedResNet) else _vit_tokens(visual, image)
+        return functional.normalize(tokens.float(), dim=-1)
+
+    @torch.no_grad()
+    def encode_text(self, clip_text_ids: Tensor) -> Tensor:
+        """The l2-normalised embedding of each text, computed on as many positions as the ids have.
+
+        The text encoder is causal and read at the end token, so that padding after it changes nothing.
+
+        Args:
+            clip_text_ids: (B, L) int64 with L up to ``context_length``; the end token has the highest id.
+
+        Returns:
+            (B, D) float32, t_eos of Section 3.2.
+        """
+        return functional.normalize(self.clip.encode_text(clip_text_ids).float(), dim=-1)
+
+
+def normalized(image: Tensor) -> Tensor:
+    """Pictures as CLIP takes them, computed on their device.
+
+    Args:
+        image: (…, 3, H, W) uint8; or floats, which are normalised already and come back as they are.
+
+    Returns:
+        (…, 3, H, W), float32 where they were uint8: to the last bit what the ``clip`` package gives on a CPU.
+
+    Raises:
+        TypeError: They are of another type.
+    """
+    if image.is_floating_point():
+        return image
+    if image.dtype != torch.uint8:
+        raise TypeError(f"pictures of {image.dtype}: give uint8, or floats that are normalised as CLIP takes them")
+    values = image.float().div_(255)
+    for channel, (mean, std) in enumerate(zip(IMAGE_MEAN, IMAGE_STD, strict=True)):
+        values[..., channel, :, :].sub_(mean).div_(std)  # numbers: to copy tensors to a GPU would wait for it
+    return values
+
+
+def _resnet_tokens(visual: ModifiedResNet, image: Tensor) -> Tensor:
+    """The attention pool's output at every position, where CLIP's own forward asks for the first alone."""
+    maps = _resnet_maps(visual, image)
+    pool: AttentionPool2d = visual.attnpool
+    tokens = maps.flatten(2).transpose(1, 2)
+    tokens = torch.cat([tokens.mean(1, keepdim=True), tokens], 1) + pool.positional_embedding
+    query, key, value = (
+        linear(tokens).unflatten(-1, (pool.num_heads, -1)).transpose(1, 2)
+        for linear in (pool.q_proj, pool.k_proj, pool.v_proj)
+    )
+    mixed = functional.scaled_dot_product_attention(query, key, value)
+    pooled: Tensor = pool.c_proj(mixed.transpose(1, 2).flatten(2))
+    return pooled
+
+
+def _resnet_maps(visual: ModifiedResNet, image: Tensor) -> Tensor:
+    maps = visual.relu1(visual.bn1(visual.conv1(image)))
+    maps = visual.relu2(visual.bn2(visual.conv2(maps)))
+    maps = visual.relu3(visual.bn3(visual.conv3(maps)))
+    maps = visual.avgpool(maps)
+    for stage in (visual.layer1, visual.layer2, visual.layer3, visual.layer4):
+        maps = stage(maps)
+    return maps
+
+
+def _vit_tokens(visual: VisionTransformer, image: Tensor) -> Tensor:
+    """CLIP's own forward, with the last norm and the projection at every position."""
+    patches = visual.conv1(image).flatten(2).transpose(1, 2)
+    first = visual.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
+    tokens = visual.ln_pre(torch.cat([first, patches], 1) + visual.positional_embedding)
+    tokens = visual.transformer(tokens.transpose(0, 1)).transpose(0, 1)
+    projected: Tensor = visual.ln_post(tokens) @ visual.proj
+    return projected

@@ -1,1 +1,0 @@
-"""The sample world: small drawn scenes, their captions, and a text corpus, in the file formats of the real data."""

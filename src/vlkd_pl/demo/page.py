@@ -1,0 +1,378 @@
+"""The page of ``vlkd-pl demo``: captions of a picture that is dropped on it, and answers to questions about it."""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+from collections.abc import Iterable, Sequence
+from html import escape
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vlkd_pl.data.image_files import iter_pictures
+from vlkd_pl.demo.limits import RequestLimits
+from vlkd_pl.errors import needs_extra
+from vlkd_pl.images import ImageError, ImageSizeError, open_image
+from vlkd_pl.models.decoding import Decoding
+from vlkd_pl.pipeline import VLKD, PictureError
+from vlkd_pl.sample.language import questions
+from vlkd_pl.sample.renderer import render
+from vlkd_pl.sample.scenes import Item, Scene
+
+with needs_extra("demo"):
+    import gradio as gr
+    from gradio.utils import get_upload_folder
+    from starlette.middleware import Middleware
+
+PICTURE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+"""Pillow's names of the formats that are taken: those that every browser shows."""
+
+_NO_CAPTION = "They appear here when there is a picture."
+_NO_ANSWER = "It appears here, with alternatives and the probability of each."
+_CAPTION_NOTE = "mean probability of a token, by which the search orders captions, as vlkd-pl caption does"
+_ANSWER_NOTE = "probability of the whole answer, as vlkd-pl ask --top orders answers; vlkd-pl ask alone is greedy"
+_DAMAGED = "The picture is damaged, or no longer here: give it again."
+_MOST_EXAMPLES = 12
+_NUM_CAPTIONS = 3
+_NUM_ANSWERS = 5
+_ANSWER_TOKENS = 10
+_QUESTION_CHARACTERS = 1000
+_CAPTION_TOKENS = 32
+_SLIDER_END = 12
+_SMALL_PIXELS = 256
+_EXAMPLE_SCENES = (
+    Scene("one", (Item("blue", "fish"),), "sand", size="big"),
+    Scene("pair", (Item("yellow", "star"), Item("red", "house")), "night", relation="above"),
+    Scene("count", (Item("orange", "cup"),), "snow", count=3),
+    Scene("row", (Item("green", "book"), Item("pink", "ball"), Item("brown", "bell")), "grass"),
+    Scene("pair", (Item("purple", "boat"), Item("green", "tree")), "snow", relation="left of"),
+    Scene("one", (Item("red", "car"),), "grass", size="small"),
+)
+_CSS = """
+.gradio-container { max-width: 1120px !important; margin: 0 auto !important; }
+#heading h1 { margin: 0.4em 0 0.1em; font-size: 2em; letter-spacing: -0.02em; }
+#heading p { color: var(--body-text-color-subdued); margin: 0; }
+#picture.small img { width: 100%; height: 100%; object-fit: contain; image-rendering: pixelated; }
+#examples .gallery { display: grid; grid-template-columns: repeat(6, 1fr); }
+#examples .gallery * { display: block; width: 100%; height: auto; max-height: none; aspect-ratio: 1; }
+#question button { padding: 0.3em 1.1em; background: var(--button-primary-background-fill);
+  color: var(--button-primary-text-color); }
+#question button:hover { background: var(--button-primary-background-fill-hover); }
+.told h3 { margin: 0 0 0.5em; font-size: 0.8em; font-weight: 600; letter-spacing: 0.06em; text-transform: uppercase;
+  color: var(--body-text-color-subdued); }
+.told .note { margin: -0.3em 0 0.7em; font-size: 0.8em; color: var(--body-text-color-subdued); }
+.told .hint { color: var(--body-text-color-subdued); margin: 0; }
+.told ol { list-style: none; margin: 0; padding: 0; }
+.told li { display: grid; grid-template-columns: 1fr auto; gap: 0.1em 1em; align-items: baseline; margin: 0 0 0.55em; }
+.told li:first-child { font-size: 1.2em; font-weight: 600; }
+.told .text { overflow-wrap: anywhere; }
+.told .score { font-variant-numeric: tabular-nums; font-size: 0.85rem; font-weight: 400; }
+.told .bar { grid-column: 1 / -1; height: 4px; border-radius: 2px; background: var(--border-color-primary); }
+.told .bar span { display: block; height: 100%; border-radius: 2px; background: var(--color-accent); }
+"""
+
+
+class Example(NamedTuple):
+    """A picture to try the model on.
+
+    Attributes:
+        file: Its file.
+        question: A question about it; empty for none.
+    """
+
+    file: Path
+    question: str = ""
+
+
+def draw_examples(folder: Path, seed: int = 0) -> list[Example]:
+    """Draws scenes of the sample world, with a question about each.
+
+    Args:
+        folder: Gets the pictures; made where it is missing.
+        seed: Decides how the scenes are drawn, and the questions.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = random.Random(seed)
+    examples = []
+    for number, scene in enumerate(_EXAMPLE_SCENES):
+        file = folder / f"{number}.png"
+        render(scene, rng).save(file)
+        asked = [each.text for each in questions(scene, rng) if each.kind not in ("fact", "yes/no")]
+        examples.append(Example(file, rng.choice(asked)))
+    return examples
+
+
+def picture_problem(file: str | Path, max_upload_mb: int, max_pixels: int) -> str:
+    """Tells from a file's size and header, before anything is decoded, why it is not taken.
+
+    Args:
+        file: What was uploaded.
+        max_upload_mb: Most megabytes (2^20 bytes) of the file.
+        max_pixels: Most pixels of the picture, width times height.
+
+    Returns:
+        A sentence to show, or an empty string for a picture that is taken.
+    """
+    no_image = f"This file is no picture that can be read. Give one of {', '.join(PICTURE_FORMATS)}."
+    try:
+        if os.stat(file).st_size > max_upload_mb * 2**20:
+            return f"The file is too large: {max_upload_mb} MB are taken at most."
+        with open_image(file, max_pixels) as image:
+            return "" if image.format in PICTURE_FORMATS else no_image
+    except ImageSizeError as error:
+        return f"The image is refused: {str(error).removeprefix(f'{file}: ')}."
+    except (ImageError, OSError, ValueError):
+        return no_image
+
+
+def find_examples(folder: Path, max_upload_mb: int = 10, max_pixels: int = 50_000_000) -> list[Example]:
+    """Finds the first twelve pictures that are taken in a folder, searched recursively; without questions.
+
+    Args:
+        folder: The folder.
+        max_upload_mb: See ``picture_problem``.
+        max_pixels: See ``picture_problem``.
+    """
+    taken = (file for file in iter_pictures([folder]) if not picture_problem(file, max_upload_mb, max_pixels))
+    return [Example(file) for file in islice(taken, _MOST_EXAMPLES)]
+
+
+def build_page(
+    model: VLKD,
+    examples: Sequence[Example] = (),
+    *,
+    num_masks: int = 6,
+    num_beams: int = 6,
+    max_upload_mb: int = 10,
+    max_pixels: int = 50_000_000,
+) -> gr.Blocks:
+    """Builds the page; the model works for one visitor at a time.
+
+    Args:
+        model: The model to try.
+        examples: Pictures to choose from.
+        num_masks: Where the slider of the masks in the captions' prompt stands at first.
+        num_beams: Where the slider of the beams stands at first.
+        max_upload_mb: See ``picture_problem``.
+        max_pixels: See ``picture_problem``.
+    """
+
+    def take(upload: dict[str, Any] | None) -> tuple[Any, ...]:
+        """What is kept of a picture that came or went; and the picture, captions and answers on the page."""
+        if upload is None:
+            return None, gr.skip(), _panel("Captions", _NO_CAPTION), _panel("Answer", _NO_ANSWER)
+        file = upload["path"]
+        if problem := picture_problem(file, max_upload_mb, max_pixels):
+            gr.Warning(problem)
+            return None, None, _panel("Captions", _NO_CAPTION), _panel("Answer", _NO_ANSWER)
+        with open_image(file) as image:
+            is_small = max(image.size) <= _SMALL_PIXELS
+        look = gr.update(elem_classes=["small"] if is_small else [])
+        return file, look, gr.skip(), _panel("Answer", _NO_ANSWER)
+
+    def tell(file: str | None, masks: int, beams: int) -> str:
+        """The captions."""
+        if file is None:
+            return _panel("Captions", _NO_CAPTION)
+        decoding = Decoding(int(beams), _CAPTION_TOKENS, num_candidates=int(beams))
+        (captioned,) = model.iter_captions([Path(file)], int(masks), decoding, scores=True)
+        if captioned.error:
+            gr.Warning(_DAMAGED)
+            return _panel("Captions", _NO_CAPTION)
+        rows = [(each.text, math.exp(each.score / max(1, each.num_tokens))) for each in captioned.captions]
+        return _panel("Captions", rows[:_NUM_CAPTIONS], _CAPTION_NOTE)
+
+    def answer(file: str | None, question: str, caption_first: bool, masks: int, beams: int) -> str:
+        """The answer and its alternatives."""
+        if file is None:
+            gr.Warning("Drop a picture first, or choose an example.")
+            return _panel("Answer", _NO_ANSWER)
+        if not question or not question.strip():
+            gr.Warning("Type a question first.")
+            return _panel("Answer", _NO_ANSWER)
+        if len(question) > _QUESTION_CHARACTERS:
+            gr.Warning(f"The question is too long: {_QUESTION_CHARACTERS:,} characters are taken at most.")
+            return _panel("Answer", _NO_ANSWER)
+        # divided by its length, a text that rambles would be found before a short answer that is likelier
+        decoding = Decoding(int(beams), _ANSWER_TOKENS, length_penalty=0.0, num_candidates=int(beams))
+        try:
+            (found,) = model.answers(
+                Path(file), [question], caption_first, decoding=decoding, caption_masks=int(masks), scores=True
+            )
+        except PictureError:
+            gr.Warning(_DAMAGED)
+            return _panel("Answer", _NO_ANSWER)
+        except ValueError as error:
+            gr.Warning(f"The question is refused: {error}")
+            return _panel("Answer", _NO_ANSWER)
+        rows = [(each.text, math.exp(each.score)) for each in found]
+        return _panel("Answer", rows[:_NUM_ANSWERS], _ANSWER_NOTE)
+
+    files = [example.file for example in examples]
+    with _Page(files, title="VLKD", analytics_enabled=False) as page:
+        gr.Markdown(
+            "# VLKD\nCLIP sees and BART writes: drop a picture, read its captions, ask about it.", elem_id="heading"
+        )
+        file = gr.State(None)
+        with gr.Row():
+            with gr.Column(scale=5):
+                picture = gr.Image(
+                    label="Picture",
+                    sources=["upload", "clipboard"],
+                    buttons=[],
+                    height=400,
+                    elem_id="picture",
+                    placeholder=f"Drop a picture here\nor click to choose one, of {max_upload_mb} MB at most",
+                )
+                if examples:
+                    chosen = gr.Dataset(
+                        components=[gr.Image(render=False)],
+                        samples=[[str(example.file)] for example in examples],
+                        type="index",
+                        label="Examples",
+                        samples_per_page=_MOST_EXAMPLES,
+                        elem_id="examples",
+                    )
+            with gr.Column(scale=6):
+                captions = gr.HTML(
+                    _panel("Captions", _NO_CAPTION), container=True, padding=True, min_height=150, elem_id="captions"
+                )
+                question = gr.Textbox(
+                    label="Question", placeholder="what is this?", max_lines=1, submit_btn="Ask", elem_id="question"
+                )
+                answers = gr.HTML(
+                    _panel("Answer", _NO_ANSWER), container=True, padding=True, min_height=190, elem_id="answers"
+                )
+                with gr.Accordion("Settings", open=False, elem_id="settings"):
+                    caption_first = gr.Checkbox(
+                        label="Caption first", info="The model's own caption stands before the question."
+                    )
+                    with gr.Row():
+                        masks = gr.Slider(
+                            1,
+                            max(_SLIDER_END, num_masks),
+                            num_masks,
+                            step=1,
+                            label="Masks",
+                            info="in the prompt",
+                        )
+                        beams = gr.Slider(
+                            1, max(_SLIDER_END, num_beams), num_beams, step=1, label="Beams", info="of the search"
+                        )
+        one_at_a_time: dict[str, Any] = {
+            "concurrency_limit": 1,
+            "concurrency_id": "model",
+            "api_visibility": "private",
+            "show_progress": "minimal",
+        }
+        # without preprocess Gradio opens no file before it was looked at here
+        picture.change(take, picture, [file, picture, captions, answers], preprocess=False, **one_at_a_time)
+        gr.on([file.change, masks.change, beams.change], tell, [file, masks, beams], captions, **one_at_a_time)
+        question.submit(answer, [file, question, caption_first, masks, beams], answers, **one_at_a_time)
+        if examples:
+            chosen.click(
+                # Gradio's own copy, since it serves no file of other folders
+                lambda number: (chosen.samples[number][0]["path"], examples[number].question),
+                chosen,
+                [picture, question],
+                api_visibility="private",
+                show_progress="hidden",
+            )
+    return page
+
+
+def launch(page: gr.Blocks, host: str = "127.0.0.1", port: int = 7860, max_upload_mb: int = 10) -> str:
+    """Serves a page from threads of its own. Neither they nor the page ask anything of another machine.
+
+    The upload folder, which the environment variable ``GRADIO_TEMP_DIR`` names, must be the page's own: beyond
+    ``MAX_UPLOADS`` the oldest files in it are deleted.
+
+    Args:
+        page: The page.
+        host: Address to listen on.
+        port: Port to listen on.
+        max_upload_mb: Most megabytes (2^20 bytes) of an upload; a larger one is cut off.
+
+    Returns:
+        The page's address.
+
+    Raises:
+        OSError: The port is taken.
+        ValueError: There is no ``GRADIO_TEMP_DIR``.
+    """
+    if not os.environ.get("GRADIO_TEMP_DIR"):
+        raise ValueError("GRADIO_TEMP_DIR is not set: name a folder of the page's own, before it is built")
+    font = ["system-ui", "sans-serif"]
+    limits = Middleware(RequestLimits, folder=Path(get_upload_folder()), max_upload_bytes=max_upload_mb * 2**20)
+    _, address, _ = page.queue(max_size=64, api_open=False).launch(
+        server_name=host,
+        server_port=port,
+        max_file_size=max_upload_mb * 2**20,
+        share=False,
+        ssr_mode=False,
+        run_history=False,
+        app_kwargs={"middleware": [limits]},
+        footer_links=[],
+        theme=gr.themes.Default(primary_hue="blue", neutral_hue="slate", font=font, font_mono=["monospace"]),
+        css=_CSS,
+        quiet=True,
+        prevent_thread_lock=True,
+    )
+    return address
+
+
+class _Page(gr.Blocks):
+    """Blocks that take nothing from a client but plain values and the paths of uploaded files and of examples.
+
+    Gradio itself opens the path, and fetches the address, that a client writes into its request for any component.
+
+    Args:
+        examples: Files that a client may name.
+        **options: See ``gr.Blocks``.
+    """
+
+    def __init__(self, examples: Iterable[Path], **options: Any) -> None:
+        super().__init__(**options)
+        self.example_files = {file.resolve() for file in examples}
+
+    async def preprocess_data(self, block_fn: Any, inputs: list[Any], *arguments: Any, **options: Any) -> Any:
+        """Checks what a client sent before Gradio looks at it."""
+        return await super().preprocess_data(block_fn, list(map(self._checked, inputs)), *arguments, **options)
+
+    def _checked(self, value: Any) -> Any:
+        if value is None or isinstance(value, str | int | float):
+            return value
+        path = value.get("path") if isinstance(value, dict) else None
+        if not isinstance(path, str) or not self._may_read(path):
+            raise gr.Error("Upload an image, or choose an example.", print_exception=False)
+        return {"path": path}  # nothing else that the client says of it, such as its address
+
+    def _may_read(self, path: str) -> bool:
+        try:
+            file = Path(path).resolve()
+            is_own = file.is_relative_to(Path(get_upload_folder()).resolve()) or file in self.example_files
+            return is_own and file.is_file()  # no FIFO and no device
+        except (OSError, ValueError, RuntimeError):  # a path that no file can have, or links in a circle
+            return False
+
+
+def _panel(title: str, content: str | Sequence[tuple[str, float]], note: str = "") -> str:
+    """HTML of texts with their probabilities, the best first; or of a hint in their place.
+
+    Args:
+        title: Heading.
+        content: Texts with what their bars show, or a hint.
+        note: What the bars show.
+    """
+    if isinstance(content, str):
+        return f'<div class="told"><h3>{title}</h3><p class="hint">{content}</p></div>'
+    rows = []
+    for text, probability in content:
+        percent = f"{probability:.1%}" if probability >= 0.001 else "&lt; 0.1%"
+        rows.append(
+            f'<li><span class="text">{escape(text) or "(nothing)"}</span><span class="score">{percent}</span>'
+            f'<span class="bar"><span style="width: {probability:.1%}"></span></span></li>'
+        )
+    return f'<div class="told"><h3>{title}</h3><p class="note">{note}</p><ol>{"".join(rows)}</ol></div>'

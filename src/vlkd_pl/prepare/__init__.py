@@ -1,0 +1,1 @@
+"""Offline tools that bring datasets into place."""

@@ -1,0 +1,333 @@
+"""The official files of the benchmarks: where configurations look for them, what they hold, where they come from."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+from vlkd_pl.batch import GLUETask
+from vlkd_pl.data.coco_files import read_coco_captions
+from vlkd_pl.data.glue_files import LAYOUTS, read_tsv
+from vlkd_pl.data.image_files import PictureFinder, check_present
+from vlkd_pl.data.vqa_files import read_questions, read_split
+from vlkd_pl.data.xsum_files import iter_documents
+
+Counts = dict[str, int]
+
+_COCO_IMAGES = "{images}"
+
+
+class OfficialFile(NamedTuple):
+    """A file, or several that are read together.
+
+    Attributes:
+        names: Paths below the folder of the benchmark, or below that of COCO's pictures where they begin with
+            ``{images}``.
+        read: From the paths to how many of each kind of thing they hold; raises what the data modules do.
+        published: How many there should be; of several numbers, any. Where they are published stands beside them.
+        source: Where to get it.
+        needed: Whether a configuration names it.
+    """
+
+    names: tuple[str, ...]
+    read: Callable[[Sequence[Path]], Counts]
+    published: Mapping[str, int | tuple[int, ...]]
+    source: str
+    needed: bool = True
+
+
+class FileReport(NamedTuple):
+    """What the check of official files found.
+
+    Attributes:
+        names: Their paths.
+        counts: What they hold, in words.
+        is_there: Whether they are there.
+        problem: What is wrong with them; empty where nothing is.
+        source: Where to get them.
+        needed: Whether a configuration names them.
+    """
+
+    names: str
+    counts: str
+    is_there: bool
+    problem: str
+    source: str
+    needed: bool
+
+
+def check_files(benchmark: str, folder: Path, images: Path) -> Iterator[FileReport]:
+    """Checks the official files of a benchmark.
+
+    Args:
+        benchmark: One of ``BENCHMARKS``.
+        folder: Of the benchmark: ``data/vqav2``.
+        images: Of COCO's pictures, with ``train2014`` and ``val2014``: ``data/coco``.
+
+    Yields:
+        A report on each, as soon as it has been read.
+    """
+    for official in BENCHMARKS[benchmark]:
+        paths = [
+            images / name.removeprefix(_COCO_IMAGES).lstrip("/") if name.startswith(_COCO_IMAGES) else folder / name
+            for name in official.names
+        ]
+        counts: Counts = {}
+        missing = [str(path) for path in paths if not path.exists()]
+        try:
+            counts = {} if missing else official.read(paths)
+            problem = f"no {' and no '.join(missing)}" if missing else _difference(counts, official.published)
+        except (OSError, MisconfigurationException) as error:
+            problem = str(error)
+        yield FileReport(
+            " and ".join(map(str, paths)),
+            ", ".join(f"{count:,} {what}" for what, count in counts.items()),
+            not missing,
+            problem,
+            official.source,
+            official.needed,
+        )
+
+
+def _difference(counts: Counts, published: Mapping[str, int | tuple[int, ...]]) -> str:
+    wrong = []
+    for what, allowed in published.items():
+        numbers = allowed if isinstance(allowed, tuple) else (allowed,)
+        if counts.get(what, 0) not in numbers:
+            wrong.append(f"{' or '.join(f'{number:,}' for number in numbers)} {what} were published")
+    return ", ".join(wrong)
+
+
+def _karpathy(paths: Sequence[Path]) -> Counts:
+    (path,) = paths
+    counts = {split: len(read_coco_captions(path, split)) for split in ("train", "restval", "val", "test")}
+    return counts | {"captions": sum(len(image.references) for image in read_coco_captions(path))}
+
+
+def _captions(paths: Sequence[Path]) -> Counts:
+    images = read_coco_captions(paths[0])
+    domains = Counter(image.domain for image in images if image.domain is not None)
+    return {
+        "pictures": len(images),
+        "captions": sum(len(image.references) for image in images),
+        **dict(sorted(domains.items())),
+    }
+
+
+def _questions(paths: Sequence[Path]) -> Counts:
+    questions = read_questions(*paths)
+    return {"questions": len(questions), "answers": sum(len(question.answers) for question in questions)}
+
+
+def _split(paths: Sequence[Path]) -> Counts:
+    domains = Counter(read_split(paths[0]).values())
+    return {"questions": domains.total(), **{name: domains[name] for name in sorted(domains) if name}}
+
+
+def _pictures_of_captions(paths: Sequence[Path]) -> Counts:
+    annotations, folder = paths
+    finder = PictureFinder(folder)
+    return _pictures([finder.by_name(str(image.file)) for image in read_coco_captions(annotations)], annotations)
+
+
+def _pictures_of_questions(paths: Sequence[Path]) -> Counts:
+    questions, folder = paths
+    finder = PictureFinder(folder)
+    image_ids = {question.image_id for question in read_questions(questions)}
+    return _pictures([finder.by_number(image_id) for image_id in sorted(image_ids)], questions)
+
+
+def _pictures(files: Sequence[Path], named_in: Path) -> Counts:
+    """How many pictures there are; all are there.
+
+    Raises:
+        FileNotFoundError: A picture is missing, or there is nothing in its file.
+    """
+    check_present(files, named_in)
+    empty = [str(path) for path in files if path.stat().st_size == 0]
+    if empty:
+        raise FileNotFoundError(
+            f"{len(empty)} of {len(files)} pictures of {named_in} are empty files: unpack them again; first: "
+            f"{', '.join(empty[:3])}"
+        )
+    return {"pictures": len(files)}
+
+
+def _glue_samples(task: GLUETask) -> Callable[[Sequence[Path]], Counts]:
+    def read(paths: Sequence[Path]) -> Counts:
+        samples, broken = read_tsv(paths[0], task)
+        return {"samples": len(samples), "broken lines": len(broken)}
+
+    return read
+
+
+def _documents(split: str) -> Callable[[Sequence[Path]], Counts]:
+    def read(paths: Sequence[Path]) -> Counts:
+        whole = Counter(bool(each.text and each.summary) for each in iter_documents(str(paths[0]), split))
+        return {f"{split} documents": whole.total(), "of them without text or summary": whole[False]}
+
+    return read
+
+
+_COCO_ANNOTATIONS = "http://images.cocodataset.org/annotations/annotations_trainval2014.zip"
+_COCO_PICTURES = "the pictures, http://images.cocodataset.org/zips/train2014.zip and val2014.zip"
+_VQA = "https://s3.amazonaws.com/cvmlp/vqa/mscoco/vqa"
+_OKVQA = "https://okvqa.allenai.org/static/data"
+_OKVQA_QUESTIONS = "OpenEnded_mscoco_val2014_questions.json"
+_GLUE = "https://dl.fbaipublicfiles.com/glue/data"
+
+
+def _vqa_files(split: str, archive: str, num_questions: int, num_pictures: int) -> Iterator[OfficialFile]:
+    questions = f"v2_OpenEnded_mscoco_{split}_questions.json"
+    yield OfficialFile(
+        (questions, f"v2_mscoco_{split}_annotations.json"),
+        _questions,
+        {"questions": num_questions, "answers": 10 * num_questions},
+        f"{_VQA}/v2_Questions_{archive}_mscoco.zip and {_VQA}/v2_Annotations_{archive}_mscoco.zip",
+    )
+    yield OfficialFile(
+        (questions, f"{_COCO_IMAGES}/{split}"),
+        _pictures_of_questions,
+        {"pictures": num_pictures},
+        f"the pictures, http://images.cocodataset.org/zips/{split}.zip",
+    )
+
+
+def _glue_files() -> Iterator[OfficialFile]:
+    for task, (archive, sizes) in _GLUE_SIZES.items():
+        for name, size in sizes.items():
+            yield OfficialFile(
+                (f"{LAYOUTS[task].folder}/{name}.tsv",),
+                _glue_samples(task),
+                {"samples": size},
+                archive,
+                needed=not name.startswith("test"),
+            )
+
+
+# Without broken lines, as in the card of https://huggingface.co/datasets/nyu-mll/glue. QQP was published twice, the
+# second time (QQP-clean) without three of its lines.
+_GLUE_SIZES: dict[GLUETask, tuple[str, dict[str, int | tuple[int, ...]]]] = {
+    "cola": (f"{_GLUE}/CoLA.zip", {"train": 8_551, "dev": 1_043, "test": 1_063}),
+    "sst2": (f"{_GLUE}/SST-2.zip", {"train": 67_349, "dev": 872, "test": 1_821}),
+    "rte": (f"{_GLUE}/RTE.zip", {"train": 2_490, "dev": 277, "test": 3_000}),
+    "mrpc": (
+        "https://dl.fbaipublicfiles.com/senteval/senteval_data/msr_paraphrase_train.txt and msr_paraphrase_test.txt, "
+        f"dev by {_GLUE}/mrpc_dev_ids.tsv",
+        {"train": 3_668, "dev": 408, "test": 1_725},
+    ),
+    "qqp": (f"{_GLUE}/QQP-clean.zip", {"train": (363_846, 363_849), "dev": 40_430, "test": 390_965}),
+    "mnli": (
+        f"{_GLUE}/MNLI.zip",
+        {
+            "train": 392_702,
+            "dev_matched": 9_815,
+            "dev_mismatched": 9_832,
+            "test_matched": 9_796,
+            "test_mismatched": 9_847,
+        },
+    ),
+    "qnli": (f"{_GLUE}/QNLIv2.zip", {"train": 104_743, "dev": 5_463, "test": 5_463}),
+    "stsb": (f"{_GLUE}/STS-B.zip", {"train": 5_749, "dev": 1_500, "test": 1_379}),
+}
+
+BENCHMARKS: dict[str, list[OfficialFile]] = {
+    # Karpathy and Fei-Fei (2015): 5,000 pictures of val2014 each for val and test, the rest for restval; the captions
+    # are all of COCO's own files
+    "coco": [
+        OfficialFile(
+            ("dataset_coco.json",),
+            _karpathy,
+            {"train": 82_783, "restval": 30_504, "val": 5_000, "test": 5_000, "captions": 616_767},
+            "https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip",
+        ),
+        OfficialFile(
+            ("annotations/captions_val2014.json",),
+            _captions,
+            {"pictures": 40_504, "captions": 202_654},
+            _COCO_ANNOTATIONS,
+        ),
+        OfficialFile(
+            ("annotations/captions_train2014.json",),
+            _captions,
+            {"pictures": 82_783, "captions": 414_113},
+            _COCO_ANNOTATIONS,
+            needed=False,
+        ),
+        OfficialFile(("dataset_coco.json", _COCO_IMAGES), _pictures_of_captions, {"pictures": 123_287}, _COCO_PICTURES),
+    ],
+    # https://nocaps.org/download
+    "nocaps": [
+        OfficialFile(
+            ("nocaps_val_4500_captions.json",),
+            _captions,
+            {"pictures": 4_500, "captions": 45_000, "in-domain": 648, "near-domain": 2_938, "out-domain": 914},
+            "https://nocaps.s3.amazonaws.com/nocaps_val_4500_captions.json",
+        ),
+        OfficialFile(
+            ("nocaps_val_4500_captions.json", "images"),
+            _pictures_of_captions,
+            {"pictures": 4_500},
+            "the pictures, at the addresses in the field coco_url of this file of https://nocaps.org/download",
+        ),
+        OfficialFile(
+            ("nocaps_test_image_info.json",),
+            _captions,
+            {"pictures": 10_600},
+            "https://s3.amazonaws.com/nocaps/nocaps_test_image_info.json",
+            needed=False,
+        ),
+    ],
+    # https://visualqa.org/download.html; the pictures are all of COCO's. The split by rare answers:
+    # https://github.com/j-min/VL-T5/issues/6
+    "vqav2": [
+        *_vqa_files("train2014", "Train", 443_757, 82_783),
+        *_vqa_files("val2014", "Val", 214_354, 40_504),
+        *(
+            OfficialFile(
+                (f"karpathy_{split}.json",),
+                _split,
+                published,
+                "https://github.com/j-min/VL-T5's data/vqa",
+            )
+            for split, published in (
+                ("train", {"questions": 605_102}),
+                ("val", {"questions": 26_729}),
+                ("test", {"questions": 26_280, "in-domain": 24_722, "out-of-domain": 1_558}),
+            )
+        ),
+    ],
+    # The card of https://huggingface.co/datasets/HuggingFaceM4/OK-VQA; with those for training they are the 14,055
+    # questions on 14,031 pictures of Marino et al. (2019)
+    "okvqa": [
+        OfficialFile(
+            (_OKVQA_QUESTIONS, "mscoco_val2014_annotations.json"),
+            _questions,
+            {"questions": 5_046, "answers": 50_460},
+            f"{_OKVQA}/{_OKVQA_QUESTIONS}.zip and {_OKVQA}/mscoco_val2014_annotations.json.zip",
+        ),
+        OfficialFile(
+            (_OKVQA_QUESTIONS, f"{_COCO_IMAGES}/val2014"),
+            _pictures_of_questions,
+            {"pictures": 5_033},
+            "the pictures, http://images.cocodataset.org/zips/val2014.zip",
+        ),
+    ],
+    "glue": list(_glue_files()),
+    # https://github.com/EdinburghNLP/XSum and the card of https://huggingface.co/datasets/EdinburghNLP/xsum
+    "xsum": [
+        OfficialFile(
+            (".",),
+            _documents(split),
+            {f"{split} documents": size},
+            "https://huggingface.co/datasets/EdinburghNLP/xsum, which the configuration takes from there itself, or "
+            "https://github.com/EdinburghNLP/XSum",
+        )
+        for split, size in (("train", 204_045), ("val", 11_332), ("test", 11_334))
+    ],
+}
+"""The official files of each benchmark that ``vlkd-pl prepare`` checks."""

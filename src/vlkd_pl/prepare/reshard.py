@@ -1,0 +1,467 @@
+"""Shards of picture-text pairs put in order: checked, written anew in equal parts, and listed in a manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tarfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from webdataset.writer import TarWriter
+
+from vlkd_pl.batch import ImageText
+from vlkd_pl.data.workers import one_thread
+from vlkd_pl.files import file_sha256, write_text, written_whole
+from vlkd_pl.shards.decoder import (
+    MAX_IMAGE_PIXELS,
+    SKIP_REASONS,
+    RawSample,
+    SampleDecoder,
+    image_extension,
+    told_by_reason,
+)
+from vlkd_pl.shards.reader import read_shard
+from vlkd_pl.text_files import Entries, read_json
+
+MANIFEST = "manifest.json"
+
+LOSS_REASONS = (*SKIP_REASONS, "too_small", "too_long_or_flat", "caption_length", "repeated_key", "duplicate")
+"""Why a sample is left out; ``broken_tar`` counts shards, of which the rest is lost."""
+
+Progress = Callable[[str, int, int], None]
+"""Is told what is done, how much of it, and of how much."""
+
+_UNFINISHED = "unfinished"
+
+
+@dataclass(frozen=True)
+class SampleLimits:
+    """Which samples are taken.
+
+    Args:
+        min_side: Pixels of a picture's shorter side at least.
+        max_pixels: Pixels of a picture at most.
+        max_aspect_ratio: Longer side over shorter side at most.
+        min_words: Words of a caption at least.
+        max_words: Words of a caption at most.
+    """
+
+    min_side: int = 64
+    max_pixels: int = MAX_IMAGE_PIXELS
+    max_aspect_ratio: float = 4.0
+    min_words: int = 2
+    max_words: int = 100
+
+    def reason(self, width: int, height: int, text: str) -> str | None:
+        """Why a sample is not taken; None where it is."""
+        if min(width, height) < self.min_side:
+            return "too_small"
+        if max(width, height) > self.max_aspect_ratio * min(width, height):
+            return "too_long_or_flat"
+        if not self.min_words <= len(text.split()) <= self.max_words:
+            return "caption_length"
+        return None
+
+
+class _Part(NamedTuple):
+    """A part of a new shard.
+
+    Attributes:
+        source: The shard that it is taken from.
+        places: Of its samples, in order, among all of that shard.
+    """
+
+    source: str
+    places: list[int]
+
+
+class ShardCheck(Dataset[int]):
+    """Checks shards, and notes for each the places of the good samples, their digests, and what was lost and why.
+
+    It also notes which good samples training skips by default, and why.
+
+    Args:
+        sources: Shards.
+        folder: Gets a note for each shard; what is noted there is not done again.
+        limits: Which samples are taken.
+    """
+
+    def __init__(self, sources: Sequence[str], folder: Path, limits: SampleLimits) -> None:
+        self.sources = sources
+        self.folder = folder
+        self.limits = limits
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    def __getitem__(self, index: int) -> int:
+        """Checks a shard.
+
+        Raises:
+            OSError: It cannot be read, or the note not be written.
+        """
+        if not self._path(index).is_file():
+            path = self._path(index)
+            write_text(path, json.dumps(self._checked(self.sources[index])), _unfinished(path, self.folder))
+        return index
+
+    def note(self, index: int) -> dict[str, Any]:
+        """The note on a shard.
+
+        It holds the number of ``samples``, those ``lost`` by reason, the ``places`` and, in hexadecimal, the
+        ``digests`` of the good ones, and ``skipped_in_training``: place and reason of those that training skips.
+        """
+        return json.loads(self._path(index).read_bytes())
+
+    def _path(self, index: int) -> Path:
+        return self.folder / f"checked-{index:05d}.json"
+
+    def _checked(self, source: str) -> dict[str, Any]:
+        decoder = PreparationDecoder(self.limits.max_pixels)
+        lost: Counter[str] = Counter()
+        keys: set[str] = set()
+        places: list[int] = []
+        digests: list[str] = []
+        skipped: list[tuple[int, str]] = []
+        num_samples = 0
+        try:
+            for place, raw in enumerate(read_shard(source)):
+                num_samples += 1
+                sample, skip_reason = decoder(raw)
+                if isinstance(sample, str):
+                    lost[sample] += 1
+                    continue
+                width, height = sample["image"].tolist()
+                reason = self.limits.reason(width, height, sample["text"])
+                if reason is None and sample["key"] in keys:
+                    reason = "repeated_key"
+                if reason is not None:
+                    lost[reason] += 1
+                    continue
+                keys.add(sample["key"])
+                places.append(place)
+                digests.append(_digest(raw[image_extension(raw) or ""], sample["text"]))
+                if skip_reason is not None:
+                    skipped.append((place, skip_reason))
+        except tarfile.ReadError:
+            lost["broken_tar"] += 1
+        return {
+            "samples": num_samples,
+            "lost": lost,
+            "places": places,
+            "digests": "".join(digests),
+            "skipped_in_training": skipped,
+        }
+
+
+class PreparationDecoder:
+    """Decodes raw samples for their sizes, and says which of the readable ones training skips by default.
+
+    Args:
+        max_pixels: Pixels of an image at most.
+    """
+
+    def __init__(self, max_pixels: int) -> None:
+        self._in_training = SampleDecoder(_size, min(max_pixels, MAX_IMAGE_PIXELS), skip_non_rgb=True, num_workers=0)
+        self._lenient = SampleDecoder(_size, max_pixels, skip_non_rgb=False, num_workers=0)
+
+    def __call__(self, raw: RawSample) -> tuple[ImageText | str, str | None]:
+        """Decodes a sample.
+
+        Returns:
+            The sample, whose ``image`` is its width and height, or the reason why it is not readable; and the reason
+            why training skips a readable one, or None.
+        """
+        sample = self._in_training.decoded(raw)
+        if not isinstance(sample, str):
+            return sample, None
+        reason = sample
+        sample = self._lenient.decoded(raw)
+        return sample, None if isinstance(sample, str) else reason
+
+
+class ShardWriter(Dataset[int]):
+    """Writes new shards, whose keys are running numbers, and notes for each what the manifest says of it.
+
+    Args:
+        parts: For each new shard what it is made of.
+        first_keys: For each the key of its first sample.
+        folder: Gets the shards; what is there with its note is not written again.
+        notes: Folder of the notes.
+    """
+
+    def __init__(self, parts: Sequence[Sequence[_Part]], first_keys: Sequence[int], folder: Path, notes: Path) -> None:
+        self.parts = parts
+        self.first_keys = first_keys
+        self.folder = folder
+        self.notes = notes
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __getitem__(self, index: int) -> int:
+        """Writes a shard.
+
+        Raises:
+            OSError: A shard cannot be read or written.
+        """
+        path = self.folder / f"{index:05d}.tar"
+        note = self._path(index)
+        if not (note.is_file() and path.is_file() and path.stat().st_size == self.note(index)["bytes"]):
+            with written_whole(path, _unfinished(path, self.notes)) as file:
+                self._write(index, file)
+            described = file_record(path, sum(len(part.places) for part in self.parts[index]))
+            write_text(note, json.dumps(described), _unfinished(note, self.notes))
+        return index
+
+    def note(self, index: int) -> dict[str, Any]:
+        """What the manifest says of a shard: ``name``, ``samples``, ``bytes`` and ``sha256``."""
+        return json.loads(self._path(index).read_bytes())
+
+    def _path(self, index: int) -> Path:
+        return self.notes / f"written-{index:05d}.json"
+
+    def _write(self, index: int, file: IO[bytes]) -> None:
+        key = self.first_keys[index]
+        with TarWriter(file, encoder=False, mtime=0) as archive:  # 0: the same bytes each time
+            for part in self.parts[index]:
+                for raw in _at(part):
+                    parts = {name: raw[name] for name in (image_extension(raw), "txt", "json") if name in raw}
+                    archive.write({"__key__": f"{key:09d}", **parts})
+                    key += 1
+
+
+def prepare_shards(
+    sources: Sequence[str],
+    folder: Path,
+    limits: SampleLimits,
+    samples_per_shard: int,
+    request: dict[str, Any],
+    links: dict[str, Any] | None,
+    num_workers: int,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Checks shards and writes their good samples into new ones of ``samples_per_shard``, ``{folder}/00000.tar`` ….
+
+    Each shard is read twice: first all are checked, each on its own; then each new shard is written on its own. Both
+    go on where they were cut, and what they write does not depend on cuts or on the number of workers.
+
+    Args:
+        sources: Shards as img2dataset writes them.
+        folder: Gets the new shards, ``manifest.json`` and, until all is done, the folder ``unfinished``.
+        limits: Which samples are taken.
+        samples_per_shard: Samples in each new shard but the last.
+        request: What was asked for; see ``begin``.
+        links: What came of the download, for the manifest.
+        num_workers: Processes; with 1 it is this one.
+        progress: Is told how far it is.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        MisconfigurationException: No sample is good.
+        OSError: A file cannot be read or written.
+    """
+    notes = folder / _UNFINISHED
+    check = ShardCheck(sources, notes, limits)
+    _each(check, "checking", num_workers, progress)
+    checked = [check.note(index) for index in range(len(sources))]
+    duplicate = _duplicates([note["digests"] for note in checked])
+    kept: list[_Part] = []
+    skipped: Counter[str] = Counter()
+    for source, note in zip(sources, checked, strict=True):
+        mask, duplicate = np.split(duplicate, [len(note["places"])])
+        kept.append(_Part(source, np.array(note["places"], dtype=np.int64)[~mask].tolist()))
+        note["lost"]["duplicate"] = int(mask.sum())
+        of_kept = set(kept[-1].places)
+        skipped.update(reason for place, reason in note.get("skipped_in_training", ()) if place in of_kept)
+    lost = {reason: sum(note["lost"].get(reason, 0) for note in checked) for reason in LOSS_REASONS}
+    if not any(part.places for part in kept):
+        raise MisconfigurationException(
+            f"of {len(sources)} shards no sample is good ({told_by_reason(lost, 'they are empty')})"
+        )
+    parts = list(_parts(kept, samples_per_shard))
+    writer = ShardWriter(parts, [index * samples_per_shard for index in range(len(parts))], folder, notes)
+    _each(writer, "writing", num_workers, progress)
+    shards = [writer.note(index) for index in range(len(parts))]
+    manifest = {
+        "request": request,
+        "samples": sum(shard["samples"] for shard in shards),
+        "bytes": sum(shard["bytes"] for shard in shards),
+        "read": sum(note["samples"] for note in checked),
+        "lost": lost,
+        "skipped_in_training": skipped,
+        "links": links,
+        "sources": [
+            {
+                "name": Path(source).name,
+                "read": note["samples"],
+                "lost": {reason: note["lost"][reason] for reason in LOSS_REASONS if note["lost"].get(reason)},
+            }
+            for source, note in zip(sources, checked, strict=True)
+        ],
+        "shards": shards,
+    }
+    path = folder / MANIFEST
+    write_text(path, json.dumps(manifest, indent=1) + "\n", _unfinished(path, notes))
+    shutil.rmtree(notes)
+    return manifest
+
+
+def begin(folder: Path, request: dict[str, Any]) -> dict[str, Any] | None:
+    """Makes a folder ready for what is asked for, which may have been begun or finished there before.
+
+    Args:
+        folder: Is made where there is none.
+        request: Whatever decides what is written; as JSON has it.
+
+    Returns:
+        The manifest where the same has been finished; else None.
+
+    Raises:
+        MisconfigurationException: Something else has been finished or begun there, or there are other shards.
+    """
+    notes = folder / _UNFINISHED
+    manifest = read_manifest(folder)
+    if manifest is not None:
+        _check_same(folder, manifest.get("request"), request)
+        if all(_has_size(folder / shard["name"], shard["bytes"]) for shard in manifest["shards"]):
+            shutil.rmtree(notes, ignore_errors=True)
+            return manifest
+    elif (notes / "request.json").is_file():
+        _check_same(folder, json.loads((notes / "request.json").read_bytes()), request)
+    elif any(folder.glob("*.tar")):
+        raise MisconfigurationException(f"{folder} holds shards that are not of this command: give another folder")
+    notes.mkdir(parents=True, exist_ok=True)
+    for left in notes.glob("*.part"):  # of a run that was cut
+        left.unlink(missing_ok=True)
+    write_text(notes / "request.json", json.dumps(request))
+    return None
+
+
+def shard_request(sources: Sequence[str], limits: SampleLimits, samples_per_shard: int) -> dict[str, Any]:
+    """What decides the new shards, for ``begin``."""
+    return {
+        "sources": [[Path(source).name, Path(source).stat().st_size] for source in sources],
+        "samples_per_shard": samples_per_shard,
+        "limits": asdict(limits),
+    }
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a folder of shards; None where there is none.
+
+    Raises:
+        MisconfigurationException: It is not of this format, or names a shard outside the folder.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        return None
+    file_format = "a manifest of vlkd-pl prepare"
+    complaint = f"{path} is not {file_format}"
+    manifest: dict[str, Any] = read_json(path, file_format)
+    (listed,) = Entries([manifest], complaint, is_numbered=False).values("shards", {list}, "a list")
+    shards = Entries(listed, f"{complaint}: shards")
+    names = shards.texts("name")
+    shards.values("bytes", {int}, "a number")
+    (skipped,) = Entries([manifest], complaint, is_numbered=False).values(
+        "skipped_in_training", {dict}, "an object", {}
+    )
+    for reason in skipped:
+        Entries([skipped], f"{complaint}: skipped_in_training", is_numbered=False).values(reason, {int}, "a number")
+    if outside := [name for name in names if Path(name).name != name]:
+        raise MisconfigurationException(f"{path} names {outside[0]!r}, which is not a file of its folder")
+    return manifest
+
+
+def _parts(kept: Sequence[_Part], samples_per_shard: int) -> Iterator[list[_Part]]:
+    """Cuts what is kept into new shards."""
+    shard: list[_Part] = []
+    room = samples_per_shard
+    for source, places in kept:
+        while places:
+            shard.append(_Part(source, places[:room]))
+            places, room = places[room:], room - len(places[:room])
+            if room == 0:
+                yield shard
+                shard, room = [], samples_per_shard
+    if shard:
+        yield shard
+
+
+def _at(part: _Part) -> Iterator[RawSample]:
+    """The raw samples of a part; its shard is read no further."""
+    places = set(part.places)
+    return islice(read_shard(part.source, lambda key, path, place: place in places), len(places))
+
+
+def _duplicates(digests: Sequence[str]) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """For each digest of all shards whether the same came before."""
+    pairs = np.frombuffer(bytes.fromhex("".join(digests)), dtype=np.uint64).reshape(-1, 2)
+    order = np.lexsort(pairs.T)  # stable: of equal ones the first comes first
+    repeats = np.zeros(len(pairs), dtype=np.bool_)
+    repeats[order[1:]] = (pairs[order[1:]] == pairs[order[:-1]]).all(axis=1)
+    return repeats
+
+
+def _digest(content: bytes, text: str) -> str:
+    return hashlib.blake2b(text.encode() + b"\0" + content, digest_size=16).hexdigest()
+
+
+def file_record(path: Path, num_samples: int) -> dict[str, Any]:
+    """What the manifest says of a shard."""
+    return {"name": path.name, "samples": num_samples, "bytes": path.stat().st_size, "sha256": file_sha256(path)}
+
+
+def _unfinished(path: Path, folder: Path) -> Path:
+    """Where a file is until it is whole: each process has its own, since those of a killed run may not have ended."""
+    return folder / f"{path.name}.{os.getpid()}.part"
+
+
+def _each(dataset: Dataset[int], what: str, num_workers: int, progress: Progress) -> None:
+    total = len(dataset)  # type: ignore[arg-type]
+    progress(what, 0, total)
+    for number, _ in enumerate(make_loader(dataset, num_workers), start=1):
+        progress(what, number, total)
+
+
+def make_loader(dataset: Dataset[Any], num_workers: int) -> DataLoader[Any]:
+    """Does the work of a data set, in order; its workers end with this process, also where it is killed."""
+    return DataLoader(
+        dataset,
+        batch_size=None,
+        num_workers=num_workers if num_workers > 1 else 0,
+        worker_init_fn=one_thread,
+        generator=torch.Generator(),
+    )
+
+
+def _size(image: Image.Image) -> Tensor:
+    return torch.tensor(image.size)
+
+
+def _has_size(path: Path, num_bytes: int) -> bool:
+    return path.is_file() and path.stat().st_size == num_bytes
+
+
+def _check_same(folder: Path, before: Any, now: dict[str, Any]) -> None:
+    if before != now:
+        keys = before.keys() | now.keys() if isinstance(before, dict) else now.keys()
+        other = sorted(key for key in keys if not isinstance(before, dict) or before.get(key) != now.get(key))
+        raise MisconfigurationException(
+            f"{folder} has been prepared with other {' and '.join(other)}: give the same as then, or another folder"
+        )

@@ -1,0 +1,126 @@
+"""Verifies prepared shards against their manifest."""
+
+from __future__ import annotations
+
+import tarfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch.utils.data import Dataset
+
+from vlkd_pl.prepare.reshard import (
+    LOSS_REASONS,
+    MANIFEST,
+    PreparationDecoder,
+    Progress,
+    SampleLimits,
+    file_record,
+    make_loader,
+    read_manifest,
+)
+from vlkd_pl.shards.decoder import (
+    told_by_reason,
+)
+from vlkd_pl.shards.reader import BROKEN_SHARD, count_samples, read_shard
+
+
+class ShardReport(NamedTuple):
+    """What the check of a shard found.
+
+    Attributes:
+        name: Of its file.
+        num_samples: Samples in it.
+        problem: What is wrong with it; empty where nothing is.
+        skipped_in_training: Number of its readable samples that training skips by default, by reason; empty where the
+            shard is not decoded.
+    """
+
+    name: str
+    num_samples: int
+    problem: str
+    skipped_in_training: dict[str, int]
+
+
+class ShardVerification(Dataset[ShardReport]):
+    """Verifies the shards of a folder: by its manifest or, where there is none, by decoding every sample.
+
+    Args:
+        folder: Of shards.
+
+    Attributes:
+        has_manifest: Whether the folder has a manifest.
+        skipped_in_training: Number of samples that the manifest says are skipped in training by default, by reason.
+
+    Raises:
+        FileNotFoundError: There is no such folder, or no shard in it.
+        MisconfigurationException: The manifest cannot be read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        if not folder.is_dir():
+            raise FileNotFoundError(f"there is no folder at {folder}: give one of .tar files")
+        self.folder = folder
+        manifest = read_manifest(folder)
+        self.has_manifest = manifest is not None
+        self.skipped_in_training: dict[str, int] = (manifest or {}).get("skipped_in_training", {})
+        self.listed = {shard["name"]: shard for shard in manifest["shards"]} if manifest is not None else {}
+        self.names = sorted({path.name for path in folder.glob("*.tar")} | self.listed.keys())
+        if not self.names:
+            raise FileNotFoundError(f"there are no shards in {folder}: give a folder of .tar files")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> ShardReport:
+        """Verifies a shard."""
+        name = self.names[index]
+        try:
+            if self.has_manifest:
+                return ShardReport(name, *self._compared(self.folder / name, self.listed.get(name)), {})
+            return ShardReport(name, *_decoded(self.folder / name))
+        except BROKEN_SHARD as error:
+            return ShardReport(name, 0, f"cannot be read: {error}", {})
+
+    def reports(self, num_workers: int, progress: Progress) -> Iterator[ShardReport]:
+        """Verifies all shards, in order, by so many processes."""
+        for number, report in enumerate(make_loader(self, num_workers), start=1):
+            progress("verifying", number, len(self))
+            yield ShardReport(*report)
+
+    @staticmethod
+    def _compared(path: Path, listed: dict[str, Any] | None) -> tuple[int, str]:
+        if listed is None:
+            return 0, f"is not in {MANIFEST}"
+        if not path.is_file():
+            return 0, "is missing"
+        found = file_record(path, count_samples(str(path)))
+        wrong = [
+            f"{what} {found[what]}, not {listed.get(what)}"
+            for what in ("bytes", "sha256", "samples")
+            if found[what] != listed.get(what)
+        ]
+        return found["samples"], "has " + " and ".join(wrong) if wrong else ""
+
+
+def _decoded(path: Path) -> tuple[int, str, dict[str, int]]:
+    """The number of samples of a shard, what is wrong with them, and which of the rest training skips by default."""
+    decoder = PreparationDecoder(SampleLimits.max_pixels)
+    keys: Counter[str] = Counter()
+    lost: Counter[str] = Counter()
+    skipped: Counter[str] = Counter()
+    problems = []
+    try:
+        for raw in read_shard(str(path)):
+            keys[raw["__key__"]] += 1
+            sample, skip_reason = decoder(raw)
+            if isinstance(sample, str):
+                lost[sample] += 1
+            elif skip_reason is not None:
+                skipped[skip_reason] += 1
+    except tarfile.ReadError as error:
+        problems.append(f"is broken after {keys.total()} samples: {error}")
+    lost["repeated_key"] = keys.total() - len(keys)
+    problems.append(told_by_reason({reason: lost[reason] for reason in LOSS_REASONS}, ""))
+    return keys.total(), ", ".join(filter(None, problems)), dict(skipped)

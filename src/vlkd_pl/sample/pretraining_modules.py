@@ -1,0 +1,237 @@
+"""Trains the small CLIP and the small BART that the sample world ships with, each from random weights."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from transformers import AutoTokenizer, BartConfig, BartForConditionalGeneration
+
+from vlkd_pl.clip.frozen import FrozenCLIP, normalized
+from vlkd_pl.clip.openai import CLIP
+from vlkd_pl.losses import clamp_logit_scale_, icti_loss, itcl_loss
+from vlkd_pl.metrics.retrieval import recall_at_k
+from vlkd_pl.models.bart import clean_tokenizer
+from vlkd_pl.training.optim import linear_warmup_and_decay, parameter_groups
+
+if TYPE_CHECKING:
+    from vlkd_pl.batch import InfillingBatch
+
+
+class PretrainingModule(pl.LightningModule, ABC):
+    """The optimizer and the export that both pretrainings share.
+
+    Args:
+        output: Folder that the trained model is written to when training ends.
+        learning_rate: Peak learning rate of AdamW.
+        weight_decay: Weight decay of all weights but biases and norms.
+        warmup_steps: Optimizer steps of linear warm-up; the rate then falls linearly to 0 at the last step.
+    """
+
+    def __init__(self, output: str, learning_rate: float, weight_decay: float, warmup_steps: int) -> None:
+        super().__init__()
+        self.output = Path(output)
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.warmup_steps = warmup_steps
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW with warm-up and linear decay."""
+        groups = parameter_groups(self, self.weight_decay, self.learning_rate)
+        optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=(0.9, 0.98))
+        schedule = linear_warmup_and_decay(optimizer, self.warmup_steps, int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_train_end(self) -> None:
+        """Writes the trained model to ``output``."""
+        if self.trainer.is_global_zero:
+            self.export(self.output)
+
+    @abstractmethod
+    def export(self, folder: Path) -> None:
+        """Writes the model as the folder that a ``--model.clip`` or ``--model.bart`` takes."""
+
+
+class CLIPPretrainingModule(PretrainingModule):
+    """Contrastive training of a CLIP of OpenAI's class from random weights (Radford et al., 2021).
+
+    Args:
+        vocab_size: Tokens of the text encoder's vocabulary.
+        context_length: Positions of the text encoder.
+        image_size: Width and height of a picture in pixels.
+        embedding_dim: Size of the joint space.
+        vision_layers: Blocks of each of the ResNet's four stages.
+        vision_width: Channels of the ResNet's first stage.
+        text_width: Width of the text encoder; one head for every 64.
+        text_layers: Layers of the text encoder.
+        merges: A gzip file of byte-pair merges that goes with the model; None for OpenAI's own vocabulary.
+        output: See ``PretrainingModule``.
+        learning_rate: See ``PretrainingModule``.
+        weight_decay: See ``PretrainingModule``.
+        warmup_steps: See ``PretrainingModule``.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        context_length: int,
+        output: str,
+        image_size: int = 64,
+        embedding_dim: int = 128,
+        vision_layers: tuple[int, int, int, int] = (1, 1, 1, 1),
+        vision_width: int = 16,
+        text_width: int = 128,
+        text_layers: int = 2,
+        merges: str | None = None,
+        learning_rate: float = 1e-3,
+        weight_decay: float = 0.05,
+        warmup_steps: int = 200,
+    ) -> None:
+        super().__init__(output, learning_rate, weight_decay, warmup_steps)
+        self.merges = Path(merges) if merges else None
+        self.clip = CLIP(
+            embedding_dim,
+            image_size,
+            vision_layers,
+            vision_width,
+            None,
+            context_length,
+            vocab_size,
+            text_width,
+            text_width // 64,
+            text_layers,
+        ).float()
+        self.eval_embeddings: list[tuple[Tensor, Tensor]] = []
+
+    def embed(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The l2-normalised image and text embeddings of a batch, (B, D) each."""
+        text_ids = nn.functional.pad(
+            batch["clip_text_ids"], (0, self.clip.context_length - batch["clip_text_ids"].shape[1])
+        )
+        image, text = self.clip.encode_image(normalized(batch["image"])), self.clip.encode_text(text_ids)
+        return nn.functional.normalize(image, dim=-1), nn.functional.normalize(text, dim=-1)
+
+    def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
+        """One contrastive step."""
+        loss = itcl_loss(*self.embed(batch), self.clip.logit_scale.exp())
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def optimizer_step(self, *args: Any, **options: Any) -> None:
+        """Bounds the temperature after the step."""
+        super().optimizer_step(*args, **options)
+        clamp_logit_scale_(self.clip.logit_scale)
+
+    def validation_step(self, batch: dict[str, Tensor], batch_index: int) -> None:
+        """Keeps the batch's embeddings."""
+        self.eval_embeddings.append(self.embed(batch))
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs recall@1 over all validation pairs."""
+        image, text = (torch.cat(parts) for parts in zip(*self.eval_embeddings, strict=True))
+        self.eval_embeddings.clear()
+        recall = recall_at_k(image, text, torch.arange(len(image)), ks=(1,))
+        self.log_dict({f"val/{name}": value for name, value in recall.items()}, prog_bar=True)
+
+    def export(self, folder: Path) -> None:
+        """Writes ``clip.safetensors`` in half precision, and the merges."""
+        # OpenAI's own files hold half-precision weights; FrozenCLIP computes with them in float32.
+        for value in self.clip.state_dict().values():
+            if value.is_floating_point():
+                value.copy_(value.half())
+        frozen = FrozenCLIP(self.clip)
+        frozen.merges = self.merges.read_bytes() if self.merges else None
+        frozen.save(folder)
+
+
+class BARTPretrainingModule(PretrainingModule):
+    """Denoising training of a BART from random weights by text infilling (Lewis et al., 2020).
+
+    Args:
+        tokenizer: Folder of a BART tokenizer.
+        output: See ``PretrainingModule``.
+        init_from: Folder of a BART of the same sizes to go on from; random weights by default.
+        width: Size of the hidden states.
+        num_layers: Layers of the encoder and of the decoder.
+        num_heads: Attention heads.
+        feedforward_width: Width of the feed-forward layers.
+        max_positions: Longest text in tokens.
+        dropout: Dropout probability of the training, and of the written model.
+        learning_rate: See ``PretrainingModule``.
+        weight_decay: See ``PretrainingModule``.
+        warmup_steps: See ``PretrainingModule``.
+    """
+
+    def __init__(
+        self,
+        tokenizer: str,
+        output: str,
+        init_from: str | None = None,
+        width: int = 128,
+        num_layers: int = 3,
+        num_heads: int = 4,
+        feedforward_width: int = 512,
+        max_positions: int = 64,
+        dropout: float = 0.0,
+        learning_rate: float = 1e-3,
+        weight_decay: float = 0.01,
+        warmup_steps: int = 200,
+    ) -> None:
+        super().__init__(output, learning_rate, weight_decay, warmup_steps)
+        self.tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+        self.bart = BartForConditionalGeneration(
+            BartConfig(
+                vocab_size=len(self.tokenizer),
+                d_model=width,
+                encoder_layers=num_layers,
+                decoder_layers=num_layers,
+                encoder_attention_heads=num_heads,
+                decoder_attention_heads=num_heads,
+                encoder_ffn_dim=feedforward_width,
+                decoder_ffn_dim=feedforward_width,
+                max_position_embeddings=max_positions,
+                dropout=dropout,
+                attention_dropout=0.0,
+                forced_eos_token_id=None,
+                forced_bos_token_id=self.tokenizer.bos_token_id,
+            )
+        )
+        if init_from is not None:
+            self.bart.load_state_dict(BartForConditionalGeneration.from_pretrained(init_from).float().state_dict())
+
+    def training_step(self, batch: InfillingBatch, batch_index: int) -> Tensor:
+        """One denoising step."""
+        loss = self.loss(batch)
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: InfillingBatch, batch_index: int) -> None:
+        """Logs the loss, and the share of texts whose every masked token is the likeliest one."""
+        logits = self.logits(batch)
+        right = (logits.argmax(-1) == batch["labels"]) | (batch["labels"] == -100)
+        size = len(right)
+        self.log("val/loss", icti_loss(logits, batch["labels"], reduction="mean"), batch_size=size)
+        self.log("val/exact", right.all(1).float().mean(), prog_bar=True, batch_size=size)
+
+    def loss(self, batch: InfillingBatch) -> Tensor:
+        """Mean cross-entropy over all tokens of the batch."""
+        return icti_loss(self.logits(batch), batch["labels"], reduction="mean")
+
+    def logits(self, batch: InfillingBatch) -> Tensor:
+        """Teacher-forced logits (B, M, vocabulary)."""
+        return self.bart(
+            input_ids=batch["corrupted_ids"],
+            attention_mask=batch["corrupted_mask"],
+            labels=batch["labels"],
+            use_cache=False,
+        ).logits
+
+    def export(self, folder: Path) -> None:
+        """Writes a Hugging Face folder with the tokenizer, in half precision."""
+        self.bart.half().save_pretrained(folder)
+        clean_tokenizer(self.tokenizer).save_pretrained(folder)

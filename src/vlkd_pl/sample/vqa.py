@@ -1,0 +1,161 @@
+"""Writes the questions of the sample world in the formats of VQA v2, OK-VQA and VL-T5's split."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from vlkd_pl.sample.language import FACTS, NUMBERS, Question, plural, questions
+from vlkd_pl.sample.scenes import COLORS, OBJECTS, PLACES, SIZES, Scene
+
+NUM_ANNOTATORS = 10
+"""Answers to each question, as in both data sets."""
+
+DATE = "2022-01-01 00:00:00"
+"""The date in files whose format asks for one: the same at each writing."""
+
+FACT_TYPES = {"one": "who likes it", "two": "what it is made of", "three": "where it is kept"}
+"""OK-VQA's codes of question types, here one for each column of ``FACTS``."""
+
+RARE_ANSWERS = frozenset({"pink", "brown", "hat", "hats", "bell", "bells"})
+"""The answers of the out-of-domain questions, which the split's training questions never have."""
+
+_LABEL_SCORES = {1: 0.3, 2: 0.6, 3: 0.9}  # VL-T5's, of an answer that so many people gave; 1 for more
+
+_FACT_COLUMNS = tuple(zip(*FACTS.values(), strict=True))
+_ALTERNATIVES: tuple[tuple[str, ...], ...] = (
+    COLORS,
+    OBJECTS,
+    tuple(plural(name) for name in OBJECTS),
+    tuple(NUMBERS.values()),
+    SIZES,
+    PLACES,
+    ("left", "right"),
+    ("above", "below"),
+    ("yes", "no"),
+    *_FACT_COLUMNS,
+)
+_DISAGREEMENT = 0.25
+_TOLD_BY_THE_QUESTION = ("how many things are there?", "when is it?")
+"""Questions that have one answer in every scene that they are asked of: three, and night."""
+
+
+def write_questions(folder: Path, split: str, scenes: list[Scene], first_id: int, rng: random.Random) -> None:
+    """Writes the questions on a split's scenes, with ten answers each.
+
+    Questions on what the picture shows go to ``vqa_questions_{split}.json`` and ``vqa_annotations_{split}.json`` (VQA
+    v2's format, https://visualqa.org/download.html), those whose answer stands in the text corpus alone to
+    ``okvqa_questions_{split}.json`` and ``okvqa_annotations_{split}.json`` (OK-VQA's, https://okvqa.allenai.org). At
+    least eight annotators give the right answer, which so has an accuracy of 100%; to about a quarter of the questions
+    one or two give a wrong answer of the same kind.
+
+    ``vqa_karpathy_{split}.json`` divides the former, in VL-T5's format (Cho et al., 2021), into those whose answer is
+    common and those whose answer is in ``RARE_ANSWERS``. Of the split ``train`` it holds the common ones alone, where
+    VL-T5's holds a few of the others: what is right out-of-domain was then not learnt there.
+
+    Args:
+        folder: Gets the five files.
+        split: The split's name.
+        scenes: The scenes of the split's pictures.
+        first_id: Id of the first picture; the others follow.
+        rng: Decides the questions and the answers of the annotators.
+    """
+    seen: dict[int, Question] = {}
+    known: dict[int, Question] = {}
+    for image_id, scene in enumerate(scenes, start=first_id):
+        drawn = [question for question in questions(scene, rng) if question.text not in _TOLD_BY_THE_QUESTION]
+        seen |= enumerate((question for question in drawn if question.kind != "fact"), start=1000 * image_id)
+        known |= enumerate((question for question in drawn if question.kind == "fact"), start=1000 * image_id)
+    head: dict[str, Any] = {
+        "info": file_info(f"sample world, split {split}"),
+        "license": {"name": "MIT License", "url": "https://opensource.org/license/mit"},
+        "data_type": "mscoco",
+        "data_subtype": split,
+    }
+    seen_annotations = [_vqa_annotation(question_id, question, rng) for question_id, question in seen.items()]
+    known_annotations = [_okvqa_annotation(question_id, question, rng) for question_id, question in known.items()]
+    parts = [_split_entry(annotation, seen[annotation["question_id"]].text) for annotation in seen_annotations]
+    kept = [entry for entry in parts if split != "train" or entry["is_topk_optimal"]]
+    (folder / f"vqa_karpathy_{split}.json").write_text(json.dumps(kept, indent=1), encoding="utf-8")
+    for name, content in (
+        (f"vqa_questions_{split}", {"task_type": "Open-Ended", "questions": _asked(seen.items())}),
+        (f"vqa_annotations_{split}", {"annotations": seen_annotations}),
+        (f"okvqa_questions_{split}", {"task_type": "Open-Ended", "questions": _asked(known.items())}),
+        (f"okvqa_annotations_{split}", {"question_types": FACT_TYPES, "annotations": known_annotations}),
+    ):
+        (folder / f"{name}.json").write_text(json.dumps(head | content, indent=1), encoding="utf-8")
+
+
+def file_info(description: str) -> dict[str, Any]:
+    """The field ``info`` of VQA's and NoCaps' files."""
+    return {
+        "description": description,
+        "version": "1.0",
+        "year": 2022,
+        "contributor": "vlkd_pl",
+        "url": "",
+        "date_created": DATE,
+    }
+
+
+def _asked(drawn: Iterable[tuple[int, Question]]) -> list[dict[str, Any]]:
+    return [
+        {"image_id": question_id // 1000, "question": question.text, "question_id": question_id}
+        for question_id, question in drawn
+    ]
+
+
+def _vqa_annotation(question_id: int, question: Question, rng: random.Random) -> dict[str, Any]:
+    return {
+        "question_id": question_id,
+        "image_id": question_id // 1000,
+        "question_type": question.kind,
+        "answer_type": {"yes/no": "yes/no", "count": "number"}.get(question.kind, "other"),
+        "multiple_choice_answer": question.answer,
+        "answers": _answers(question.answer, rng),
+    }
+
+
+def _okvqa_annotation(question_id: int, question: Question, rng: random.Random) -> dict[str, Any]:
+    columns = zip(FACT_TYPES, _FACT_COLUMNS, strict=True)
+    return {
+        "question_id": question_id,
+        "image_id": question_id // 1000,
+        "question_type": next(code for code, column in columns if question.answer in column),
+        "answer_type": "other",
+        "answers": [answer | {"raw_answer": answer["answer"]} for answer in _answers(question.answer, rng)],
+        "confidence": rng.randint(1, 5),
+    }
+
+
+def _split_entry(annotation: dict[str, Any], text: str) -> dict[str, Any]:
+    counts = Counter(answer["answer"] for answer in annotation["answers"])
+    return {
+        "question_id": annotation["question_id"],
+        "img_id": f"{annotation['image_id']:012d}",
+        "sent": text,
+        "question_type": annotation["question_type"],
+        "answer_type": annotation["answer_type"],
+        "label": {
+            answer: _LABEL_SCORES.get(count, 1) for answer, count in counts.items() if answer not in RARE_ANSWERS
+        },
+        "is_topk_optimal": annotation["multiple_choice_answer"] not in RARE_ANSWERS,
+    }
+
+
+def _answers(right: str, rng: random.Random) -> list[dict[str, Any]]:
+    wrong = [answer for answer in next(group for group in _ALTERNATIVES if right in group) if answer != right]
+    num_wrong = rng.choice((1, 2)) if rng.random() < _DISAGREEMENT else 0
+    mistaken = rng.sample(range(NUM_ANNOTATORS), num_wrong)
+    return [
+        {
+            "answer": rng.choice(wrong) if index in mistaken else right,
+            "answer_confidence": rng.choice(("maybe", "no")) if index in mistaken else "yes",
+            "answer_id": index + 1,
+        }
+        for index in range(NUM_ANNOTATORS)
+    ]

@@ -1,0 +1,271 @@
+"""Writes the sample world in the formats of the real data: webdataset shards, a text corpus, captions, classes."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import random
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from vlkd_pl.sample.glue import write_glue
+from vlkd_pl.sample.language import captions, random_caption, random_line
+from vlkd_pl.sample.renderer import IMAGE_SIZE, render
+from vlkd_pl.sample.scenes import (
+    COLORS,
+    OBJECTS,
+    PLACES,
+    SIZES,
+    UNSEEN_COMBINATIONS,
+    Item,
+    Scene,
+    Split,
+    distinct_scenes,
+    random_scene,
+)
+from vlkd_pl.sample.vqa import DATE, file_info, write_questions
+from vlkd_pl.sample.xsum import write_documents
+
+MODELS = Path(__file__).parent / "models"
+"""The small CLIP and the small BART that ship with the package."""
+
+Domain = Literal["in-domain", "near-domain", "out-domain"]
+"""NoCaps' domains: of a scene's combinations of color and object, training shows all, some or none."""
+
+_SPLITS: tuple[Split, ...] = ("val", "test", "unseen", "train")
+_UNSEEN_SHARE: dict[Domain, float] = {"in-domain": 0.0, "near-domain": 0.5, "out-domain": 1.0}
+
+
+def write_world(
+    folder: Path,
+    num_pairs: int,
+    num_shards: int,
+    num_texts: int,
+    num_evaluation: int,
+    seed: int,
+    num_finetuning: int = 2000,
+) -> None:
+    """Writes the whole sample world.
+
+    Args:
+        folder: Gets, for training,
+
+            - ``shards/00000.tar`` … in img2dataset's layout and ``corpus.txt``, one passage a line;
+            - ``clip/`` and ``bart/``, the small models;
+
+            and for fine-tuning and evaluation, with the pictures under ``images/`` and {split} one of ``train``,
+            ``val``, ``test`` and ``unseen``,
+
+            - ``captions_{split}.json``: COCO's caption format;
+            - ``dataset_coco.json``: ``train``, ``val`` and ``test`` in the format of Karpathy's splits;
+            - ``vqa_questions_{split}.json`` and ``vqa_annotations_{split}.json``: VQA v2's format;
+            - ``vqa_karpathy_{split}.json``: VL-T5's split of them by rare answers;
+            - ``okvqa_questions_{split}.json`` and ``okvqa_annotations_{split}.json``: OK-VQA's format, questions that
+              need a fact from the corpus;
+            - ``nocaps_val_captions.json`` and ``nocaps_test_image_info.json``: NoCaps' format, pictures of their own;
+            - ``classes/test/{object}/`` and ``class_names.txt``: a folder of pictures for each class;
+            - ``glue/``: the eight tasks of GLUE in its official format, on the same language;
+            - ``xsum/{split}.source`` and ``.target`` for ``train``, ``val`` and ``test``: documents and summaries in
+              the format of fairseq's XSum, a line each, on the same language.
+        num_pairs: Pictures with captions over all shards.
+        num_shards: Shards.
+        num_texts: Lines of the text corpus.
+        num_evaluation: Pictures of each evaluation split; no two have the same description. NoCaps' files get three
+            tenths of it for each domain, the class folders together about as many.
+        seed: Decides every scene, picture and line.
+        num_finetuning: Pictures of the split ``train``, and lines of each training set of GLUE.
+    """
+    write_shards(folder / "shards", num_pairs, num_shards, random.Random(f"pairs {seed}"))
+    write_corpus(folder / "corpus.txt", num_texts, random.Random(f"texts {seed}"))
+    scenes: dict[str, dict[int, Scene]] = {}
+    first_id = 1
+    for split in _SPLITS:
+        rng = random.Random(f"{split} {seed}")
+        drawn = distinct_scenes(rng, split, num_finetuning if split == "train" else num_evaluation)
+        write_coco_captions(folder, split, drawn, first_id, rng)
+        write_questions(folder, split, drawn, first_id, random.Random(f"vqa {split} {seed}"))
+        scenes[split] = dict(enumerate(drawn, start=first_id))
+        first_id += len(drawn)
+    write_karpathy(folder, {split: scenes[split] for split in ("train", "val", "test")})
+    write_nocaps(folder, math.ceil(3 * num_evaluation / 10), random.Random(f"nocaps {seed}"))
+    write_classes(folder, math.ceil(num_evaluation / len(OBJECTS)), random.Random(f"classes {seed}"))
+    for split in ("train", "val", "test"):
+        write_documents(folder / "xsum", split, list(scenes[split].values()), random.Random(f"xsum {split} {seed}"))
+    write_glue(folder / "glue", num_finetuning, num_evaluation, random.Random(f"glue {seed}"))
+    for name in ("clip", "bart"):
+        shutil.copytree(MODELS / name, folder / name, dirs_exist_ok=True)
+
+
+def write_shards(folder: Path, num_pairs: int, num_shards: int, rng: random.Random) -> None:
+    """Writes tar files of ``key.jpg``, ``key.txt`` and ``key.json``, as img2dataset does."""
+    from webdataset.writer import TarWriter  # imports torch, which the command's --help need not
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for shard in range(num_shards):
+        with (folder / f"{shard:05d}.tar").open("wb") as file, TarWriter(file, encoder=False, mtime=0) as archive:
+            for index in range(num_pairs * shard // num_shards, num_pairs * (shard + 1) // num_shards):
+                scene = random_scene(rng, "train")
+                caption = random_caption(rng, scene)
+                record = {
+                    "key": f"{index:09d}",
+                    "caption": caption,
+                    "width": IMAGE_SIZE,
+                    "height": IMAGE_SIZE,
+                    "status": "success",
+                }
+                parts = {"jpg": _jpeg(scene, rng), "txt": caption.encode(), "json": json.dumps(record).encode()}
+                archive.write({"__key__": record["key"], **parts})
+
+
+def write_corpus(path: Path, num_texts: int, rng: random.Random) -> None:
+    """Writes one passage a line."""
+    lines: list[str] = []
+    while len(lines) < num_texts:
+        line = random_line(rng)
+        # beside pictures, the prompt of captions must not call for a question after the caption
+        if not (line.startswith("A picture of") and "?" in line):
+            lines.append(line)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def write_coco_captions(folder: Path, split: str, scenes: list[Scene], first_id: int, rng: random.Random) -> None:
+    """Writes ``captions_{split}.json`` in COCO's caption format, and the pictures under ``images/{split}/``."""
+    images, annotations = [], []
+    (folder / "images" / split).mkdir(parents=True, exist_ok=True)
+    for image_id, scene in enumerate(scenes, start=first_id):
+        name = f"{split}/{image_id:012d}.jpg"
+        (folder / "images" / name).write_bytes(_jpeg(scene, rng))
+        images.append({"id": image_id, "file_name": name, "width": IMAGE_SIZE, "height": IMAGE_SIZE})
+        annotations += [
+            {"id": 10 * image_id + index, "image_id": image_id, "caption": caption}
+            for index, caption in enumerate(captions(scene))
+        ]
+    info = {"description": f"sample world, split {split}", "version": "1.0"}
+    content = {"info": info, "licenses": [], "images": images, "annotations": annotations}
+    (folder / f"captions_{split}.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+
+def write_karpathy(folder: Path, scenes: Mapping[str, Mapping[int, Scene]]) -> None:
+    """Writes ``dataset_coco.json``: the pictures and captions of ``write_coco_captions`` in Karpathy's format.
+
+    Args:
+        folder: Gets the file; a picture is ``images/{filepath}/{filename}``.
+        scenes: For each split its scenes by the pictures' ids.
+    """
+    images: list[dict[str, Any]] = []
+    for split, split_scenes in scenes.items():
+        for image_id, scene in split_scenes.items():
+            sentences = [
+                {"tokens": re.findall(r"\w+", text), "raw": text, "imgid": len(images), "sentid": 10 * image_id + index}
+                for index, text in enumerate(captions(scene))
+            ]
+            images.append(
+                {
+                    "filepath": split,
+                    "sentids": [sentence["sentid"] for sentence in sentences],
+                    "filename": f"{image_id:012d}.jpg",
+                    "imgid": len(images),
+                    "split": split,
+                    "sentences": sentences,
+                    "cocoid": image_id,
+                }
+            )
+    content = {"images": images, "dataset": "coco"}
+    (folder / "dataset_coco.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+
+def write_nocaps(folder: Path, num_domain: int, rng: random.Random) -> None:
+    """Writes ``nocaps_val_captions.json`` and ``nocaps_test_image_info.json``, the pictures under ``images/nocaps/``.
+
+    The format is NoCaps' (https://nocaps.org/download); the test file keeps captions and domains to itself. All scenes
+    are held out of training, but one description may come twice: few scenes hold unseen combinations alone.
+
+    Args:
+        folder: Gets the two files and the pictures.
+        num_domain: Pictures of each domain in each file.
+        rng: Decides the scenes and pictures.
+    """
+    (folder / "images" / "nocaps").mkdir(parents=True, exist_ok=True)
+    domains = list(_UNSEEN_SHARE) * num_domain
+    for part in ("val", "test"):
+        first_id = 0 if part == "val" else len(domains)
+        images, annotations = [], []
+        for image_id, domain in enumerate(domains, start=first_id):
+            scene = _scene_of_domain(rng, domain)
+            # ends in a letter: COCO's pictures are found by the number that their names end in
+            open_images_id = f"{image_id:015x}f"
+            (folder / "images" / "nocaps" / f"{open_images_id}.jpg").write_bytes(_jpeg(scene, rng))
+            images.append(
+                {
+                    "id": image_id,
+                    "open_images_id": open_images_id,
+                    "file_name": f"nocaps/{open_images_id}.jpg",
+                    "coco_url": "",
+                    "width": IMAGE_SIZE,
+                    "height": IMAGE_SIZE,
+                    "license": 0,
+                    "date_captured": DATE,
+                    **({"domain": domain} if part == "val" else {}),
+                }
+            )
+            annotations += [
+                {"image_id": image_id, "id": 5 * image_id + index, "caption": caption}
+                for index, caption in enumerate(captions(scene))
+            ]
+        content = {"info": file_info(f"sample world, novel combinations, {part}"), "licenses": [], "images": images}
+        name = "nocaps_test_image_info.json"
+        if part == "val":
+            content["annotations"] = annotations
+            name = "nocaps_val_captions.json"
+        (folder / name).write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+
+def write_classes(folder: Path, num_class: int, rng: random.Random) -> None:
+    """Writes pictures of one object under ``classes/test/{object}/``, and ``class_names.txt``, one class a line.
+
+    The scenes are those of the split ``test``, and come more than once: its pictures differ, its descriptions are few.
+
+    Args:
+        folder: Gets the folders, as torchvision's ``ImageFolder`` reads them, and the file, in their order.
+        num_class: Pictures of each class.
+        rng: Decides the scenes and pictures.
+    """
+    for name in OBJECTS:
+        every = [
+            Scene("one", (Item(color, name),), place, size=size)
+            for color in COLORS
+            for place in PLACES
+            for size in SIZES
+        ]
+        held_out = [scene for scene in every if scene.split == "test"]
+        (folder / "classes" / "test" / name).mkdir(parents=True, exist_ok=True)
+        for index in range(num_class):
+            path = folder / "classes" / "test" / name / f"{index}.jpg"
+            path.write_bytes(_jpeg(rng.choice(held_out), rng))
+    (folder / "class_names.txt").write_text("".join(f"{name}\n" for name in sorted(OBJECTS)), encoding="utf-8")
+
+
+def _scene_of_domain(rng: random.Random, domain: Domain) -> Scene:
+    while True:
+        scene = random_scene(rng, "test")
+        unseen = [Item(*combination) for combination in rng.sample(sorted(UNSEEN_COMBINATIONS), len(scene.items))]
+        swapped = [rng.random() < _UNSEEN_SHARE[domain] for _ in unseen]
+        items = [new if swap else item for new, item, swap in zip(unseen, scene.items, swapped, strict=True)]
+        scene = replace(scene, items=tuple(items))
+        mixed = any(swapped) and not all(swapped)
+        distinct = len({item.object for item in items}) == len(items)
+        # of the scenes with an unseen combination the corpus tells every second one
+        if distinct and mixed == (domain == "near-domain") and scene.split in ("test", "unseen"):
+            return scene
+
+
+def _jpeg(scene: Scene, rng: random.Random) -> bytes:
+    buffer = io.BytesIO()
+    render(scene, rng).save(buffer, "JPEG", quality=95, subsampling=0)
+    return buffer.getvalue()

@@ -1,0 +1,1 @@
+"""Optimization, checkpoints, resume, logs and export."""

@@ -1,0 +1,1 @@
+"""Reading the files of a model without executing anything in them."""

@@ -1,0 +1,224 @@
+"""Interprets the pickles of PyTorch's files without executing anything in them."""
+
+from __future__ import annotations
+
+import pickletools
+from functools import cached_property
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+_DTYPES = {
+    "DoubleStorage": torch.float64,
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+    "ComplexFloatStorage": torch.complex64,
+    "ComplexDoubleStorage": torch.complex128,
+}
+
+
+# A real file has fewer by far: the largest CLIP's archive has about 100,000 in 500 kB.
+_MOST_OPCODES = 2_000_000
+MAX_DEPTH = 100
+MAX_NAME = 1000
+_MOST_DIMENSIONS = 8
+_CONSTANTS = {
+    *("NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT"),
+    *("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINSTRING", "SHORT_BINSTRING"),
+    *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
+}
+
+
+class Source(Protocol):
+    """A file that storages are read from."""
+
+    def read(self, key: str, num_bytes: int) -> bytes:
+        """A storage's bytes."""
+        ...
+
+
+class Storage:
+    """The memory of one or several tensors in a file, read when it is first asked for."""
+
+    def __init__(self, dtype: torch.dtype, key: str, numel: int, source: Source) -> None:
+        self.dtype = dtype
+        self.key = key
+        self.numel = numel
+        self.source = source
+
+    @property
+    def num_bytes(self) -> int:
+        """The bytes that it takes in its file."""
+        return self.numel * self.dtype.itemsize
+
+    @cached_property
+    def content(self) -> Tensor:
+        """All its elements, (numel,)."""
+        if not self.numel:
+            return torch.empty(0, dtype=self.dtype)
+        return torch.frombuffer(bytearray(self.source.read(self.key, self.num_bytes)), dtype=self.dtype)
+
+
+class StoredTensor(NamedTuple):
+    """A tensor in a file, still to be read.
+
+    Attributes:
+        storage: The memory that it is a view of.
+        offset: Elements of it before its first.
+        shape: Its shape.
+        stride: Elements of the storage from one of its elements to the next, for each dimension.
+    """
+
+    storage: Storage
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+    def read(self) -> Tensor:
+        """The tensor."""
+        return self.storage.content.as_strided(self.shape, self.stride, self.offset)
+
+
+class StoredObject:
+    """An object of any other class, with its state where it has one; nothing of the class is known or run.
+
+    Attributes:
+        name: What its file calls the class or function that would make it.
+        state: What it would be set to, None without.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.state: Any = None
+
+
+class _Name(str):
+    """Of a class or function that a pickle refers to: never imported."""
+
+    __slots__ = ()
+
+
+def unpickled(file: Any, source: Source, storages: dict[str, Storage] | None = None) -> Any:
+    """Interprets a pickle from a file's position on, and leaves the file behind it.
+
+    Args:
+        file: A file in memory; no opcode of a pickle reads more than there is.
+        source: What tensors will be read from.
+        storages: Gets the storages that the pickle refers to, by their keys.
+
+    Raises:
+        Exception: Of whatever class: it is not a pickle, or has an opcode that no file of weights has.
+    """
+    storages = {} if storages is None else storages
+    stack: list[Any] = []
+    marks: list[int] = []
+    memo: dict[int, Any] = {}
+    argument: Any
+
+    def popped() -> list[Any]:
+        """The items above the last mark."""
+        place = marks.pop()
+        items = stack[place:]
+        del stack[place:]
+        return items
+
+    for number, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+        if number == _MOST_OPCODES:
+            raise ValueError("its pickle is larger than a model's")
+        name = opcode.name
+        if name in _CONSTANTS:
+            stack.append({"NEWTRUE": True, "NEWFALSE": False}.get(name, argument))
+        elif name in ("BINPUT", "LONG_BINPUT"):
+            memo[argument] = stack[-1]
+        elif name == "MEMOIZE":
+            memo[len(memo)] = stack[-1]
+        elif name in ("BINGET", "LONG_BINGET"):
+            stack.append(memo[argument])
+        elif name == "MARK":
+            marks.append(len(stack))
+        elif name == "EMPTY_TUPLE":
+            stack.append(())
+        elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):
+            stack[-int(name[-1]) :] = [tuple(stack[-int(name[-1]) :])]
+        elif name == "TUPLE":
+            stack.append(tuple(popped()))
+        elif name in ("EMPTY_LIST", "EMPTY_SET"):
+            stack.append([])
+        elif name == "EMPTY_DICT":
+            stack.append({})
+        elif name in ("APPEND", "APPENDS", "ADDITEMS"):
+            items = [stack.pop()] if name == "APPEND" else popped()
+            if isinstance(stack[-1], list):
+                stack[-1].extend(items)
+        elif name in ("SETITEM", "SETITEMS"):
+            items = [stack.pop(-2), stack.pop()] if name == "SETITEM" else popped()
+            if isinstance(stack[-1], dict):
+                # strings alone: of numbers and tuples some could be found whose hashes take for ever
+                pairs = zip(items[::2], items[1::2], strict=True)
+                stack[-1].update((key, value) for key, value in pairs if isinstance(key, str))
+        elif name == "GLOBAL":
+            stack.append(_Name(argument.replace(" ", ".")))
+        elif name == "STACK_GLOBAL":
+            stack[-2:] = [_Name(f"{stack[-2]:s}.{stack[-1]:s}")]
+        elif name in ("NEWOBJ", "REDUCE"):
+            stack[-2:] = [_made(stack[-2], stack[-1])]
+        elif name == "BUILD":
+            state = stack.pop()
+            if isinstance(stack[-1], StoredObject):
+                stack[-1].state = state
+        elif name == "BINPERSID":
+            stack.append(_storage(stack.pop(), source, storages))
+        elif name == "STOP":
+            return stack.pop()
+        elif name not in ("PROTO", "FRAME"):
+            raise ValueError(f"its pickle has the opcode {name}")
+    raise ValueError("its pickle is cut off")
+
+
+def _made(name: Any, arguments: Any) -> Any:
+    """What a pickle would make by a call: tensors and dicts, and anything else without being called."""
+    if not isinstance(name, _Name):
+        raise ValueError("its pickle calls something without a name")
+    if name == "collections.OrderedDict" and arguments == ():
+        return {}
+    if name == "torch._utils._rebuild_parameter":
+        return arguments[0]
+    if name == "torch._utils._rebuild_tensor_v2":
+        return _tensor(*arguments[:4])
+    return StoredObject(name)
+
+
+def _tensor(storage: Any, offset: Any, shape: Any, stride: Any) -> StoredTensor:
+    """A tensor, when it lies within its storage.
+
+    One that repeats elements would take more memory than the file has bytes, and weights never do.
+    """
+    sizes = [offset, *shape, *stride]
+    if not isinstance(storage, Storage) or not all(type(size) is int and 0 <= size < 1 << 62 for size in sizes):
+        raise ValueError("a tensor has no valid storage, shape or stride")
+    numel, last = 1, offset
+    for size, step in zip(shape, stride, strict=True):
+        numel *= size
+        last += (size - 1) * step
+    if len(shape) > _MOST_DIMENSIONS or (numel and max(last + 1, numel) > storage.numel):
+        raise ValueError(f"a tensor of shape {list(shape)} does not fit in its storage of {storage.numel}")
+    return StoredTensor(storage, offset, tuple(shape), tuple(stride))
+
+
+def _storage(reference: Any, source: Source, storages: dict[str, Storage]) -> Storage:
+    _, kind, key, _, numel, *view = reference
+    dtype = _DTYPES.get(kind.removeprefix("torch.")) if isinstance(kind, _Name) else None
+    if dtype is None or not isinstance(key, str) or type(numel) is not int or numel < 0 or view not in ([], [None]):
+        raise ValueError(f"it has a tensor of an unknown kind, {kind}")
+    storage = storages.setdefault(key, Storage(dtype, key, numel, source))
+    if (storage.dtype, storage.numel) != (dtype, numel):
+        raise ValueError(f"it describes tensor {key} in two ways")
+    return storage

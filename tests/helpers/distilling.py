@@ -1,0 +1,114 @@
+"""The command line of a small distillation, with every part of the real one, and processes to run it in."""
+
+import json
+import multiprocessing
+import os
+import resource
+import socket
+import time
+from pathlib import Path
+
+import torch
+
+from vlkd_pl.cli import main
+
+OVERLAYS = Path(__file__).parents[2] / "configs" / "overlays"
+CONFIG = Path(__file__).parents[2] / "configs" / "sample" / "distill.yaml"
+
+
+def arguments(world, folder, command="fit", **options):
+    """The sample run in miniature, with every part of the real one."""
+    settings = {
+        "model.init_args.clip": world.clip,
+        "model.init_args.bart": world.bart,
+        "model.init_args.num_start_texts": 20,
+        "model.init_args.warmup_steps": 2,
+        "model.init_args.total_steps": 8,
+        "model.init_args.decoding.max_new_tokens": 5,
+        "model.init_args.decoding.num_beams": 2,
+        "data.init_args.shards": world.shards,
+        "data.init_args.text_corpus": str(world.folder / "corpus.txt"),
+        "data.init_args.batch_size": 6,
+        "data.init_args.text_batch_size": 3,
+        "data.init_args.val_images": str(world.folder / "images"),
+        "data.init_args.val_captions": str(world.folder / "captions_val.json"),
+        "data.init_args.test_images": str(world.folder / "images"),
+        "data.init_args.test_captions": str(world.folder / "captions_test.json"),
+        "trainer.max_steps": 4,
+        "trainer.val_check_interval": 3,
+        "trainer.log_every_n_steps": 1,
+        "trainer.enable_progress_bar": "false",
+        "trainer.enable_model_summary": "false",
+        "trainer.logger": json.dumps(
+            [
+                {"class_path": name, "init_args": {"save_dir": str(folder), "name": None, "version": ""}}
+                for name in ("TensorBoardLogger", "CSVLogger")
+            ]
+        ),
+        "trainer.callbacks": json.dumps(
+            [
+                {"class_path": "ModelCheckpoint", "init_args": {"save_last": True, "every_n_train_steps": 1}},
+                {"class_path": "vlkd_pl.ExportModel"},
+            ]
+        ),
+    } | {name.replace("__", "."): value for name, value in options.items()}
+    return [command, "--config", str(CONFIG), *(f"--{name}={value}" for name, value in settings.items())]
+
+
+def start(arguments, environment=None, output=None, max_files=None):
+    """Starts a process of the command line; the packages are imported in the one that it is forked from.
+
+    Args:
+        arguments: The command line.
+        environment: What is added to the environment.
+        output: A file for what it prints.
+        max_files: Most files that it may open.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["vlkd_pl.commands.train", "vlkd_pl.modules.vlkd", "vlkd_pl.datamodules.cc3m"])
+    process = context.Process(target=_run, args=(arguments, environment or {}, output, max_files))
+    process.start()
+    return process
+
+
+def begin_ranks(arguments, overlay="ddp", num=2, output=None):
+    """Starts the processes of one run over gloo, as torchrun does, with an overlay for many GPUs.
+
+    What rank N prints goes to the file ``{output}.N``, where one is given.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    job = {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": str(num), "LOCAL_WORLD_SIZE": str(num), "GROUP_RANK": "0"}
+    job |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    given = [*arguments, f"--config={OVERLAYS / overlay}.yaml", f"--trainer.devices={num}", "--trainer.accelerator=cpu"]
+    return [
+        start(given, job | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, output and f"{output}.{rank}")
+        for rank in range(num)
+    ]
+
+
+def joined(processes, timeout=100):
+    """The exit codes of processes, None of those that do not end."""
+    end = time.monotonic() + timeout
+    for process in processes:
+        process.join(max(0, end - time.monotonic()))
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
+        process.join()
+    return codes
+
+
+def _run(arguments, environment, output, max_files):
+    os.environ.update(environment)
+    if output is not None:
+        file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        for stream in (1, 2):
+            os.dup2(file, stream)
+        os.close(file)
+    if max_files is not None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max_files, max_files))
+    multiprocessing.set_start_method("fork", force=True)  # of the data's workers, as it is without a forkserver
+    torch.set_num_threads(1)
+    raise SystemExit(main(arguments))

@@ -1,0 +1,61 @@
+"""Groups of rows of about the same length."""
+
+import pytest
+import torch
+
+from vlkd_pl.models.length_buckets import in_length_groups
+
+LENGTHS = [3, 7, 1, 5, 5, 2, 4]
+
+
+def masks_of(lengths, longest):
+    return torch.arange(longest) < torch.tensor(lengths)[:, None]
+
+
+def padded():
+    """Two inputs of other lengths and their masks."""
+    first, second = masks_of([length + 2 for length in LENGTHS], 10), masks_of(LENGTHS, 8)
+    generator = torch.Generator().manual_seed(0)
+    values = [torch.randn(*mask.shape, 3, generator=generator) * mask[..., None] for mask in (first, second)]
+    return values, (first, second)
+
+
+@pytest.mark.parametrize("num_groups", [1, 2, 3, 7, 50])
+def test_each_row_comes_back_in_its_place(num_groups):
+    (first, second), masks = padded()
+    first.requires_grad_()
+    shapes = []
+
+    def function(first, second):
+        shapes.append((len(second), first.shape[1], second.shape[1]))
+        return second + first.sum(1, keepdim=True)
+
+    result = in_length_groups(function, (first, second), masks, num_groups)
+    expected = (second + first.sum(1, keepdim=True)) * masks[1][..., None]
+    torch.testing.assert_close(result * masks[1][..., None], expected)
+    (result * masks[1][..., None]).square().sum().backward()
+    found, first.grad = first.grad, None
+    expected.square().sum().backward()
+    torch.testing.assert_close(found * masks[0][..., None], first.grad * masks[0][..., None])
+    assert len(shapes) == min(num_groups, len(LENGTHS))
+    assert max(rows for rows, *_ in shapes) - min(rows for rows, *_ in shapes) <= 1
+
+
+def test_groups_are_cut_to_their_longest():
+    values, masks = padded()
+    shapes = []
+
+    def function(first, second):
+        shapes.append((len(second), first.shape[1], second.shape[1]))
+        return second
+
+    in_length_groups(function, values, masks, 3)
+    assert shapes == [(3, 5, 3), (2, 7, 5), (2, 9, 7)]
+
+
+def test_equal_lengths_make_as_many_groups():
+    """Ranks whose texts happen to have one length must call a sharded model as often as the others."""
+    mask = masks_of([4] * 6, 4)
+    calls = []
+    in_length_groups(lambda ids: calls.append(len(ids)) or ids[..., None], (torch.ones(6, 4),), (mask,), 3)
+    assert calls == [2, 2, 2]

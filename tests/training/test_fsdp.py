@@ -1,0 +1,125 @@
+"""Two ranks over gloo that share the weights: their run is that of two ranks that each have them all."""
+
+import json
+
+import pytest
+import torch
+from distilling import arguments, begin_ranks, joined
+from evaluations import captioning_arguments, column
+
+from vlkd_pl.cli import main
+
+NUM_STEPS = 4
+
+
+def trained(world, folder, overlay, num_steps=NUM_STEPS, **options):
+    """A run with accumulated steps, and with a validation in the middle of one; returns its last checkpoint."""
+    callbacks = [
+        {"class_path": "ModelCheckpoint", "init_args": {"dirpath": str(folder), "every_n_train_steps": num_steps}},
+        {
+            "class_path": "ModelCheckpoint",
+            "init_args": {"dirpath": str(folder), "monitor": "val/cider", "mode": "max", "filename": "best"},
+        },
+        {"class_path": "vlkd_pl.ExportModel"},
+        {"class_path": "sharding_probe.Probe", "init_args": {"folder": str(folder)}},
+    ]
+    settings = {
+        "trainer.max_steps": num_steps,
+        "trainer.accumulate_grad_batches": 2,
+        "trainer.val_check_interval": 5,
+        "trainer.callbacks": json.dumps(callbacks),
+        "data.init_args.num_eval_samples": 4,
+    }
+    assert joined(begin_ranks(arguments(world, folder, **(settings | options)), overlay)) == [0, 0]
+    return torch.load(folder / f"epoch=0-step={num_steps}.ckpt", weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def sharded(world, tmp_path_factory):
+    """The folder and the last checkpoint of a run by FSDP."""
+    folder = tmp_path_factory.mktemp("fsdp")
+    return folder, trained(world, folder, "fsdp")
+
+
+@pytest.fixture(scope="module")
+def replicated(world, tmp_path_factory):
+    """The folder and the last checkpoint of a run by DDP."""
+    folder = tmp_path_factory.mktemp("ddp")
+    return folder, trained(world, folder, "ddp")
+
+
+def assert_same(found, expected):
+    for part in ("state_dict", "optimizer_states", "lr_schedulers", "CC3MDataModule"):
+        torch.testing.assert_close(found[part], expected[part], rtol=0, atol=0)
+    for state, same in zip(found["random_states"], expected["random_states"], strict=True):
+        assert torch.equal(state["cpu"], same["cpu"])
+        assert (state["python"], state["numpy"]) == (same["python"], same["numpy"])
+
+
+def assert_close(found, expected):
+    """But for the biases of keys: attention does not depend on them, and Adam makes steps of mere rounding."""
+    names = [name for name in expected["state_dict"] if not name.endswith("k_proj.bias")]
+    torch.testing.assert_close(
+        {name: found["state_dict"][name] for name in names},
+        {name: expected["state_dict"][name] for name in names},
+        rtol=1e-4,
+        atol=2e-6,
+    )
+
+
+def test_the_run_is_that_of_ddp(sharded, replicated):
+    assert_close(sharded[1], replicated[1])
+    assert (sharded[0] / "model" / "model.safetensors").is_file()
+
+
+def test_each_rank_holds_its_share(sharded):
+    ranks = [json.loads((sharded[0] / f"{rank}.json").read_text()) for rank in range(2)]
+    for part in ("trained", "gradients", "moments"):
+        assert sum(held[part] for held in ranks) == ranks[0]["all"]
+        assert all(held[part] < 0.51 * held["all"] for held in ranks)
+    assert all(held["frozen"] == held["all_frozen"] for held in ranks)
+
+
+@pytest.mark.parametrize("name", ["epoch=0-step=2", "best"])
+def test_a_cut_run_goes_on_as_the_uncut_one(world, tmp_path, sharded, name):
+    """``best`` is written by the validation behind the fifth batch, in the middle of the third step."""
+    cut = trained(world, tmp_path, "fsdp", 2) if name != "best" else torch.load(sharded[0] / "best.ckpt")
+    assert bool(cut.get("pending_gradients")) == (name == "best")
+    folder = sharded[0] if name == "best" else tmp_path
+    assert_same(trained(world, tmp_path, "fsdp", ckpt_path=folder / f"{name}.ckpt"), sharded[1])
+
+
+@pytest.mark.parametrize("overlay", ["ddp", "fsdp"])
+def test_either_goes_on_with_a_checkpoint_of_the_other(world, tmp_path, sharded, replicated, overlay):
+    other = replicated if overlay == "fsdp" else sharded
+    assert_close(trained(world, tmp_path, overlay, ckpt_path=other[0] / "best.ckpt"), other[1])
+
+
+def test_ranks_may_decode_texts_of_different_lengths(world, model_folder, tmp_path):
+    """SCST samples captions in its training step, and validation decodes them: with other lengths on each rank."""
+    options = {"data__init_args__train_batch_size": 2}
+    scst = captioning_arguments("scst_coco", world, model_folder, tmp_path, **options)
+    assert joined(begin_ranks(scst, "fsdp")) == [0, 0]
+    assert (tmp_path / "model" / "model.safetensors").is_file()
+    assert column(tmp_path, "val/cider")
+
+
+def test_half_precision_with_gradient_scaling(world, tmp_path, sharded):
+    half = {"class_path": "MixedPrecision", "init_args": {"precision": "16-mixed", "device": "cpu"}}
+    ended = trained(world, tmp_path, "fsdp", **{"trainer.plugins": json.dumps([half]), "trainer.precision": "null"})
+    assert ended["MixedPrecision"]["scale"] > 1
+    assert column(tmp_path, "train/loss") == pytest.approx(column(sharded[0], "train/loss"), rel=2e-3)
+    assert column(tmp_path, "train/grad_norm") == pytest.approx(column(sharded[0], "train/grad_norm"), rel=2e-2)
+
+
+def test_lightnings_own_sharding_is_refused(world, tmp_path, capsys):
+    strategy = json.dumps({"class_path": "pytorch_lightning.strategies.ModelParallelStrategy"})
+    assert main(arguments(world, tmp_path, **{"trainer.strategy": strategy})) == 1
+    assert "give --config configs/overlays/fsdp.yaml" in capsys.readouterr().err
+
+
+def test_with_length_groups_and_a_vocabulary_in_chunks(world, tmp_path, sharded):
+    options = {"model.init_args.num_length_groups": 3, "model.init_args.vocabulary_chunk_size": 7}
+    trained(world, tmp_path, "fsdp", **options)
+    for name in ("train/loss", "train/grad_norm"):  # with dropout of other masks, since it is drawn group by group
+        assert column(tmp_path, name) == pytest.approx(column(sharded[0], name), rel=0.05)
