@@ -41,21 +41,21 @@ zeroshot: $(addprefix zeroshot-,zeroshot_coco zeroshot_nocaps zeroshot_vqav2 zer
 zeroshot-%: $(BIN)/.installed
 	$(BIN)/vlkd-pl test --config configs/$*.yaml --config configs/sample/$*.yaml
 
-# Pictures: the model folder that the fit writes is tested. Text: the best checkpoint is.
-FINETUNE_PICTURES := $(addprefix finetune-,captioning_coco scst_coco vqa_vqav2 vqa_vqav2_1percent vqa_karpathy)
+# Images: the model folder that the fit writes is tested. Text: the best checkpoint is.
+FINETUNE_IMAGES := $(addprefix finetune-,captioning_coco scst_coco vqa_vqav2 vqa_vqav2_1percent vqa_karpathy)
 FINETUNE_TEXT := $(addprefix finetune-,glue summarization_xsum)
 
-finetune: $(FINETUNE_PICTURES) $(FINETUNE_TEXT)
+finetune: $(FINETUNE_IMAGES) $(FINETUNE_TEXT)
 
 finetune-scst_coco: finetune-captioning_coco
 
-$(FINETUNE_PICTURES) $(FINETUNE_TEXT): finetune-%: $(BIN)/.installed
+$(FINETUNE_IMAGES) $(FINETUNE_TEXT): finetune-%: $(BIN)/.installed
 	rm -rf $(RUN)/$*
 	$(BIN)/vlkd-pl fit --config configs/$*.yaml --config configs/sample/$*.yaml
 	$(BIN)/vlkd-pl test --config configs/$*.yaml --config configs/sample/$*.yaml \
 		--trainer.logger.init_args.version test $(TESTED)
 
-$(FINETUNE_PICTURES): TESTED = --model.init_args.init_from $(RUN)/$(@:finetune-%=%)/model
+$(FINETUNE_IMAGES): TESTED = --model.init_args.init_from $(RUN)/$(@:finetune-%=%)/model
 $(FINETUNE_TEXT): TESTED = --ckpt_path $(RUN)/$(@:finetune-%=%)/checkpoints/best.ckpt
 
 demo: $(BIN)/.installed

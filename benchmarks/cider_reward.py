@@ -68,7 +68,7 @@ def main() -> None:
     first = slice(options.batch_size)
     start = time.perf_counter()
     of_all = CIDErD(every)
-    print(f"references of {len(every):,} pictures made ready in {time.perf_counter() - start:.1f} s; with them")
+    print(f"references of {len(every):,} images made ready in {time.perf_counter() - start:.1f} s; with them")
     times = [timed(lambda: of_all(images[first], captions[first]))[1] for _ in range(10 * options.num_runs)]
     print(f"captions per second in batches of {options.batch_size}: {len(captions[first]) / np.median(times):,.0f}")
 

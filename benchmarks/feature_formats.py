@@ -62,7 +62,7 @@ def main() -> None:
     data = Data(
         torch.randn(options.num_samples, options.num_tokens, options.dim, generator=generator).half(),
         torch.randn(options.num_samples, options.dim, generator=generator).half(),
-        [f"a picture of the thing number {i} in a row of many things" for i in range(options.num_samples)],
+        [f"an image of the thing number {i} in a row of many things" for i in range(options.num_samples)],
         options.num_shards,
     )
     size = data.tokens.nbytes + data.embedding.nbytes

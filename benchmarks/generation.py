@@ -1,10 +1,10 @@
-"""Captions and answers per second, beside transformers' BLIP-base and GIT-base at their own picture sizes.
+"""Captions and answers per second, beside transformers' BLIP-base and GIT-base at their own image sizes.
 
 python benchmarks/generation.py --batch-sizes 1 4
 python benchmarks/generation.py --device cuda --dtype bfloat16
 
 All have random weights and write the same number of tokens: six beams for captions, greedily for answers. The time
-holds the encoding of the picture and of the prompt, and for vlkd_pl the tokenizer; the models run in turn.
+holds the encoding of the image and of the prompt, and for vlkd_pl the tokenizer; the models run in turn.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"], help="of autocast")
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 32], help="pictures (default: %(default)s)")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 32], help="images (default: %(default)s)")
     parser.add_argument("--num-rounds", type=int, default=5, help="of all models (default: %(default)s)")
     parser.add_argument("--num-caption-tokens", type=int, default=12, help="in a caption (default: %(default)s)")
     parser.add_argument("--num-answer-tokens", type=int, default=4, help="in an answer (default: %(default)s)")
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 Writer = Callable[[int], None]
-"""Writes a text for each of so many pictures."""
+"""Writes a text for each of so many images."""
 
 
 def compare(task: str, writers: dict[str, Writer], batch_size: int, options: argparse.Namespace, clock: Clock) -> None:
@@ -92,7 +92,7 @@ def ours(task: str, num_tokens: int, num_beams: int, options: argparse.Namespace
     decoding = Decoding(num_beams=num_beams, max_new_tokens=num_tokens)
 
     def write(batch_size: int) -> None:
-        image_tokens = model.clip.encode_image(pictures(batch_size, 224, options.device))
+        image_tokens = model.clip.encode_image(images(batch_size, 224, options.device))
         if task == "captions":
             caption(model, image_tokens, 6, decoding)
         else:
@@ -109,7 +109,7 @@ def blip(task: str, num_tokens: int, num_beams: int, device: str) -> Writer:
 
     def write(batch_size: int) -> None:
         given = {} if task == "captions" else {"input_ids": question(batch_size, device)}
-        model.generate(pixel_values=pictures(batch_size, 384, device), **given, **length)
+        model.generate(pixel_values=images(batch_size, 384, device), **given, **length)
 
     return write
 
@@ -121,12 +121,12 @@ def git(task: str, num_tokens: int, num_beams: int, device: str) -> Writer:
 
     def write(batch_size: int) -> None:
         given = {} if task == "captions" else {"input_ids": question(batch_size, device)}
-        model.generate(pixel_values=pictures(batch_size, 224, device), **given, **length)
+        model.generate(pixel_values=images(batch_size, 224, device), **given, **length)
 
     return write
 
 
-def pictures(batch_size: int, size: int, device: str) -> Tensor:
+def images(batch_size: int, size: int, device: str) -> Tensor:
     return torch.randn(batch_size, 3, size, size, device=device)
 
 

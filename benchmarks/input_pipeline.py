@@ -1,8 +1,8 @@
-"""Pictures per second of one core: the stream of training batches against the decoding of JPEG alone.
+"""Images per second of one core: the stream of training batches against the decoding of JPEG alone.
 
 python benchmarks/input_pipeline.py
 
-The stream reads tar files, draws from its buffer, decodes, resizes and crops the pictures, tokenizes and corrupts the
+The stream reads tar files, draws from its buffer, decodes, resizes and crops the images, tokenizes and corrupts the
 texts, and makes batches of uint8, which CLIP normalises. The decoding opens the same bytes with Pillow, as RGB. Both
 run in one thread, in turn. It needs no GPU and is the same beside one. With --stages it also says what each takes.
 """
@@ -37,16 +37,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, nargs=2, default=(400, 300), help="in pixels (default: %(default)s)")
     parser.add_argument("--quality", type=int, default=90, help="of the JPEG files (default: %(default)s)")
-    parser.add_argument("--num-pictures", type=int, default=400, help="in one shard (default: %(default)s)")
+    parser.add_argument("--num-images", type=int, default=400, help="in one shard (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--num-rounds", type=int, default=7, help="of both (default: %(default)s)")
     parser.add_argument("--draft-decoding", action="store_true", help="as the data module's argument")
-    parser.add_argument("--stages", action="store_true", help="print a table of microseconds a picture")
+    parser.add_argument("--stages", action="store_true", help="print a table of microseconds an image")
     options = parser.parse_args()
     clock = Clock("cpu")
     with tempfile.TemporaryDirectory() as folder:
         shard = Path(folder) / "00000.tar"
-        contents = write_shard(shard, options.num_pictures, tuple(options.size), options.quality)
+        contents = write_shard(shard, options.num_images, tuple(options.size), options.quality)
         data = CC3MDataModule(
             str(shard),
             "ViT-B/16",
@@ -58,7 +58,7 @@ def main() -> None:
         )
         data.setup("fit")
         stream = iter(data.train_dataloader())
-        num_batches = max(1, options.num_pictures // options.batch_size)
+        num_batches = max(1, options.num_images // options.batch_size)
 
         def streamed() -> int:
             return sum(len(batch["image"]) for batch in islice(stream, num_batches))
@@ -72,27 +72,27 @@ def main() -> None:
     ours, alone = (median(each) for each in zip(*rates, strict=True))
     print(
         f"{machine('cpu')}, {time.strftime('%Y-%m-%d')}; {options.size[0]} × {options.size[1]}, "
-        f"{np.mean([len(content) for content in contents]) / 1000:.0f} kB a picture"
+        f"{np.mean([len(content) for content in contents]) / 1000:.0f} kB an image"
     )
     print(f"ratio: the stream runs at {median([a / b for a, b in rates]):.0%} of the rate of decoding alone")
-    print(f"pictures a second of one core: {ours:.0f}, decoding alone {alone:.0f}")
+    print(f"images a second of one core: {ours:.0f}, decoding alone {alone:.0f}")
     if stages:
         print(format_table(["µs"], [stages], digits=0))
 
 
 def stage_times(data: CC3MDataModule, shard: Path, whole: float, clock: Clock) -> dict[str, float]:
-    """Microseconds a picture of each stage alone, the median of five passes over a shard.
+    """Microseconds an image of each stage alone, the median of five passes over a shard.
 
     Args:
         data: The data module.
         shard: The shard.
-        whole: Microseconds a picture of the stream.
+        whole: Microseconds an image of the stream.
         clock: Measures.
     """
     raws = list(read_shard(str(shard)))
     samples = [data.decoder.decoded(raw) for raw in raws]
-    pictures = [sample["image"] for sample in samples]
-    batches = [pictures[start : start + data.batch_size] for start in range(0, len(pictures), data.batch_size)]
+    images = [sample["image"] for sample in samples]
+    batches = [images[start : start + data.batch_size] for start in range(0, len(images), data.batch_size)]
     texts, keys = ([sample[part] for sample in samples] for part in ("text", "key"))
 
     def taken(run: Callable[[], object]) -> float:
@@ -129,13 +129,13 @@ def stage_times(data: CC3MDataModule, shard: Path, whole: float, clock: Clock) -
 
 
 def write_shard(path: Path, num: int, size: tuple[int, int], quality: int) -> list[bytes]:
-    """Writes pictures with captions as img2dataset does, and returns the pictures' files."""
+    """Writes images with captions as img2dataset does, and returns the images' files."""
     rng = np.random.default_rng(0)
     words = vocabulary_words()
     contents = []
     with tarfile.open(path, "w") as archive:
         for number in range(num):
-            contents.append(picture(rng, size, quality))
+            contents.append(image(rng, size, quality))
             text = " ".join(rng.choice(words, size=rng.integers(6, 15))).encode()
             for extension, content in (("jpg", contents[-1]), ("txt", text), ("json", b'{"status": "success"}')):
                 member = tarfile.TarInfo(f"{number:09}.{extension}")
@@ -144,7 +144,7 @@ def write_shard(path: Path, num: int, size: tuple[int, int], quality: int) -> li
     return contents
 
 
-def picture(rng: np.random.Generator, size: tuple[int, int], quality: int) -> bytes:
+def image(rng: np.random.Generator, size: tuple[int, int], quality: int) -> bytes:
     """A JPEG file of shapes with some noise, of about as many bytes as a photograph of its size."""
     width, height = size
     image = Image.new("RGB", size, tuple(rng.integers(256, size=3).tolist()))
@@ -159,7 +159,7 @@ def picture(rng: np.random.Generator, size: tuple[int, int], quality: int) -> by
 
 
 def rate(run: Callable[[], int], clock: Clock) -> float:
-    """Pictures a second."""
+    """Images a second."""
     start = clock.now()
     num = run()
     return num / (clock.now() - start)

@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def with_features(batch: ImageTextBatch, tokens: Tensor, text: Tensor, scales: Tensor | None = None) -> ImageTextBatch:
-    """The batch with features in place of its pictures."""
+    """The batch with features in place of its images."""
     replaced: ImageTextBatch = {**batch, "image_tokens": tokens, "clip_text_embedding": text}
     if scales is not None:
         replaced["image_scales"] = scales

@@ -139,7 +139,7 @@ def measure(variant: str, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def batch_of(variant: str, batch_size: int) -> dict[str, Tensor]:
-    """Random texts of the lengths of captions, the same in every batch, and pictures or CLIP's outputs."""
+    """Random texts of the lengths of captions, the same in every batch, and images or CLIP's outputs."""
     lengths = caption_lengths(batch_size, torch.Generator().manual_seed(0))
     longest = MAX_LENGTH if variant == "plain" else None
     clean_ids, clean_mask = texts(lengths, longest, 1, 50_000)

@@ -28,7 +28,7 @@ from vlkd_pl.models.vlkd import VLKDModel
 BATCH_SIZE = 50
 
 Ask = Callable[[torch.Tensor, Sequence[Question], Sequence[int]], list[str]]
-"""From the tokens of pictures, questions, and the row of each question's picture to answers."""
+"""From the tokens of images, questions, and the row of each question's image to answers."""
 
 
 def main() -> None:
@@ -76,14 +76,14 @@ def print_captions(model: VLKDModel, tokens: torch.Tensor, samples: Sequence[Cap
         columns.append(
             {
                 "CIDEr": 100 * scores["CIDEr"],
-                "CIDEr, another picture": 100 * caption_scores(references, moved, ["CIDEr"]).scores["CIDEr"],
+                "CIDEr, another image": 100 * caption_scores(references, moved, ["CIDEr"]).scores["CIDEr"],
                 "BLEU-4": 100 * scores["BLEU-4"],
                 "as a person's, %": 100 * sum(text in references[key] for key, text in texts.items()) / len(texts),
-                "wandered, %": 100 * sum(each.wandered for each in found) / len(found),
+                "off_prompt, %": 100 * sum(each.off_prompt for each in found) / len(found),
                 "seconds": seconds,
             }
         )
-    print(f"captions of {len(samples)} pictures\n{format_table(list(ways), columns, digits=1)}\n")
+    print(f"captions of {len(samples)} images\n{format_table(list(ways), columns, digits=1)}\n")
 
 
 def print_answers(
@@ -128,15 +128,15 @@ def print_answers(
         columns.append(scored(ask, tokens, questions, rows))
         columns[-1]["seconds"] = time.perf_counter() - start
         moved.append({} if ask is from_text else scored(ask, tokens.roll(len(tokens) // 2, 0), questions, rows))
-    print(f"{len(questions)} questions; text alone: no picture, and a person's caption before the question")
-    print(f"{format_table(list(ways), columns, digits=1)}\n\nthe same questions asked of other pictures")
+    print(f"{len(questions)} questions; text alone: no image, and a person's caption before the question")
+    print(f"{format_table(list(ways), columns, digits=1)}\n\nthe same questions asked of other images")
     print(format_table(list(ways), moved, digits=1))
 
 
 def scored(
     ask: Ask, tokens: torch.Tensor, questions: Sequence[Question], rows: dict[int | str, int]
 ) -> dict[str, float]:
-    """Accuracies of a way to ask; each picture comes once, with all its questions."""
+    """Accuracies of a way to ask; each image comes once, with all its questions."""
     given = {}
     for first in range(0, len(tokens), BATCH_SIZE):
         asked = [question for question in questions if first <= rows[question.image_id] < first + BATCH_SIZE]

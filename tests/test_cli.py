@@ -62,15 +62,15 @@ def test_scores_prints_runs_side_by_side_in_percent(tmp_path, capsys):
 
 
 def test_scores_knows_what_is_in_percent(tmp_path, capsys):
-    old = write_scores(tmp_path / "old", scores={"accuracy/overall": 58.2, "wandered": 0.5, "rouge-l": 31.5})
-    units = {"accuracy/overall": "percent", "wandered": "fraction"}
-    new = write_scores(tmp_path / "new", scores={"accuracy/overall": 60.1, "wandered": 0.25}, units=units)
+    old = write_scores(tmp_path / "old", scores={"accuracy/overall": 58.2, "off_prompt": 0.5, "rouge-l": 31.5})
+    units = {"accuracy/overall": "percent", "off_prompt": "fraction"}
+    new = write_scores(tmp_path / "new", scores={"accuracy/overall": 60.1, "off_prompt": 0.25}, units=units)
     assert main(["scores", old, new]) == 0
     scale, _, *rows = capsys.readouterr().out.splitlines()
     assert scale == "in percent (JSON files name the units)"
     assert [row.split() for row in rows] == [
         ["accuracy/overall", "58.20", "60.10"],
-        ["wandered", "50.00", "25.00"],
+        ["off_prompt", "50.00", "25.00"],
         ["rouge-l", "31.50"],
     ]
 

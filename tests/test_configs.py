@@ -106,7 +106,7 @@ def test_table_11_captioning(capsys, name):
         assert (model["learning_rate"], model["betas"]) == (6e-5, [0.99, 0.999])
     else:
         assert model["init_from"] == "runs/captioning_coco/model"
-        assert (model["kl_weight"], model["cross_entropy_weight"], data["train_by"]) == (0.0, 0.0, "picture")
+        assert (model["kl_weight"], model["cross_entropy_weight"], data["train_by"]) == (0.0, 0.0, "image")
 
 
 @pytest.mark.parametrize(("name", "share"), [("vqav2", 1.0), ("vqav2_1percent", 0.01), ("karpathy", 1.0)])

@@ -8,12 +8,12 @@ from contextlib import suppress
 import pytest
 from killing import Killed, kill_at
 
-from vlkd_pl.files import complete_update, file_sha256, finish, updated_together, write_text, written_whole
+from vlkd_pl.files import atomic_write, complete_update, file_sha256, finish, updated_together, write_text
 
 
 def test_a_file_has_its_name_when_it_is_whole(tmp_path):
     path = tmp_path / "a.txt"
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         file.write(b"one")
         file.flush()
         assert [(each.name, each.read_bytes()) for each in tmp_path.iterdir()] == [("a.txt.part", b"one")]
@@ -26,7 +26,7 @@ def test_what_was_there_stays_where_writing_fails(tmp_path, error):
     write_text(path, "före")
 
     def fail():
-        with written_whole(path) as file:
+        with atomic_write(path) as file:
             file.write(b"half")
             raise error
 
@@ -51,7 +51,7 @@ def test_what_cannot_be_put_on_the_disk_fails(tmp_path, monkeypatch):
 def test_several_may_write_the_same_file(tmp_path):
     path, notes = tmp_path / "a.txt", tmp_path / "notes"
     notes.mkdir()
-    with written_whole(path, notes / "1.part") as first, written_whole(path, notes / "2.part") as second:
+    with atomic_write(path, notes / "1.part") as first, atomic_write(path, notes / "2.part") as second:
         first.write(b"first")
         second.write(b"second")
         assert {part.name for part in notes.iterdir()} == {"1.part", "2.part"}

@@ -1,4 +1,4 @@
-"""VLKD: pictures of every kind, one or many, in constant memory."""
+"""VLKD: images of every kind, one or many, in constant memory."""
 
 import io
 import itertools
@@ -19,7 +19,7 @@ from vlkd_pl.cli import main
 from vlkd_pl.clip.transform import clip_transform
 from vlkd_pl.datamodules.image_folder import FolderDataModule
 from vlkd_pl.models.decoding import caption
-from vlkd_pl.pipeline import open_picture
+from vlkd_pl.pipeline import to_image
 
 DECODING = Decoding(num_beams=2, max_new_tokens=4)
 
@@ -43,24 +43,24 @@ def test_captions_are_those_of_the_model(model, files):
     assert model.caption(files[0].parent, 2, DECODING) == expected
 
 
-def test_paths_pictures_and_arrays_are_the_same(model, files):
+def test_paths_images_and_arrays_are_the_same(model, files):
     image = Image.open(files[0])
     array = np.asarray(image)
     kinds = [files[0], str(files[0]), image, array, array.astype(np.float32) / 255]
     assert len({model.caption(kind, 2, DECODING) for kind in kinds}) == 1
-    pixels = [np.asarray(open_picture(kind)) for kind in kinds]
+    pixels = [np.asarray(to_image(kind)) for kind in kinds]
     assert all((other == pixels[0]).all() for other in pixels)
 
 
-def test_grey_alpha_and_turned_pictures(tmp_path):
+def test_grey_alpha_and_turned_images(tmp_path):
     grey = np.arange(12, dtype=np.uint8).reshape(3, 4)
-    assert (np.asarray(open_picture(grey)) == grey[..., None]).all()
-    assert (np.asarray(open_picture(grey[..., None])) == grey[..., None]).all()
-    assert open_picture(np.zeros((3, 4, 4), np.uint8)).mode == "RGB"
+    assert (np.asarray(to_image(grey)) == grey[..., None]).all()
+    assert (np.asarray(to_image(grey[..., None])) == grey[..., None]).all()
+    assert to_image(np.zeros((3, 4, 4), np.uint8)).mode == "RGB"
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by a quarter
     Image.new("RGB", (40, 20)).save(tmp_path / "turned.jpg", exif=exif)
-    assert open_picture(tmp_path / "turned.jpg").size == (20, 40)
+    assert to_image(tmp_path / "turned.jpg").size == (20, 40)
 
 
 @pytest.mark.parametrize(
@@ -96,11 +96,11 @@ def test_arrays_and_images_that_are_refused(model, array, message):
 
 def test_a_string_is_one_path(model, files, monkeypatch):
     monkeypatch.setattr(
-        "vlkd_pl.pipeline.iter_pictures", lambda paths: pytest.fail("/") if "/" in paths else iter(map(Path, paths))
+        "vlkd_pl.pipeline.iter_image_files", lambda paths: pytest.fail("/") if "/" in paths else iter(map(Path, paths))
     )
     for path in (str(files[0]), files[0]):
-        assert [result.picture for result in model.iter_captions(path, 2, DECODING)] == [files[0]]
-        assert [found.picture for found in model.search("a fish", path)[0]] == [files[0]]
+        assert [result.image for result in model.iter_captions(path, 2, DECODING)] == [files[0]]
+        assert [found.image for found in model.search("a fish", path)[0]] == [files[0]]
         assert model.caption(path, 2, DECODING) == model.caption([path], 2, DECODING)[0]
 
 
@@ -199,11 +199,11 @@ def test_a_stream_is_read_a_batch_at_a_time(model, files):
 
     told = list(itertools.islice(model.iter_captions(endless(), 2, DECODING), 5))
     assert len(taken) == 6  # three batches of two
-    assert told[0].picture == files[0]
+    assert told[0].image == files[0]
 
 
-def test_what_is_no_picture_is_told_in_its_place(model, files, tmp_path):
-    (tmp_path / "bad.jpg").write_text("no picture")
+def test_what_is_no_image_is_told_in_its_place(model, files, tmp_path):
+    (tmp_path / "bad.jpg").write_text("no image")
     given = [tmp_path / "bad.jpg", tmp_path / "nothing.jpg", files[0], np.zeros((1, 2, 3, 4))]
     told = list(model.iter_captions(given, 2, DECODING))
     assert [bool(each.error) for each in told] == [True, True, False, True]
@@ -226,23 +226,23 @@ def test_answers(model, files):
 
 
 def test_search_finds_the_nearest(model, files, tmp_path):
-    (tmp_path / "bad.jpg").write_text("no picture")
+    (tmp_path / "bad.jpg").write_text("no image")
     nearest, unread = model.search("a red fish", [files[0].parent, tmp_path], top=3)
     embedding = model.model.embed_texts(["a red fish"])[0]
     transform = clip_transform(model.model.clip.image_size)
     tokens = model.model.clip.encode_image(torch.stack([transform(Image.open(file)) for file in files]))
     cosines = dict(zip(files, (tokens[:, 0] @ embedding).tolist(), strict=True))
-    assert [found.picture for found in nearest] == sorted(cosines, key=cosines.get, reverse=True)[:3]
+    assert [found.image for found in nearest] == sorted(cosines, key=cosines.get, reverse=True)[:3]
     for found in nearest:
-        assert found.score == pytest.approx(cosines[found.picture], abs=1e-5)
-    assert [found.picture for found in unread] == [tmp_path / "bad.jpg"]
+        assert found.score == pytest.approx(cosines[found.image], abs=1e-5)
+    assert [found.image for found in unread] == [tmp_path / "bad.jpg"]
 
 
 # The commands
 
 
 def test_captions_of_files_and_folders(model_folder, files, tmp_path, capsys):
-    (tmp_path / "bad.jpg").write_text("no picture")
+    (tmp_path / "bad.jpg").write_text("no image")
     settings = ["--model", str(model_folder), "--num-beams", "2", "--num-masks", "2"]
     assert main(["caption", str(files[0]), str(files[0].parent), *settings]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -371,7 +371,7 @@ def test_searching(model_folder, files, tmp_path, capsys):
     assert len(lines) == 2
     assert float(lines[0].split()[0]) >= float(lines[1].split()[0])
     assert main(["search", "a red fish", str(tmp_path), "--model", str(model_folder)]) == 1
-    assert "there are no pictures" in capsys.readouterr().err
+    assert "there are no images" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", [["caption", "a.jpg"], ["ask", "a.jpg", "what?"], ["search", "a fish", "."]])

@@ -56,7 +56,7 @@ class InfillingBatch(TypedDict):
 
 
 class ImageTextBatch(InfillingBatch):
-    """Pictures with one text each, or in their place what CLIP made of both.
+    """Images with one text each, or in their place what CLIP made of both.
 
     Attributes:
         image: (B, 3, H, W) uint8, or floats that are normalised as CLIP takes them.
@@ -68,7 +68,7 @@ class ImageTextBatch(InfillingBatch):
         bart_text_ids: BART's token ids (B, M) int64 of the clean texts.
         bart_text_mask: (B, M) int64, 1 at real tokens.
         keys: Names of the B samples.
-        text_infilling: Further texts, without pictures.
+        text_infilling: Further texts, without images.
         stream_position: Where the stream stood after this batch.
     """
 
@@ -97,7 +97,7 @@ class ShardEnd(NamedTuple):
 
 
 class ShardBatch(TypedDict):
-    """Pictures with one text each, of one shard and in its order, for CLIP to encode.
+    """Images with one text each, of one shard and in its order, for CLIP to encode.
 
     Attributes:
         image: (B, 3, H, W) uint8, or normalised floats; B is 0 in a shard without a usable sample.
@@ -117,24 +117,24 @@ class ShardBatch(TypedDict):
 
 
 class EvaluationBatch(ImageTextBatch):
-    """Pictures with all their texts; the other keys tell of each picture's first text.
+    """Images with all their texts; the other keys tell of each image's first text.
 
     Attributes:
         image_id: (B,) int64.
-        references: All texts of each picture.
+        references: All texts of each image.
     """
 
     image_id: Tensor
     references: list[list[str]]
 
 
-class PictureBatch(TypedDict):
-    """Pictures with what is known of them, for the modules that only evaluate and predict.
+class ImageBatch(TypedDict):
+    """Images with what is known of them, for the modules that only evaluate and predict.
 
     Attributes:
         image: (B, 3, H, W) uint8, or floats that are normalised as CLIP takes them.
-        samples: What the data module knows of each picture, B of one kind.
-        unreadable: A line on each file left out because it is no picture.
+        samples: What the data module knows of each image, B of one kind.
+        unreadable: A line on each file left out because it is no image.
     """
 
     image: Tensor
@@ -143,14 +143,14 @@ class PictureBatch(TypedDict):
 
 
 class QuestionBatch(TypedDict):
-    """Questions about pictures with the answers to be told.
+    """Questions about images with the answers to be told.
 
     Attributes:
-        image: (N, 3, H, W) uint8, or normalised floats; a picture of several questions is there once.
-        image_index: (B,) int64, the row in ``image`` of each question's picture.
+        image: (N, 3, H, W) uint8, or normalised floats; an image of several questions is there once.
+        image_index: (B,) int64, the row in ``image`` of each question's image.
         questions: B questions.
         labels: B answers.
-        unreadable: A line on each question left out because its file is no picture.
+        unreadable: A line on each question left out because its file is no image.
     """
 
     image: Tensor
@@ -192,23 +192,23 @@ class SummaryBatch(TypedDict):
     unreadable: list[str]
 
 
-class CaptioningBatch(PictureBatch):
-    """Pictures with the captions to learn from.
+class CaptioningBatch(ImageBatch):
+    """Images with the captions to learn from.
 
     Attributes:
-        labels: B pictures' captions: one of each, or all.
+        labels: B images' captions: one of each, or all.
     """
 
     labels: list[list[str]]
 
 
 class ImageText(TypedDict):
-    """A picture with its text.
+    """An image with its text.
 
     Attributes:
         image: (3, H, W) uint8.
         text: One text.
-        key: A name of its own; the same picture has another in each pass over the data.
+        key: A name of its own; the same image has another in each pass over the data.
     """
 
     image: Tensor
@@ -217,11 +217,11 @@ class ImageText(TypedDict):
 
 
 class ImageTexts(TypedDict):
-    """A picture with all its texts.
+    """An image with all its texts.
 
     Attributes:
         image: (3, H, W) uint8.
-        image_id: The picture's number in its annotation file.
+        image_id: The image's number in its annotation file.
         references: Its texts.
     """
 

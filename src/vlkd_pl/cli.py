@@ -24,12 +24,12 @@ _COMMANDS = {
     "validate": ("train", "run a module's validation once"),
     "test": ("train", "run a module's test and write its scores"),
     "predict": ("train", "write a module's predictions as JSON lines"),
-    "cache": ("cache", "encode the shards with CLIP once, for training to read in place of the pictures"),
+    "cache": ("cache", "encode the shards with CLIP once, for training to read in place of the images"),
     "sample": ("sample", "draw the sample world and write it in the formats of the real data"),
     "prepare": ("prepare", "bring the data sets into place, and check that they are whole"),
-    "caption": ("caption", "caption pictures with a distilled model"),
-    "ask": ("ask", "answer questions about a picture"),
-    "search": ("search", "find the pictures that words tell of"),
+    "caption": ("caption", "caption images with a distilled model"),
+    "ask": ("ask", "answer questions about an image"),
+    "search": ("search", "find the images that words tell of"),
     "demo": ("demo", "serve a page to try a model on"),
     "score": ("score", "score captions, answers or summaries in files of the official formats"),
     "grid": ("grid", "search over GLUE's hyper-parameters and print Table 5"),
@@ -39,7 +39,7 @@ _COMMANDS = {
 
 _CHATTER = (
     "LightningCLI's args parameter",  # the arguments come from main()
-    r"Found \d+ module\(s\) in eval mode",  # the frozen CLIP is meant to be
+    r"SearchResult \d+ module\(s\) in eval mode",  # the frozen CLIP is meant to be
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # by Lightning, of its own code
     "Checkpoint directory .* exists and is not empty",  # of a run that resumes
     "Experiment logs directory",  # the TensorBoard logger made it a moment before

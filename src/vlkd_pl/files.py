@@ -14,7 +14,7 @@ _INCOMING, _INCOMPLETE = ".incoming", ".incoming.part"
 
 
 @contextmanager
-def written_whole(path: Path, part: Path | None = None) -> Iterator[IO[bytes]]:
+def atomic_write(path: Path, part: Path | None = None) -> Iterator[IO[bytes]]:
     """Opens a file that gets its name when all that was written to it is on the disk.
 
     Where that fails, what was at ``path`` stays, and the part is removed; a process that is killed leaves it.
@@ -128,8 +128,8 @@ def complete_update(folder: Path, first: str) -> None:
 
 
 def write_text(path: Path, text: str, part: Path | None = None) -> None:
-    """Writes a file in UTF-8, as ``written_whole`` does."""
-    with written_whole(path, part) as file:
+    """Writes a file in UTF-8, as ``atomic_write`` does."""
+    with atomic_write(path, part) as file:
         file.write(text.encode())
 
 

@@ -1,4 +1,4 @@
-"""VLKD: captions, answers and search for one's own pictures."""
+"""VLKD: captions, answers and search for one's own images."""
 
 from __future__ import annotations
 
@@ -16,66 +16,56 @@ from PIL import Image
 from torch import Tensor
 
 from vlkd_pl.clip.transform import clip_transform
-from vlkd_pl.data.image_files import iter_pictures
+from vlkd_pl.data.image_files import iter_image_files
 from vlkd_pl.images import ImageError, as_rgb, check_image_size, read_image
-from vlkd_pl.models.decoding import (
-    ANSWER_DECODING,
-    CAPTION_DECODING,
-    Decoding,
-    Reconstruction,
-    answer,
-    caption,
-)
+from vlkd_pl.models.decoding import ANSWER_DECODING, CAPTION_DECODING, Decoding, answer, caption
 from vlkd_pl.models.prompts import caption_passage
+from vlkd_pl.models.reconstruction import Reconstruction
 from vlkd_pl.models.vlkd import VLKDModel
 from vlkd_pl.weights.model_files import first_line
 
-Picture: TypeAlias = str | Path | Image.Image | NDArray[Any]
+ImageInput: TypeAlias = str | Path | Image.Image | NDArray[Any]
 """A file, a PIL image, or an array (H, W, 3) or (H, W): uint8, or floats in [0, 1]."""
 
 _KINDS = (str, Path, Image.Image, np.ndarray)
 _KIND_NAMES = "a path, a PIL image, or a NumPy array (H, W, 3)"
 
 
-class PictureError(ValueError):
-    """A picture cannot be read."""
-
-
-class Captioned(NamedTuple):
-    """What became of a picture.
+class CaptionResult(NamedTuple):
+    """What became of an image.
 
     Attributes:
-        picture: The picture as it was given; the file of one that was found in a folder.
-        captions: The candidates, the best first; empty where the picture could not be read.
+        image: The image as it was given; the file of one that was found in a folder.
+        captions: The candidates, the best first; empty where the image could not be read.
         error: Why it could not be read; empty where it could.
     """
 
-    picture: Picture
+    image: ImageInput
     captions: list[Reconstruction]
     error: str = ""
 
 
-class Found(NamedTuple):
-    """A picture that was found.
+class SearchResult(NamedTuple):
+    """An image that was found.
 
     Attributes:
-        picture: The picture as it was given; the file of one that was found in a folder.
+        image: The image as it was given; the file of one that was found in a folder.
         score: Its cosine to the words in the joint space, in [-1, 1]; NaN where it could not be read.
         error: Why it could not be read; empty where it could.
     """
 
-    picture: Picture
+    image: ImageInput
     score: float
     error: str = ""
 
 
 class VLKD:
-    """A distilled model, ready for pictures.
+    """A distilled model, ready for images.
 
     Args:
         model: The distilled model.
         device: Where it runs; a GPU where there is one.
-        batch_size: Pictures that are worked on together.
+        batch_size: Images that are worked on together.
     """
 
     def __init__(self, model: VLKDModel, device: str | torch.device | None = None, batch_size: int = 16) -> None:
@@ -104,7 +94,7 @@ class VLKD:
     # Captions
 
     def caption(
-        self, images: Picture | Sequence[Picture], num_masks: int = 6, decoding: Decoding = CAPTION_DECODING
+        self, images: ImageInput | Sequence[ImageInput], num_masks: int = 6, decoding: Decoding = CAPTION_DECODING
     ) -> str | list[str]:
         """Captions one image or several.
 
@@ -117,24 +107,24 @@ class VLKD:
             The caption; of a sequence or a folder a list of them, which may be empty.
 
         Raises:
-            PictureError: An image cannot be read; ``iter_captions`` skips such a one.
+            ImageError: An image cannot be read; ``iter_captions`` skips such a one.
             TypeError: ``images`` or an item of it is of another type: bytes, a tensor, a mapping, a set.
         """
         captions = []
         for result in self.iter_captions(images, num_masks, decoding):
             if result.error:
-                raise PictureError(result.error)
+                raise ImageError(result.error)
             captions.append(result.captions[0].text)
         is_folder = isinstance(images, str | Path) and Path(images).is_dir()
         return captions[0] if isinstance(images, _KINDS) and not is_folder else captions
 
     def iter_captions(
         self,
-        images: Picture | Iterable[Picture],
+        images: ImageInput | Iterable[ImageInput],
         num_masks: int = 6,
         decoding: Decoding = CAPTION_DECODING,
         scores: bool = False,
-    ) -> Iterator[Captioned]:
+    ) -> Iterator[CaptionResult]:
         """Captions images one batch after the other, in constant memory.
 
         Args:
@@ -153,20 +143,20 @@ class VLKD:
 
     def _captions(
         self,
-        batches: Iterator[tuple[list[Picture], Tensor, list[str]]],
+        batches: Iterator[tuple[list[ImageInput], Tensor, list[str]]],
         num_masks: int,
         decoding: Decoding,
         scores: bool,
-    ) -> Iterator[Captioned]:
-        for pictures, image_tokens, errors in batches:
+    ) -> Iterator[CaptionResult]:
+        for images, image_tokens, errors in batches:
             captions = iter(caption(self.model, image_tokens, num_masks, decoding, scores) if len(image_tokens) else [])
-            for picture, error in zip(pictures, errors, strict=True):
-                yield Captioned(picture, [] if error else next(captions), error)
+            for image, error in zip(images, errors, strict=True):
+                yield CaptionResult(image, [] if error else next(captions), error)
 
     # Answers
 
     def answer(
-        self, image: Picture, question: str | Sequence[str], caption_first: bool = False, **options: Any
+        self, image: ImageInput, question: str | Sequence[str], caption_first: bool = False, **options: Any
     ) -> str | list[str]:
         """Answers one question or several about an image.
 
@@ -180,7 +170,7 @@ class VLKD:
             The answer; to a sequence of questions a list of them.
 
         Raises:
-            PictureError: The image cannot be read.
+            ImageError: The image cannot be read.
             TypeError: See ``answers``.
             ValueError: A question is empty, or too long for BART.
         """
@@ -190,7 +180,7 @@ class VLKD:
 
     def answers(
         self,
-        image: Picture,
+        image: ImageInput,
         questions: str | Sequence[str],
         caption_first: bool = False,
         *,
@@ -216,7 +206,7 @@ class VLKD:
             For each question the candidates, the best first.
 
         Raises:
-            PictureError: The image cannot be read.
+            ImageError: The image cannot be read.
             TypeError: The image, a question or ``candidates`` is of another type.
             ValueError: A question is empty, or too long for BART; or there are no candidates.
         """
@@ -231,7 +221,7 @@ class VLKD:
             return []
         (_, image_tokens, (error,)) = next(self._batches(iter([image])))
         if error:
-            raise PictureError(error)
+            raise ImageError(error)
         passages = None
         if caption_first:
             own = caption(self.model, image_tokens, caption_masks)[0][0].text
@@ -250,7 +240,9 @@ class VLKD:
 
     # Search
 
-    def search(self, words: str, images: Picture | Iterable[Picture], top: int = 10) -> tuple[list[Found], list[Found]]:
+    def search(
+        self, words: str, images: ImageInput | Iterable[ImageInput], top: int = 10
+    ) -> tuple[list[SearchResult], list[SearchResult]]:
         """Finds the images nearest to words in the joint space, by the distilled text encoder, in constant memory.
 
         Args:
@@ -266,30 +258,30 @@ class VLKD:
             ValueError: ``words`` is empty.
         """
         _check_text(words, "the text to search for")
-        pictures_to_read = iter_images(images)
+        images_to_read = iter_images(images)
         embedding = self.model.embed_texts([words])[0]
-        nearest: list[tuple[float, int, Picture]] = []
-        unread: list[Found] = []
+        nearest: list[tuple[float, int, ImageInput]] = []
+        unread: list[SearchResult] = []
         number = 0
-        for pictures, image_tokens, errors in self._batches(pictures_to_read):
+        for images, image_tokens, errors in self._batches(images_to_read):
             cosines = iter((image_tokens[:, 0] @ embedding).tolist() if len(image_tokens) else [])
-            for picture, error in zip(pictures, errors, strict=True):
+            for image, error in zip(images, errors, strict=True):
                 if error:
-                    unread.append(Found(picture, float("nan"), error))
+                    unread.append(SearchResult(image, float("nan"), error))
                     continue
                 number += 1
-                heapq.heappush(nearest, (next(cosines), -number, picture))
+                heapq.heappush(nearest, (next(cosines), -number, image))
                 if len(nearest) > top:
                     heapq.heappop(nearest)
-        return [Found(picture, score) for score, _, picture in sorted(nearest, reverse=True)], unread
+        return [SearchResult(image, score) for score, _, image in sorted(nearest, reverse=True)], unread
 
-    def _batches(self, pictures: Iterator[Picture]) -> Iterator[tuple[list[Picture], Tensor, list[str]]]:
+    def _batches(self, images: Iterator[ImageInput]) -> Iterator[tuple[list[ImageInput], Tensor, list[str]]]:
         """Batches of images, the image tokens of those that could be read, and for each why it could not be or ""."""
-        while batch := list(islice(pictures, self.batch_size)):
+        while batch := list(islice(images, self.batch_size)):
             tensors, errors = [], []
-            for picture in batch:
+            for image in batch:
                 try:
-                    tensors.append(self._transform(open_picture(picture)))
+                    tensors.append(self._transform(to_image(image)))
                     errors.append("")
                 except ImageError as error:
                     errors.append(str(error))
@@ -323,7 +315,7 @@ def usable_device(device: str | torch.device | None) -> torch.device:
     return usable
 
 
-def iter_images(images: Picture | Iterable[Picture]) -> Iterator[Picture]:
+def iter_images(images: ImageInput | Iterable[ImageInput]) -> Iterator[ImageInput]:
     """Goes through images, with the images of a folder in its place; a string is one path, never an iterable.
 
     Args:
@@ -346,29 +338,29 @@ def iter_images(images: Picture | Iterable[Picture]) -> Iterator[Picture]:
     return _iter_images(images)
 
 
-def _iter_images(images: Iterable[Picture]) -> Iterator[Picture]:
+def _iter_images(images: Iterable[ImageInput]) -> Iterator[ImageInput]:
     for number, image in enumerate(images):
         if not isinstance(image, _KINDS):
             raise TypeError(f"images[{number}] is of type {_name(image)}: give {_KIND_NAMES}")
         if isinstance(image, str | Path):
-            yield from iter_pictures([image])
+            yield from iter_image_files([image])
         else:
             yield image
 
 
-def open_picture(picture: Picture) -> Image.Image:
+def to_image(image: ImageInput) -> Image.Image:
     """Reads an image as RGB, turned as its orientation tag says.
 
     Args:
-        picture: A file, a PIL image or an array.
+        image: A file, a PIL image or an array.
 
     Raises:
         ImageError: A file is missing, is not a readable image, or is damaged; an array is of another shape or type; or
             the image is empty, too large or too thin.
     """
-    if isinstance(picture, np.ndarray):
-        picture = _from_array(picture)
-    return as_rgb(picture) if isinstance(picture, Image.Image) else read_image(picture)
+    if isinstance(image, np.ndarray):
+        image = _from_array(image)
+    return as_rgb(image) if isinstance(image, Image.Image) else read_image(image)
 
 
 def _from_array(array: NDArray[Any]) -> Image.Image:

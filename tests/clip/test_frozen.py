@@ -25,7 +25,7 @@ from vlkd_pl.sample.tokenizers import clip_merges
 KINDS = ["resnet", "vit"]
 
 
-def pictures(seed=0):
+def images(seed=0):
     return torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(seed))
 
 
@@ -40,11 +40,11 @@ def text_ids(lengths=(5, 9, 3), width=24):
 @pytest.mark.parametrize("kind", KINDS)
 def test_position_0_is_clips_own_embedding(kind):
     frozen = FrozenCLIP(tiny_clip(kind))
-    tokens = frozen.encode_image(pictures())
+    tokens = frozen.encode_image(images())
     assert tokens.shape == (3, 1 + frozen.num_patches, 32)
     assert frozen.num_patches == {"resnet": 4, "vit": 16}[kind]
     torch.testing.assert_close(
-        tokens[:, 0], normalize(frozen.clip.encode_image(pictures()), dim=-1), rtol=1e-4, atol=1e-6
+        tokens[:, 0], normalize(frozen.clip.encode_image(images()), dim=-1), rtol=1e-4, atol=1e-6
     )
     torch.testing.assert_close(tokens.norm(dim=-1), torch.ones(tokens.shape[:2]))
 
@@ -73,8 +73,8 @@ def test_resnet_patches_against_a_loop():
     visual, pool = frozen.clip.visual, frozen.clip.visual.attnpool
     grids = []
     visual.layer4.register_forward_hook(lambda module, inputs, output: grids.append(output))
-    tokens = frozen.encode_image(pictures())
-    grid = grids[0][1].flatten(1).T  # the second picture: (positions, channels)
+    tokens = frozen.encode_image(images())
+    grid = grids[0][1].flatten(1).T  # the second image: (positions, channels)
     grid = torch.cat([grid.mean(0, keepdim=True), grid]) + pool.positional_embedding
     query, key, value = (
         layer(grid).reshape(5, pool.num_heads, -1) for layer in (pool.q_proj, pool.k_proj, pool.v_proj)
@@ -93,7 +93,7 @@ def test_vit_patches_are_projected_like_the_class_token():
     visual = frozen.clip.visual
     hidden = []
     visual.transformer.register_forward_hook(lambda module, inputs, output: hidden.append(output))
-    tokens = frozen.encode_image(pictures())
+    tokens = frozen.encode_image(images())
     for position in range(17):
         expected = normalize(visual.ln_post(hidden[0][position]) @ visual.proj, dim=-1)
         torch.testing.assert_close(tokens[:, position], expected, rtol=1e-4, atol=1e-5)
@@ -114,7 +114,7 @@ def test_stays_frozen():
     frozen.train()
     assert not any(module.training for module in frozen.modules())
     assert not any(parameter.requires_grad for parameter in frozen.parameters())
-    assert not frozen.encode_image(pictures()).requires_grad
+    assert not frozen.encode_image(images()).requires_grad
     torch.testing.assert_close(dict(frozen.state_dict()), before, rtol=0, atol=0)
 
 
@@ -123,7 +123,7 @@ def test_half_precision_weights_become_float32():
     convert_weights(half)
     frozen = FrozenCLIP(half)
     assert {value.dtype for value in frozen.parameters()} == {torch.float32}
-    assert frozen.encode_image(pictures()).dtype == torch.float32
+    assert frozen.encode_image(images()).dtype == torch.float32
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -138,7 +138,7 @@ def test_sizes_are_told_from_the_weights(kind):
 def files(tmp_path):
     """The same CLIP in every format."""
     model = tiny_clip()
-    example = (pictures()[:1], text_ids()[:1])
+    example = (images()[:1], text_ids()[:1])
     with torch.no_grad():
         torch.jit.save(torch.jit.trace(model, example, check_trace=False), str(tmp_path / "archive.pt"))
     torch.save(model.state_dict(), tmp_path / "state.pt")
@@ -173,7 +173,7 @@ def test_every_format_gives_the_same_model(files, name):
     is_marked = name in ("folder", "copied.safetensors")
     loaded = FrozenCLIP.load(str(path), sha256=None if is_marked else file_sha256(path).upper())
     assert loaded.fingerprint == FrozenCLIP(tiny_clip()).fingerprint
-    torch.testing.assert_close(loaded.encode_image(pictures()), FrozenCLIP(tiny_clip()).encode_image(pictures()))
+    torch.testing.assert_close(loaded.encode_image(images()), FrozenCLIP(tiny_clip()).encode_image(images()))
     assert loaded.merges == (clip_merges() if name == "folder" else None)
 
 

@@ -1,4 +1,4 @@
-"""vlkd-pl cache: what it writes, after a kill too, and that training on it is training on the pictures."""
+"""vlkd-pl cache: what it writes, after a kill too, and that training on it is training on the images."""
 
 import csv
 import json
@@ -33,7 +33,7 @@ CONFIG = Path(__file__).parents[2] / "configs" / "sample" / "distill.yaml"
 
 @pytest.fixture(scope="module")
 def shards(world, tmp_path_factory):
-    """The world's four shards; of the third, a picture and a caption are damaged, and the fourth is cut."""
+    """The world's four shards; of the third, an image and a caption are damaged, and the fourth is cut."""
     folder = tmp_path_factory.mktemp("shards")
     for path in sorted((world.folder / "shards").glob("*.tar")):
         shutil.copy(path, folder)
@@ -84,7 +84,7 @@ def data_module(world, shards, cache=None, **options):
 
 
 def online_batch(module, epoch=0):
-    """All good pairs of the shards in their order, as a batch with its pictures."""
+    """All good pairs of the shards in their order, as a batch with its images."""
     samples = []
     for path in module.shards:
         samples += [module.decoder(raw, 0) for raw in _all(path)]
@@ -325,7 +325,7 @@ def distance(first, second):
 
 
 @pytest.mark.parametrize("epoch", [0, 3])
-def test_losses_and_gradients_are_those_of_the_pictures(world, shards, cache, epoch):
+def test_losses_and_gradients_are_those_of_the_images(world, shards, cache, epoch):
     online = online_batch(data_module(world, shards), epoch)
     cached = cached_batch(data_module(world, shards, cache), epoch)
     for name in ("bart_text_ids", "bart_text_mask", "corrupted_ids", "corrupted_mask", "labels"):

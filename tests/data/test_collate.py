@@ -206,9 +206,9 @@ def test_batch_contract(collator):
 
 
 def test_evaluation_takes_the_first_reference(collator):
-    pictures = [{"image": torch.zeros(3, 2, 2), "image_id": 7, "references": ["a red fish", "a fish"]}] * 2
-    batch = collator.evaluation(pictures)
+    images = [{"image": torch.zeros(3, 2, 2), "image_id": 7, "references": ["a red fish", "a fish"]}] * 2
+    batch = collator.evaluation(images)
     assert batch["image_id"].tolist() == [7, 7]
     assert batch["references"] == [["a red fish", "a fish"]] * 2
     assert collator.infilling.tokenizer.decode(batch["labels"][0]) == "<s>a red fish</s>"
-    assert (batch["corrupted_ids"] == collator.evaluation(pictures)["corrupted_ids"]).all()
+    assert (batch["corrupted_ids"] == collator.evaluation(images)["corrupted_ids"]).all()

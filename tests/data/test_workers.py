@@ -11,7 +11,7 @@ from distilling import arguments, begin_ranks, joined, start
 from torch.utils.data import DataLoader, Dataset
 
 from vlkd_pl.commands.failures import worker_failure
-from vlkd_pl.data.workers import one_thread
+from vlkd_pl.data.workers import worker_init_fn
 
 
 def command(world, folder):
@@ -93,7 +93,7 @@ SHARED_MEMORY = "unable to write to file </torch_1_2_0>: No space left on device
 def test_a_batch_that_cannot_be_handed_over_ends_the_worker(error, line):
     """Python's queue would lose it in its own thread, and the main process wait for ever."""
     loader = DataLoader(
-        Unshared(error), batch_size=None, num_workers=1, worker_init_fn=one_thread, multiprocessing_context="fork"
+        Unshared(error), batch_size=None, num_workers=1, worker_init_fn=worker_init_fn, multiprocessing_context="fork"
     )
     with pytest.raises(RuntimeError) as ended:
         next(iter(loader))

@@ -233,7 +233,7 @@ DAMAGED = {
 def test_bad_samples_are_skipped_and_counted(build, shards, tmp_path):
     write_shard(tmp_path / "bad.tar", [sample for samples in DAMAGED.values() for sample in samples])
     with tarfile.open(shards / "00000.tar") as archive:
-        end = archive.getmembers()[10].offset_data + 100  # within the sixth picture
+        end = archive.getmembers()[10].offset_data + 100  # within the sixth image
     (tmp_path / "cut.tar").write_bytes((shards / "00000.tar").read_bytes()[:end])
     (tmp_path / "zeros.tar").write_bytes(b"no tar file at all" * 100)
     module = build(
@@ -255,7 +255,7 @@ def test_bad_samples_are_skipped_and_counted(build, shards, tmp_path):
     )
 
 
-def test_non_rgb_pictures_can_be_converted(build, tmp_path):
+def test_non_rgb_images_can_be_converted(build, tmp_path):
     write_shard(
         tmp_path / "grey.tar",
         [(f"{i}", ext, c) for i in range(4) for ext, c in (("jpg", jpeg(i, "L")), ("txt", b"fish 1"))],

@@ -1,4 +1,4 @@
-"""Folders of pictures for each class."""
+"""Folders of images for each class."""
 
 import pytest
 from PIL import Image
@@ -69,19 +69,17 @@ def test_another_number_of_names_than_folders(build, names):
 def test_missing_files_are_named(build, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no file of class names at .*nowhere\.txt"):
         build(class_names=str(tmp_path / "nowhere.txt")).setup("test")
-    with pytest.raises(FileNotFoundError, match=r"no folder of pictures at .*nowhere"):
+    with pytest.raises(FileNotFoundError, match=r"no folder of images at .*nowhere"):
         build(images=str(tmp_path / "nowhere")).setup("test")
 
 
-def test_a_class_without_pictures_is_named(build, folder):
+def test_a_class_without_images_is_named(build, folder):
     (folder / "apple").mkdir()
     (folder / "apple" / "a.txt").touch()
-    with pytest.raises(FileNotFoundError, match=r"1 of 3 folders in .*images have no pictures: .* first: apple$"):
+    with pytest.raises(FileNotFoundError, match=r"1 of 3 folders in .*images have no images: .* first: apple$"):
         build().setup("test")
 
 
 def test_a_folder_without_folders(build, folder):
-    with pytest.raises(
-        FileNotFoundError, match=r"there are no folders in .*boat: give one folder of pictures for each"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"there are no folders in .*boat: give one folder of images for each"):
         build(images=str(folder / "boat")).setup("test")

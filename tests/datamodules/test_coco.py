@@ -1,4 +1,4 @@
-"""Caption files of COCO's, Karpathy's and NoCaps' formats, and folders of captioned pictures."""
+"""Caption files of COCO's, Karpathy's and NoCaps' formats, and folders of captioned images."""
 
 import json
 from pathlib import Path
@@ -36,7 +36,7 @@ def set_up(module):
 
 @pytest.fixture
 def files(tmp_path):
-    """Two captioned pictures, one of them grey, and one without a caption."""
+    """Two captioned images, one of them grey, and one without a caption."""
     for name, mode in (("a.jpg", "RGB"), ("b.png", "L")):
         draw(tmp_path / name, mode)
     content = {
@@ -55,7 +55,7 @@ def files(tmp_path):
     return tmp_path
 
 
-def test_pictures_with_their_captions(files):
+def test_images_with_their_captions(files):
     data = COCOCaptions(files / "captions.json", files, clip_transform(32))
     assert [(item["image_id"], item["references"]) for item in (data[0], data[1])] == [
         (5, ["one", "two"]),
@@ -67,9 +67,9 @@ def test_pictures_with_their_captions(files):
     assert len(COCOCaptions(files / "captions.json", files, clip_transform(32), num_samples=1)) == 1
 
 
-def test_missing_pictures_are_named(files):
+def test_missing_images_are_named(files):
     (files / "b.png").unlink()
-    with pytest.raises(FileNotFoundError, match=r"1 of 2 pictures of .*captions.json are missing: .*first: .*b\.png"):
+    with pytest.raises(FileNotFoundError, match=r"1 of 2 images of .*captions.json are missing: .*first: .*b\.png"):
         COCOCaptions(files / "captions.json", files, clip_transform(32))
 
 
@@ -79,8 +79,8 @@ def test_wrong_files(files):
     for content, message in (
         ("[]", "not a caption file"),
         ("{", "not a caption file"),
-        ('{"images": [], "annotations": []}', "no picture"),
-        ('{"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": []}', "no picture with a caption"),
+        ('{"images": [], "annotations": []}', "no image"),
+        ('{"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": []}', "no image with a caption"),
         (
             '{"images": [{"id": "a", "file_name": "a.jpg"}], "annotations": [{"image_id": "a", "caption": "b"}]}',
             "id is not a number",
@@ -141,7 +141,7 @@ def test_a_byte_order_mark_is_no_harm(files):
 
 @pytest.fixture
 def official(tmp_path):
-    """captions_val2014.json as COCO publishes it, with two pictures."""
+    """captions_val2014.json as COCO publishes it, with two images."""
     ids = (391895, 42)
     content = {
         "info": {"description": "COCO 2014 Dataset", "version": "1.0", "year": 2014, "contributor": "", "url": ""},
@@ -202,27 +202,27 @@ def test_the_official_file_has_no_splits(official, tmp_path, clip_folder):
         module.setup("test")
 
 
-def test_only_pictures_that_are_taken_must_be_there(official, tmp_path, clip_folder):
+def test_only_images_that_are_taken_must_be_there(official, tmp_path, clip_folder):
     (tmp_path / "val2014" / "COCO_val2014_000000000042.jpg").unlink()
     options = {"annotations": official, "images": str(tmp_path / "val2014"), "clip": str(clip_folder)}
     assert [sample.image_id for sample in set_up(COCODataModule(num_samples=1, **options))] == [391895]
-    with pytest.raises(FileNotFoundError, match=r"1 of 2 pictures of .*json are missing: .*000042.jpg$"):
+    with pytest.raises(FileNotFoundError, match=r"1 of 2 images of .*json are missing: .*000042.jpg$"):
         COCODataModule(**options).setup("test")
-    with pytest.raises(FileNotFoundError, match=r"no folder of pictures at .*nowhere"):
+    with pytest.raises(FileNotFoundError, match=r"no folder of images at .*nowhere"):
         COCODataModule(**options | {"images": str(tmp_path / "nowhere")}).setup("test")
 
 
 @pytest.fixture
 def karpathy(tmp_path):
-    """dataset_coco.json as Karpathy publishes it, with a picture of each split."""
+    """dataset_coco.json as Karpathy publishes it, with an image of each split."""
     images = []
     for number, (split, folder) in enumerate(
         (("test", "val2014"), ("restval", "val2014"), ("train", "train2014"), ("val", "val2014"), ("test", "val2014"))
     ):
         sentences = [
             {
-                "tokens": ["picture", str(number), word],
-                "raw": f"Picture {number}, {word}.",
+                "tokens": ["image", str(number), word],
+                "raw": f"Image {number}, {word}.",
                 "imgid": number,
                 "sentid": 10 * number + index,
             }
@@ -247,7 +247,7 @@ def test_karpathys_splits(karpathy, tmp_path, clip_folder):
     samples = set_up(COCODataModule(karpathy, str(tmp_path), "test", clip=str(clip_folder)))
     assert samples == [
         CaptionedImage(
-            number, tmp_path / "val2014" / f"COCO_val2014_{number:012d}.jpg", [f"Picture {n}, {w}." for w in words]
+            number, tmp_path / "val2014" / f"COCO_val2014_{number:012d}.jpg", [f"Image {n}, {w}." for w in words]
         )
         for number, n, words in ((100, 0, ("one", "two")), (104, 4, ("one", "two")))
     ]
@@ -255,27 +255,25 @@ def test_karpathys_splits(karpathy, tmp_path, clip_folder):
         assert [sample.image_id for sample in read_coco_captions(karpathy, split)] == ids
 
 
-def test_karpathys_pictures_without_their_sub_folders(karpathy, tmp_path, clip_folder):
+def test_karpathys_images_without_their_sub_folders(karpathy, tmp_path, clip_folder):
     folder = str(tmp_path / "val2014")
     samples = set_up(COCODataModule(karpathy, folder, "test", clip=str(clip_folder)))
     assert [sample.file.parent for sample in samples] == [tmp_path / "val2014"] * 2
-    with pytest.raises(FileNotFoundError, match=r"1 of 1 pictures of .*dataset_coco.json are missing"):
+    with pytest.raises(FileNotFoundError, match=r"1 of 1 images of .*dataset_coco.json are missing"):
         COCODataModule(karpathy, folder, "train", clip=str(clip_folder)).setup("test")
 
 
 def test_an_unknown_split(karpathy):
-    with pytest.raises(
-        MisconfigurationException, match=r"no picture of the split dev: give train, restval, val or test"
-    ):
+    with pytest.raises(MisconfigurationException, match=r"no image of the split dev: give train, restval, val or test"):
         read_coco_captions(karpathy, "dev")
 
 
-def test_a_picture_twice(official, karpathy):
+def test_a_image_twice(official, karpathy):
     for path, repeated in ((official, 42), (karpathy, 104)):
         content = json.loads(Path(path).read_text())
         content["images"].append(content["images"][-1])
         write(Path(path), content)
-        with pytest.raises(MisconfigurationException, match=rf"json holds pictures more than once: .*\[{repeated}\]"):
+        with pytest.raises(MisconfigurationException, match=rf"json holds images more than once: .*\[{repeated}\]"):
             read_coco_captions(path)
 
 
@@ -328,19 +326,19 @@ def training(path, folder, clip_folder, split=None, **options):
 def test_training_is_on_train_and_restval_by_caption(karpathy, tmp_path, clip_folder):
     module, loader = training(karpathy, tmp_path, clip_folder, ["train", "restval"], train_batch_size=4)
     assert module.training_references() == {
-        102: ["Picture 2, one.", "Picture 2, two."],
-        101: ["Picture 1, one.", "Picture 1, two."],
+        102: ["Image 2, one.", "Image 2, two."],
+        101: ["Image 1, one.", "Image 1, two."],
     }
     (batch,) = loader
     assert batch["image"].shape == (4, 3, 64, 64)
     told = sorted(
         (sample.image_id, *captions) for sample, captions in zip(batch["samples"], batch["labels"], strict=True)
     )
-    assert told == [(n, f"Picture {n - 100}, {word}.") for n in (101, 102) for word in ("one", "two")]
+    assert told == [(n, f"Image {n - 100}, {word}.") for n in (101, 102) for word in ("one", "two")]
 
 
-def test_training_by_picture_has_all_captions_of_each(official, tmp_path, clip_folder):
-    _, loader = training(official, tmp_path / "val2014", clip_folder, train_by="picture", train_batch_size=2)
+def test_training_by_image_has_all_captions_of_each(official, tmp_path, clip_folder):
+    _, loader = training(official, tmp_path / "val2014", clip_folder, train_by="image", train_batch_size=2)
     (batch,) = loader
     labels = {sample.image_id: captions for sample, captions in zip(batch["samples"], batch["labels"], strict=True)}
     assert labels == {
@@ -404,7 +402,7 @@ def test_nothing_to_train_on(official, tmp_path, clip_folder):
 
 @pytest.fixture
 def nocaps(tmp_path):
-    """nocaps_val_4500_captions.json as NoCaps publishes it, with a picture of each domain."""
+    """nocaps_val_4500_captions.json as NoCaps publishes it, with an image of each domain."""
     domains = ("in-domain", "near-domain", "out-domain")
     content = {
         "licenses": [],
@@ -455,9 +453,7 @@ def test_nocaps_test_has_neither_captions_nor_domains(nocaps, tmp_path, clip_fol
 
 def test_captions_without_domains_are_not_nocaps(official, tmp_path, clip_folder):
     module = NoCapsDataModule(official, str(tmp_path / "val2014"), clip=str(clip_folder))
-    with pytest.raises(
-        MisconfigurationException, match=r"captions_val2014\.json has pictures without the field domain"
-    ):
+    with pytest.raises(MisconfigurationException, match=r"captions_val2014\.json has images without the field domain"):
         module.setup("test")
 
 
@@ -480,10 +476,10 @@ def test_a_folder_with_captions(own, clip_folder):
     ]
 
 
-def test_pictures_without_captions_are_named(own, clip_folder):
+def test_images_without_captions_are_named(own, clip_folder):
     draw(own / "3.jpg")
     (own / "b" / "1.txt").write_text(" \n")
-    with pytest.raises(FileNotFoundError, match=r"2 of 3 pictures in .*own have no captions .*3\.jpg, .*1\.jpg$"):
+    with pytest.raises(FileNotFoundError, match=r"2 of 3 images in .*own have no captions .*3\.jpg, .*1\.jpg$"):
         CaptionFolderDataModule(str(own), clip=str(clip_folder)).setup("test")
 
 
@@ -494,11 +490,11 @@ def test_captions_in_another_encoding(own, clip_folder):
 
 
 def test_an_empty_folder(tmp_path, clip_folder):
-    with pytest.raises(FileNotFoundError, match=f"there are no pictures in {tmp_path}: give another folder"):
+    with pytest.raises(FileNotFoundError, match=f"there are no images in {tmp_path}: give another folder"):
         CaptionFolderDataModule(str(tmp_path), clip=str(clip_folder)).setup("test")
 
 
-def test_captions_without_a_list_of_pictures(tmp_path):
+def test_captions_without_a_list_of_images(tmp_path):
     rows = [(7, "a fish"), (5, "a boat"), (7, "one fish")]
     write(tmp_path / "bare.json", {"annotations": [{"image_id": key, "caption": text} for key, text in rows]})
     read = read_coco_captions(tmp_path / "bare.json")

@@ -1,4 +1,4 @@
-"""Pictures in files: finding them, reading them, and what is no picture."""
+"""Images in files: finding them, reading them, and what is no image."""
 
 import os
 from pathlib import Path
@@ -12,21 +12,21 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from vlkd_pl.clip.transform import clip_transform
 from vlkd_pl.data.image_files import (
-    Picture,
-    PictureDataset,
-    PictureFinder,
+    ImageDataset,
+    ImageFile,
+    ImageFinder,
     check_present,
-    collate_pictures,
-    iter_pictures,
+    collate_images,
+    iter_image_files,
     read_lines,
 )
-from vlkd_pl.datamodules.image_files import PictureDataModule
+from vlkd_pl.datamodules.base import ImageDataModule
 from vlkd_pl.datamodules.image_folder import FolderDataModule
 from vlkd_pl.images import as_rgb
 
 
 def draw(path, mode="RGB", size=(40, 32), **options):
-    """Writes a picture with a dark upper half and a bright lower half."""
+    """Writes an image with a dark upper half and a bright lower half."""
     image = Image.new("L", size, 40)
     ImageDraw.Draw(image).rectangle((0, size[1] // 2, *size), fill=200)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,13 +41,13 @@ def touch(folder, *names):
 
 
 def found(folder):
-    return [path.relative_to(folder).as_posix() for path in iter_pictures([folder])]
+    return [path.relative_to(folder).as_posix() for path in iter_image_files([folder])]
 
 
 # Folders
 
 
-def test_pictures_come_in_the_order_of_names_one_folder_at_a_time(tmp_path):
+def test_images_come_in_the_order_of_names_one_folder_at_a_time(tmp_path):
     touch(tmp_path, "b/2.png", "b/10.JPG", "a/x/1.jpeg", "a/3.WebP", "z.tif", "c.bmp")
     assert found(tmp_path) == ["c.bmp", "z.tif", "a/3.WebP", "a/x/1.jpeg", "b/10.JPG", "b/2.png"]
 
@@ -61,20 +61,20 @@ def test_hidden_files_and_other_files_are_left_out(tmp_path):
 def test_files_are_taken_as_they_are(tmp_path):
     touch(tmp_path, "a.jpg", "notes.dat")
     given = [tmp_path / "notes.dat", str(tmp_path / "nowhere.jpg"), tmp_path]
-    assert list(iter_pictures(given)) == [*map(Path, given[:2]), tmp_path / "a.jpg"]
+    assert list(iter_image_files(given)) == [*map(Path, given[:2]), tmp_path / "a.jpg"]
 
 
 def test_links_are_followed_once(tmp_path):
-    touch(tmp_path, "elsewhere/2.jpg", "pictures/1.jpg", "pictures/inner/3.jpg")
-    pictures = tmp_path / "pictures"
-    (pictures / "linked").symlink_to(tmp_path / "elsewhere")
-    (pictures / "linked_again").symlink_to(tmp_path / "elsewhere")
-    (pictures / "inner" / "loop").symlink_to(pictures)
-    (tmp_path / "elsewhere" / "loop").symlink_to(pictures / "inner")
-    (pictures / "itself.jpg").symlink_to(pictures / "itself.jpg")
-    assert found(pictures) == ["1.jpg", "itself.jpg", "inner/3.jpg", "linked/2.jpg"]
-    (tmp_path / "top").symlink_to(pictures)
-    assert found(tmp_path / "top") == found(pictures)
+    touch(tmp_path, "elsewhere/2.jpg", "images/1.jpg", "images/inner/3.jpg")
+    images = tmp_path / "images"
+    (images / "linked").symlink_to(tmp_path / "elsewhere")
+    (images / "linked_again").symlink_to(tmp_path / "elsewhere")
+    (images / "inner" / "loop").symlink_to(images)
+    (tmp_path / "elsewhere" / "loop").symlink_to(images / "inner")
+    (images / "itself.jpg").symlink_to(images / "itself.jpg")
+    assert found(images) == ["1.jpg", "itself.jpg", "inner/3.jpg", "linked/2.jpg"]
+    (tmp_path / "top").symlink_to(images)
+    assert found(tmp_path / "top") == found(images)
 
 
 def test_a_folder_that_cannot_be_read_is_warned_of(tmp_path, monkeypatch):
@@ -96,7 +96,7 @@ def test_a_folder_that_cannot_be_read_is_warned_of(tmp_path, monkeypatch):
 
 def test_by_name_in_sub_folders_or_beside_each_other(tmp_path):
     touch(tmp_path, "val2014/1.jpg", "2.jpg")
-    finder = PictureFinder(tmp_path)
+    finder = ImageFinder(tmp_path)
     assert finder.by_name("val2014/1.jpg") == tmp_path / "val2014" / "1.jpg"
     assert finder.by_name("val2014/2.jpg") == tmp_path / "2.jpg"
     assert finder.by_name("2.jpg") == tmp_path / "2.jpg"
@@ -108,16 +108,16 @@ def test_by_name_in_sub_folders_or_beside_each_other(tmp_path):
 )
 def test_by_number(tmp_path, name):
     touch(tmp_path, name, "000000000421.jpg", "COCO_val2014_000000000142.jpg", "000000000042_mask.jpg", "42/cover.jpg")
-    finder = PictureFinder(tmp_path)
+    finder = ImageFinder(tmp_path)
     assert finder.by_number(42) == tmp_path / name
     assert finder.by_number(43) == tmp_path / "000000000043.jpg"
 
 
-def test_of_several_pictures_with_a_number_the_first_jpg_is_taken(tmp_path):
+def test_of_several_images_with_a_number_the_first_jpg_is_taken(tmp_path):
     names = ["annotations/000000000042.png", "val2014/COCO_val2014_000000000042.jpg", "val2017/000000000042.jpg"]
     touch(tmp_path, *names)
     for name in (names[1], names[2], names[0]):
-        assert PictureFinder(tmp_path).by_number(42) == tmp_path / name
+        assert ImageFinder(tmp_path).by_number(42) == tmp_path / name
         (tmp_path / name).unlink()
 
 
@@ -125,19 +125,19 @@ def test_the_folder_is_listed_once(tmp_path, monkeypatch):
     touch(tmp_path, *(f"{number:012d}.jpg" for number in range(20)))
     calls = []
     monkeypatch.setattr(
-        "vlkd_pl.data.image_files.iter_pictures", lambda paths: calls.append(paths) or iter_pictures(paths)
+        "vlkd_pl.data.image_files.iter_image_files", lambda paths: calls.append(paths) or iter_image_files(paths)
     )
-    finder = PictureFinder(tmp_path)
+    finder = ImageFinder(tmp_path)
     check_present([finder.by_number(number) for number in range(20)], "questions.json")
     assert len(calls) == 1
 
 
 def test_what_is_missing_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no folder of pictures at .*nowhere: give the one"):
-        PictureFinder(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match=r"no folder of images at .*nowhere: give the one"):
+        ImageFinder(tmp_path / "nowhere")
     files = [tmp_path / f"{number}.jpg" for number in range(5)]
     files[3].touch()
-    with pytest.raises(FileNotFoundError, match=r"4 of 5 pictures of x.json are missing: give .*0\.jpg, .*2\.jpg$"):
+    with pytest.raises(FileNotFoundError, match=r"4 of 5 images of x.json are missing: give .*0\.jpg, .*2\.jpg$"):
         check_present(files, "x.json")
     check_present([files[3]], "x.json")
 
@@ -164,11 +164,11 @@ def test_every_mode_looks_the_same(tmp_path, name, mode):
     assert read.shape == (32, 40, 3)
     assert abs(read - expected).max() < 8
     transform = clip_transform(16)
-    item = PictureDataset([Picture(tmp_path / name, name)], transform)[0]
+    item = ImageDataset([ImageFile(tmp_path / name, name)], transform)[0]
     assert (item[0].int() - transform(plain).int()).abs().max() < 14
 
 
-def test_one_bit_pictures(tmp_path):
+def test_one_bit_images(tmp_path):
     assert np.unique(as_rgb(Image.open(draw(tmp_path / "a.png", "1")))).tolist() == [0, 255]
 
 
@@ -179,14 +179,14 @@ def test_sixteen_bit_grey_keeps_its_tones(tmp_path, name):
     assert np.asarray(as_rgb(Image.open(tmp_path / name)))[0, :, 0].tolist() == [0, 1, 128, 255]
 
 
-def test_float_pictures_are_refused(tmp_path):
+def test_float_images_are_refused(tmp_path):
     Image.fromarray(np.random.default_rng(0).random((8, 8), dtype=np.float32)).save(tmp_path / "a.tif")
-    image, _, reason = PictureDataset([Picture(tmp_path / "a.tif", "a")], clip_transform(8))[0]
+    image, _, reason = ImageDataset([ImageFile(tmp_path / "a.tif", "a")], clip_transform(8))[0]
     assert image is None
     assert "pixels are floats" in reason
 
 
-def test_pictures_are_turned_as_their_camera_says(tmp_path):
+def test_images_are_turned_as_their_camera_says(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 3  # half a turn
     image = as_rgb(Image.open(draw(tmp_path / "a.jpg", exif=exif)))
@@ -196,17 +196,17 @@ def test_pictures_are_turned_as_their_camera_says(tmp_path):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two pictures, and between them what is no picture."""
+    """Two images, and between them what is no image."""
     draw(tmp_path / "1.jpg")
     whole = draw(tmp_path / "2_truncated.jpg", size=(200, 200)).read_bytes()
     (tmp_path / "2_truncated.jpg").write_bytes(whole[: len(whole) // 2])
-    (tmp_path / "3_text.png").write_text("no picture")
+    (tmp_path / "3_text.png").write_text("no image")
     (tmp_path / "4_empty.jpg").touch()
     draw(tmp_path / "5.png", "L")
     return tmp_path
 
 
-NO_PICTURES = ["2_truncated.jpg", "3_text.png", "4_empty.jpg"]
+NO_IMAGES = ["2_truncated.jpg", "3_text.png", "4_empty.jpg"]
 
 
 def folder_module(folder, clip_folder, **options):
@@ -214,29 +214,29 @@ def folder_module(folder, clip_folder, **options):
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_what_is_no_picture_is_listed(folder, clip_folder, num_workers):
+def test_what_is_no_image_is_listed(folder, clip_folder, num_workers):
     module = folder_module(folder, clip_folder, batch_size=3, num_workers=num_workers)
     module.setup("predict")
     first, second = module.predict_dataloader()
     assert first["image"].shape == (1, 3, 64, 64)
     assert first["image"].dtype == torch.uint8
-    assert first["samples"] == [Picture(folder / "1.jpg", "1.jpg")]
-    assert second["samples"] == [Picture(folder / "5.png", "5.png")]
+    assert first["samples"] == [ImageFile(folder / "1.jpg", "1.jpg")]
+    assert second["samples"] == [ImageFile(folder / "5.png", "5.png")]
     torch.testing.assert_close(first["image"][0], module.transform(Image.open(folder / "1.jpg")))
     reasons = first["unreadable"] + second["unreadable"]
-    assert [Path(reason.split(": ")[0]).name for reason in reasons] == NO_PICTURES
+    assert [Path(reason.split(": ")[0]).name for reason in reasons] == NO_IMAGES
     assert "truncated" in reasons[0]
 
 
 def test_a_batch_with_nothing_readable(folder, clip_folder):
     module = folder_module(folder, clip_folder)
-    items = [PictureDataset([Picture(folder / name, name)], module.transform)[0] for name in NO_PICTURES]
-    batch = collate_pictures(items)
+    items = [ImageDataset([ImageFile(folder / name, name)], module.transform)[0] for name in NO_IMAGES]
+    batch = collate_images(items)
     assert len(batch["image"]) == len(batch["samples"]) == 0
     assert len(batch["unreadable"]) == 3
 
 
-def test_a_decompression_bomb_is_no_picture(folder, clip_folder, monkeypatch):
+def test_a_decompression_bomb_is_no_image(folder, clip_folder, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 6000)  # up to twice as many only warn
     draw(folder / "5.png", size=(150, 100))
     module = folder_module(folder, clip_folder, batch_size=5)
@@ -247,12 +247,12 @@ def test_a_decompression_bomb_is_no_picture(folder, clip_folder, monkeypatch):
 
 
 class Counting(pl.LightningModule):
-    """Counts the pictures it is given."""
+    """Counts the images it is given."""
 
-    num_pictures = 0
+    num_images = 0
 
     def test_step(self, batch, batch_index):
-        self.num_pictures += len(batch["samples"])
+        self.num_images += len(batch["samples"])
 
     predict_step = validation_step = test_step
 
@@ -277,26 +277,26 @@ def test_scores_stop_at_unreadable_images_before_the_model_is_used(folder, clip_
     with pytest.raises(MisconfigurationException, match=r"4 of 7 images cannot be read.*: replace them; ") as caught:
         getattr(trainer, stage)(Untouched(), module)
     assert "\n" not in str(caught.value)
-    assert all(f"{folder / name}: " in str(caught.value) for name in NO_PICTURES)
+    assert all(f"{folder / name}: " in str(caught.value) for name in NO_IMAGES)
     assert "2_truncated.jpg: it cannot be decoded: image file is truncated" in str(caught.value)
     getattr(trainer, stage)(Counting(), folder_module(folder, clip_folder, num_samples=1))  # of the others
 
 
 def test_an_image_that_becomes_unreadable_stops_in_one_line(folder, clip_folder, trainer):
     module = folder_module(folder, clip_folder)
-    module.samples = [Picture(folder / "2_truncated.jpg", "a")]
+    module.samples = [ImageFile(folder / "2_truncated.jpg", "a")]
     with pytest.raises(MisconfigurationException, match=r"2_truncated\.jpg.*cannot be read.*replace it$"):
         trainer.test(Counting(), module)
 
 
-def test_prediction_goes_on_after_what_is_no_picture(folder, clip_folder, trainer):
+def test_prediction_goes_on_after_what_is_no_image(folder, clip_folder, trainer):
     model = Counting()
     trainer.predict(model, folder_module(folder, clip_folder, batch_size=2), return_predictions=False)
-    assert model.num_pictures == 2
+    assert model.num_images == 2
 
 
-def test_a_lack_of_pictures_is_told_before_the_model_is_used(tmp_path, clip_folder, trainer):
-    for images, message in ((tmp_path, "there are no pictures in"), (tmp_path / "nowhere", "no folder of pictures at")):
+def test_a_lack_of_images_is_told_before_the_model_is_used(tmp_path, clip_folder, trainer):
+    for images, message in ((tmp_path, "there are no images in"), (tmp_path / "nowhere", "no folder of images at")):
         with pytest.raises(FileNotFoundError, match=message):
             trainer.test(Untouched(), folder_module(images, clip_folder))
 
@@ -340,10 +340,10 @@ def test_setup_twice_reads_once(tmp_path, clip_folder):
 
 def test_the_base_is_abstract(clip_folder):
     with pytest.raises(TypeError, match="abstract"):
-        PictureDataModule(clip=str(clip_folder))
+        ImageDataModule(clip=str(clip_folder))
 
 
-def test_picture_size_and_tokenizer_are_those_of_clip(tmp_path, clip_folder):
+def test_image_size_and_tokenizer_are_those_of_clip(tmp_path, clip_folder):
     draw(tmp_path / "1.jpg")
     module = folder_module(tmp_path, clip_folder, image_size=48)
     module.setup("test")

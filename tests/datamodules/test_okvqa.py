@@ -13,7 +13,7 @@ TYPES = {"one": "Vehicles and Transportation", "four": "Sports and Recreation", 
 
 @pytest.fixture
 def module(tmp_path, clip_folder):
-    """Two questions on a picture, as OK-VQA publishes them."""
+    """Two questions on an image, as OK-VQA publishes them."""
     head = {
         "info": {"description": "This is v1.0 of the OK-VQA dataset.", "version": "1.0", "year": 2019},
         "license": {"url": "http://creativecommons.org/licenses/by/4.0/", "name": "CC BY 4.0"},

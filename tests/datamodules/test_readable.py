@@ -11,8 +11,8 @@ from PIL import Image
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from vlkd_pl.cli import main
+from vlkd_pl.data import image_files
 from vlkd_pl.data.image_files import check_readable
-from vlkd_pl.datamodules import image_files as pictures
 from vlkd_pl.datamodules.cc3m import CC3MDataModule
 
 DAMAGED_EXIF = jpeg(segment(0xE1, b"Exif\0\0" + exif((0x011A, 2, 4, b"72\0\0"), (0x0128, 3, 1, 2), (0x8769, 4, 1, 8))))
@@ -53,7 +53,7 @@ def test_all_are_counted_and_the_first_named(tmp_path, num_threads):
 
 def test_an_unexpected_error_is_reported_too(tmp_path, monkeypatch):
     """The other ranks wait for this one's report."""
-    monkeypatch.setattr(pictures, "check_image", lambda file: {}["x"])
+    monkeypatch.setattr(image_files, "check_image", lambda file: {}["x"])
     with pytest.raises(MisconfigurationException, match=r"1 of 1 images .*a\.jpg: KeyError"):
         check_readable([tmp_path / "a.jpg"])
 

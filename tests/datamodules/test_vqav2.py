@@ -24,7 +24,7 @@ HEAD = {
 
 
 def questions_content():
-    """Five questions on three pictures."""
+    """Five questions on three images."""
     return {
         "task_type": "Open-Ended",
         "questions": [
@@ -65,7 +65,7 @@ def write(path, content):
 
 @pytest.fixture
 def files(tmp_path):
-    """The two files, and the pictures in val2014."""
+    """The two files, and the images in val2014."""
     (tmp_path / "val2014").mkdir()
     for image_id in IDS:
         Image.new("RGB", (70, 66)).save(tmp_path / "val2014" / f"COCO_val2014_{image_id:012d}.jpg")
@@ -96,7 +96,7 @@ def test_questions_whose_answers_are_secret(files):
     assert read[4].answers == ()
 
 
-def test_a_batch_is_of_pictures_with_all_their_questions(build):
+def test_a_batch_is_of_images_with_all_their_questions(build):
     module = build(batch_size=2)
     module.setup("test")
     first, second = module.test_dataloader()
@@ -107,7 +107,7 @@ def test_a_batch_is_of_pictures_with_all_their_questions(build):
     assert first["samples"][1].questions[0].answers == ("answer 1",) * 8 + ("net",) * 2
 
 
-def test_pictures_of_several_folders_and_names(build, tmp_path):
+def test_images_of_several_folders_and_names(build, tmp_path):
     (tmp_path / "train2014").mkdir()
     (tmp_path / "val2014" / "COCO_val2014_000000000007.jpg").rename(tmp_path / "train2014" / "000000000007.jpg")
     module = build(images=str(tmp_path))
@@ -115,18 +115,18 @@ def test_pictures_of_several_folders_and_names(build, tmp_path):
     assert module.samples[2] == AskedImage(7, tmp_path / "train2014" / "000000000007.jpg", module.samples[2].questions)
 
 
-def test_num_samples_counts_pictures(build, tmp_path):
+def test_num_samples_counts_images(build, tmp_path):
     (tmp_path / "val2014" / "COCO_val2014_000000000007.jpg").unlink()
     module = build(num_samples=2)
     module.setup("test")
     assert [len(sample.questions) for sample in module.samples] == [2, 2]
 
 
-def test_missing_pictures_are_named(build, tmp_path):
+def test_missing_images_are_named(build, tmp_path):
     (tmp_path / "val2014" / "COCO_val2014_000000000007.jpg").unlink()
-    with pytest.raises(FileNotFoundError, match=r"1 of 3 pictures of .*questions\.json are missing: .*0007\.jpg$"):
+    with pytest.raises(FileNotFoundError, match=r"1 of 3 images of .*questions\.json are missing: .*0007\.jpg$"):
         build().setup("test")
-    with pytest.raises(FileNotFoundError, match=r"no folder of pictures at .*nowhere"):
+    with pytest.raises(FileNotFoundError, match=r"no folder of images at .*nowhere"):
         build(images=str(tmp_path / "nowhere")).setup("test")
 
 
@@ -355,21 +355,21 @@ def train(files, tmp_path):
     return QuestionFiles(images=str(tmp_path / "val2014"), **files)
 
 
-def test_a_training_batch_has_each_picture_once(build, train):
+def test_a_training_batch_has_each_image_once(build, train):
     module = build(train=train, train_batch_size=5, target="most_common")
     module.setup("fit")
     (batch,) = module.train_dataloader()
     assert batch["image"].shape == (3, 3, 64, 64)
     assert len(batch["questions"]) == len(batch["labels"]) == len(batch["image_index"]) == 5
-    pictures = {}
+    images = {}
     for row, question, answer in zip(batch["image_index"].tolist(), batch["questions"], batch["labels"], strict=True):
         number = question.removeprefix("What is number ").removesuffix("?")
         assert answer == f"answer {number}"
-        pictures.setdefault(row, set()).add(int(number))
-    assert sorted(map(sorted, pictures.values())) == [[0, 2], [1, 3], [4]]
+        images.setdefault(row, set()).add(int(number))
+    assert sorted(map(sorted, images.values())) == [[0, 2], [1, 3], [4]]
 
 
-def test_the_rows_are_those_of_the_questions_pictures(build, train, tmp_path):
+def test_the_rows_are_those_of_the_questions_images(build, train, tmp_path):
     Image.new("RGB", (70, 66), "red").save(tmp_path / "val2014" / "COCO_val2014_000000000007.jpg")
     module = build(train=train, train_batch_size=5)
     module.setup("fit")
@@ -411,9 +411,9 @@ def test_validation_has_questions_of_its_own(build, train, files, tmp_path):
     assert [sample.image_id for sample in module.samples] == [458752, 42, 7]
 
 
-def test_training_pictures_that_are_missing_or_damaged(build, train, tmp_path):
+def test_training_images_that_are_missing_or_damaged(build, train, tmp_path):
     path = tmp_path / "val2014" / "COCO_val2014_000000000007.jpg"
-    path.write_bytes(b"no picture")
+    path.write_bytes(b"no image")
     with pytest.raises(
         MisconfigurationException, match=r"1 of 3 images cannot be read, .*0007\.jpg: it is not a readable"
     ):
@@ -424,7 +424,7 @@ def test_training_pictures_that_are_missing_or_damaged(build, train, tmp_path):
     assert len(batch["labels"]) == len(batch["image_index"]) == 4
     assert "0007.jpg: it is not a readable image" in batch["unreadable"][0]
     path.unlink()
-    with pytest.raises(FileNotFoundError, match=r"1 of 3 pictures of .*questions\.json are missing: .*0007\.jpg$"):
+    with pytest.raises(FileNotFoundError, match=r"1 of 3 images of .*questions\.json are missing: .*0007\.jpg$"):
         build(train=train, num_samples=2).setup("fit")
 
 

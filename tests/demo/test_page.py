@@ -34,8 +34,8 @@ from vlkd_pl.demo.page import (
     build_page,
     draw_examples,
     find_examples,
+    image_problem,
     launch,
-    picture_problem,
 )
 
 NUM_MASKS, NUM_BEAMS = 3, 4
@@ -74,43 +74,43 @@ def free_port():
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.gif", "a.bmp"])
-def test_a_picture_is_taken(name, tmp_path):
+def test_a_image_is_taken(name, tmp_path):
     Image.new("RGB", (40, 30)).save(tmp_path / name)
-    assert picture_problem(tmp_path / name, 10, 40 * 30) == ""
+    assert image_problem(tmp_path / name, 10, 40 * 30) == ""
 
 
 def test_too_many_pixels_are_refused_by_the_header_alone(tmp_path):
     sizes = {(40, 31): "too large: 1,200 are", (1, 101): "too thin", (60_000, 60_000): "3600000000 pixels"}
     for (width, height), reason in sizes.items():
         write_header(tmp_path / "a.png", width, height)
-        assert re.match(f"The image is refused: .*{reason}", picture_problem(tmp_path / "a.png", 10, 1200))
+        assert re.match(f"The image is refused: .*{reason}", image_problem(tmp_path / "a.png", 10, 1200))
 
 
-def test_what_is_no_picture_is_refused(tmp_path):
-    (tmp_path / "text.jpg").write_text("no picture")
+def test_what_is_no_image_is_refused(tmp_path):
+    (tmp_path / "text.jpg").write_text("no image")
     (tmp_path / "empty.png").touch()
     (tmp_path / "drawing.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg"/>')
     (tmp_path / "script.eps").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
     for file in [*tmp_path.iterdir(), tmp_path / "nothing.jpg"]:
-        assert picture_problem(file, 10, 10**6).startswith("This file is no picture that can be read.")
+        assert image_problem(file, 10, 10**6).startswith("This file is no image that can be read.")
 
 
 def test_a_large_file_is_refused(tmp_path):
     Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
     with (tmp_path / "a.png").open("ab") as file:
         file.truncate(2**20 + 1)
-    assert picture_problem(tmp_path / "a.png", 1, 10**6) == "The file is too large: 1 MB are taken at most."
+    assert image_problem(tmp_path / "a.png", 1, 10**6) == "The file is too large: 1 MB are taken at most."
 
 
-def test_drawn_examples_are_pictures_with_questions(tmp_path):
+def test_drawn_examples_are_images_with_questions(tmp_path):
     examples = draw_examples(tmp_path / "new")
     assert [each.file for each in examples] == sorted((tmp_path / "new").iterdir())
-    assert all(each.question.endswith("?") and not picture_problem(each.file, 1, 64 * 64) for each in examples)
+    assert all(each.question.endswith("?") and not image_problem(each.file, 1, 64 * 64) for each in examples)
 
 
 def test_examples_of_a_folder(tmp_path):
     (tmp_path / "notes.txt").touch()
-    (tmp_path / "0.jpg").write_text("no picture")
+    (tmp_path / "0.jpg").write_text("no image")
     for number in range(20):
         Image.new("RGB", (9, 9)).save(tmp_path / f"{number:02}.png")
     assert [each.file.name for each in find_examples(tmp_path)] == [f"{number:02}.png" for number in range(12)]
@@ -145,9 +145,9 @@ def test_a_taken_port_is_named(command_line, capsys):
     assert f"nothing can listen on 127.0.0.1:{port}" in capsys.readouterr().err
 
 
-def test_examples_without_a_picture_are_named(command_line, tmp_path, capsys):
+def test_examples_without_a_image_are_named(command_line, tmp_path, capsys):
     assert main([*command_line, "--examples", str(tmp_path / "nothing")]) == 1
-    assert f"there are no pictures in {tmp_path / 'nothing'}" in capsys.readouterr().err
+    assert f"there are no images in {tmp_path / 'nothing'}" in capsys.readouterr().err
 
 
 # Clients that are written by hand
@@ -366,10 +366,10 @@ def test_a_visit(model, browser, tmp_path, monkeypatch):
         browser.execute_script("document.querySelector(arguments[0]).click()", selector)
 
     def upload(file):
-        if browser.find_elements(By.CSS_SELECTOR, "#picture img"):
-            click("#picture button[aria-label='Remove Image']")
+        if browser.find_elements(By.CSS_SELECTOR, "#image img"):
+            click("#image button[aria-label='Remove Image']")
         wait_for(
-            lambda: browser.find_element(By.CSS_SELECTOR, "#picture input[type=file]"), "a place for files"
+            lambda: browser.find_element(By.CSS_SELECTOR, "#image input[type=file]"), "a place for files"
         ).send_keys(str(file))
 
     def ask(question):
@@ -391,12 +391,12 @@ def test_a_visit(model, browser, tmp_path, monkeypatch):
         browser.get(address)
 
         ask("what is this?")
-        wait_for_message("Drop a picture first")
+        wait_for_message("Drop an image first")
 
-        picture = tmp_path / "picture.png"
-        Image.open(examples[0].file).resize((300, 200)).save(picture)
-        upload(picture)
-        (captioned,) = model.iter_captions([picture], NUM_MASKS, Decoding(NUM_BEAMS, num_candidates=NUM_BEAMS))
+        image = tmp_path / "image.png"
+        Image.open(examples[0].file).resize((300, 200)).save(image)
+        upload(image)
+        (captioned,) = model.iter_captions([image], NUM_MASKS, Decoding(NUM_BEAMS, num_candidates=NUM_BEAMS))
         wait_for(lambda: texts("#captions li .text"), "a caption")
         assert texts("#captions li .text") == [each.text for each in captioned.captions[:3]]
         assert texts("#captions .note") == [_CAPTION_NOTE]
@@ -410,7 +410,7 @@ def test_a_visit(model, browser, tmp_path, monkeypatch):
         wait_for_message("The question is too long: 1,000 characters")
         ask("what color is the fish?")
         ((best, *others),) = model.answers(
-            picture,
+            image,
             ["what color is the fish?"],
             decoding=Decoding(NUM_BEAMS, 10, length_penalty=0.0, num_candidates=NUM_BEAMS),
         )
@@ -422,17 +422,17 @@ def test_a_visit(model, browser, tmp_path, monkeypatch):
         browser.save_screenshot(str(tmp_path / "page.png"))
         assert Image.open(tmp_path / "page.png").size[0] == 1200
 
-        (tmp_path / "text.jpg").write_text("no picture")
+        (tmp_path / "text.jpg").write_text("no image")
         upload(tmp_path / "text.jpg")
-        wait_for_message("This file is no picture that can be read.")
-        wait_for(lambda: not texts("#captions li") and not texts("#answers li"), "nothing told of what is no picture")
+        wait_for_message("This file is no image that can be read.")
+        wait_for(lambda: not texts("#captions li") and not texts("#answers li"), "nothing told of what is no image")
 
         write_header(tmp_path / "vast.png", 2000, 2000)
         upload(tmp_path / "vast.png")
         wait_for_message("too large: 1,000,000 are read at most")
         write_header(tmp_path / "damaged.png", 20, 20)
         upload(tmp_path / "damaged.png")
-        wait_for_message("The picture is damaged")
+        wait_for_message("The image is damaged")
         (tmp_path / "large.png").write_bytes(bytes(2**20 + 1))
         upload(tmp_path / "large.png")
         wait_for_message("exceed the maximum allowed size of 1")

@@ -1,4 +1,4 @@
-"""Shards with all that can be wrong with a tar file, a sample or a picture, and what is to come of each."""
+"""Shards with all that can be wrong with a tar file, a sample or an image, and what is to come of each."""
 
 import gzip
 import io
@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 
-def picture(seed, size=(70, 66), mode="RGB", file_format="JPEG"):
+def image(seed, size=(70, 66), mode="RGB", file_format="JPEG"):
     """A picture of noise; the same for the same arguments."""
     pixels = np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
     buffer = io.BytesIO()
@@ -95,10 +95,10 @@ def write_damaged(folder):
         ``prepared`` and ``trained``: how many samples are good, and are lost for which reason, in preparation and in
         training.
     """
-    good = [pair(f"g{i}", picture(i), f"good fish {i}".encode()) for i in range(6)]
+    good = [pair(f"g{i}", image(i), f"good fish {i}".encode()) for i in range(6)]
     whole = tar(*good)
-    jpeg, png = picture(10), picture(11, file_format="PNG")
-    again = [pair("same", picture(12)), pair("same", picture(13))]
+    jpeg, png = image(10), image(11, file_format="PNG")
+    again = [pair("same", image(12)), pair("same", image(13))]
     # what it holds, what comes of it in preparation, and in training where that differs
     shards = {
         "good": (whole, {"good": 6}),
@@ -115,7 +115,7 @@ def write_damaged(folder):
             {"broken_tar": 1},
             2,
         ),
-        "pictures": (
+        "images": (
             tar(
                 pair("cut", jpeg[: len(jpeg) // 2]),
                 pair("no_start", flipped(jpeg, 1)),
@@ -125,40 +125,40 @@ def write_damaged(folder):
                 pair("text", b"<html>404</html>"),
                 pair("postscript", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 99 99\n%%EndComments\nshowpage\n"),
                 pair("bomb", bomb(), extension="png"),
-                pair("line", picture(14, size=(20_000, 1), file_format="PNG"), extension="png"),
+                pair("line", image(14, size=(20_000, 1), file_format="PNG"), extension="png"),
                 pair("png_called_jpg", png, b"a png file"),
             ),
             {"unreadable_image": 7, "too_large": 2, "good": 1},
         ),
         "samples": (
             tar(
-                pair("no_words", picture(15), b" \n"),
-                pair("nul", picture(15), b"\0\0\0"),
-                pair("no_width", picture(15), "\ufeff\u200b \u2800".encode()),
-                [member("alone.jpg", picture(16)), member("words.txt", b"words without picture")],
-                pair("not_utf_8", picture(17), b"a \xff fish"),
-                [member("odd.__key__", b"b"), *pair("odd", picture(18))],
-                pair(b"caf\xe9".decode("utf-8", "surrogateescape"), picture(19)),
+                pair("no_words", image(15), b" \n"),
+                pair("nul", image(15), b"\0\0\0"),
+                pair("no_width", image(15), "\ufeff\u200b \u2800".encode()),
+                [member("alone.jpg", image(16)), member("words.txt", b"words without image")],
+                pair("not_utf_8", image(17), b"a \xff fish"),
+                [member("odd.__key__", b"b"), *pair("odd", image(18))],
+                pair(b"caf\xe9".decode("utf-8", "surrogateescape"), image(19)),
                 again[0],
                 again[1],
-                pair("as_before", picture(12)),
+                pair("as_before", image(12)),
             ),
             {"empty_text": 3, "missing_part": 2, "good": 4, "repeated_key": 1, "duplicate": 1},
         ),
         "limits": (
             tar(
-                pair("small", picture(20, size=(30, 66))),
-                pair("flat", picture(21, size=(500, 66))),
-                pair("one_word", picture(22), b"fish"),
-                pair("many_words", picture(23), b"fish " * 200),
+                pair("small", image(20, size=(30, 66))),
+                pair("flat", image(21, size=(500, 66))),
+                pair("one_word", image(22), b"fish"),
+                pair("many_words", image(23), b"fish " * 200),
             ),
             {"too_small": 1, "too_long_or_flat": 1, "caption_length": 2},
         ),
-        "grey": (tar(pair("grey", picture(24, mode="L"))), {"good": 1}),
+        "grey": (tar(pair("grey", image(24, mode="L"))), {"good": 1}),
         "paths": (
             tar(
-                pair("../../escaped", picture(25)),
-                pair("/tmp/absolute", picture(26)),
+                pair("../../escaped", image(25)),
+                pair("/tmp/absolute", image(26)),
                 [member("link.jpg", type=tarfile.SYMTYPE, linkname="/etc/passwd"), member("link.txt", b"a link")],
                 [member("hard.jpg", type=tarfile.LNKTYPE, linkname="../../escaped.jpg"), member("hard.txt", b"a link")],
                 [member("device.jpg", type=tarfile.CHRTYPE, devmajor=1, devminor=5), member("device.txt", b"zeros")],
@@ -176,11 +176,11 @@ def write_damaged(folder):
         "sparse": (sparse(1 << 32), {"broken_tar": 1}),
         "sparse_below_the_limit": (sparse(268_000_000), {"broken_tar": 1}),
         "pax_sparse_0_0": (
-            tar([pax(b"GNU.sparse.size=268000000", b"GNU.sparse.numblocks=0")], pair("s", picture(27))),
+            tar([pax(b"GNU.sparse.size=268000000", b"GNU.sparse.numblocks=0")], pair("s", image(27))),
             {"broken_tar": 1},
         ),
         "pax_sparse_0_1": (
-            tar([pax(b"GNU.sparse.map=0,5", b"GNU.sparse.size=268000000")], pair("s", picture(27))),
+            tar([pax(b"GNU.sparse.map=0,5", b"GNU.sparse.size=268000000")], pair("s", image(27))),
             {"broken_tar": 1},
         ),
         "pax_sparse_1_0": (
@@ -191,18 +191,18 @@ def write_damaged(folder):
             {"broken_tar": 1},
         ),
         "pax_length_of_26_digits": (
-            tar([member("pax", b"9" * 26 + b" path=a.jpg\n", type=tarfile.XHDTYPE)], pair("p", picture(27))),
+            tar([member("pax", b"9" * 26 + b" path=a.jpg\n", type=tarfile.XHDTYPE)], pair("p", image(27))),
             {"broken_tar": 1},
         ),
-        "pax_negative_size": (tar([pax(b"size=-1234")], pair("p", picture(27))), {"broken_tar": 1}),
-        "pax_size_of_30_digits": (tar([pax(b"size=" + b"9" * 30)], pair("p", picture(27))), {"broken_tar": 1}),
-        "pax_size_that_is_no_number": (tar([pax(b"size=1e3")], pair("p", picture(27))), {"broken_tar": 1}),
-        "global_size": (tar([pax(b"size=5000", type=tarfile.XGLTYPE)], pair("p", picture(27))), {"broken_tar": 1}),
-        "pax_at_the_end": (tar(pair("p", picture(28)), [pax(b"path=a.jpg")]), {"broken_tar": 1, "good": 1}),
+        "pax_negative_size": (tar([pax(b"size=-1234")], pair("p", image(27))), {"broken_tar": 1}),
+        "pax_size_of_30_digits": (tar([pax(b"size=" + b"9" * 30)], pair("p", image(27))), {"broken_tar": 1}),
+        "pax_size_that_is_no_number": (tar([pax(b"size=1e3")], pair("p", image(27))), {"broken_tar": 1}),
+        "global_size": (tar([pax(b"size=5000", type=tarfile.XGLTYPE)], pair("p", image(27))), {"broken_tar": 1}),
+        "pax_at_the_end": (tar(pair("p", image(28)), [pax(b"path=a.jpg")]), {"broken_tar": 1, "good": 1}),
         "odd_but_good_pax": (
             tar(
                 [pax(b"comment=x" * 3, type=tarfile.XGLTYPE), pax(b"mtime=nan", b"atime=-inf")],
-                pair("p", picture(29), b"odd but good"),
+                pair("p", image(29), b"odd but good"),
             ),
             {"good": 1},
         ),

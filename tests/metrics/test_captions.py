@@ -62,11 +62,11 @@ def java(folder, monkeypatch, script, version="17.0.1"):
 
 def test_cider_against_the_definition():
     plain = {key: [tokenize(text) for text in texts] for key, texts in REFERENCES.items()}
-    score, per_picture = cider(REFERENCES, PREDICTIONS)
+    score, per_image = cider(REFERENCES, PREDICTIONS)
     for key, prediction in PREDICTIONS.items():
-        assert per_picture[key] == pytest.approx(cider_d(plain[key], prediction, list(plain.values())), rel=1e-9)
-    assert score == pytest.approx(sum(per_picture.values()) / 3)
-    assert per_picture[2] > 0.5
+        assert per_image[key] == pytest.approx(cider_d(plain[key], prediction, list(plain.values())), rel=1e-9)
+    assert score == pytest.approx(sum(per_image.values()) / 3)
+    assert per_image[2] > 0.5
 
 
 def test_bleu_rouge_and_cider_without_java(monkeypatch):
@@ -93,12 +93,12 @@ def test_nothing_is_printed(capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_missing_and_unknown_pictures_are_named():
+def test_missing_and_unknown_images_are_named():
     with pytest.raises(ValueError, match=r"1 of 3 images have no prediction \(first: 3\); 1 of 3 .* \(first: 7\)"):
         cider(REFERENCES, {1: "", 2: "", 7: ""})
 
 
-def test_pictures_without_references_are_named():
+def test_images_without_references_are_named():
     with pytest.raises(ValueError, match=r"1 of 2 images have no reference caption \(first: 5\)"):
         caption_scores({1: ["a tree"], 5: []}, {1: "a tree", 5: "a fish"}, ["BLEU"])
     with pytest.raises(ValueError, match="no reference caption holds a word"):

@@ -33,14 +33,14 @@ def official(references, predictions, counted=None):
         for key, text in predictions[first : first + len(counted)]:
             scorer += (text, references[key])
         scorer.document_frequency = frequencies.document_frequency
-        scorer.crefs += [[]] * (len(counted) - len(scorer.crefs))  # it takes their number for that of the pictures
+        scorer.crefs += [[]] * (len(counted) - len(scorer.crefs))  # it takes their number for that of the images
         scores += scorer.compute_cider()
     return np.array(scores)
 
 
 @pytest.fixture(scope="module")
 def coco():
-    """Pictures of COCO's val2014 with their captions, in tokens."""
+    """Images of COCO's val2014 with their captions, in tokens."""
     with zipfile.ZipFile(Path(pycocoevalcap.__path__[0]) / "spice" / "spice-1.0.jar") as jar:
         content = json.loads(jar.read("coco/annotations/captions_val2014.json"))
     references = {}
@@ -67,7 +67,7 @@ def test_captions_of_all_kinds(text):
 
 
 def test_document_frequencies_are_those_of_all_references(coco):
-    """Of a batch too, which holds few of the pictures."""
+    """Of a batch too, which holds few of the images."""
     reward = CIDErD(coco)
     predictions = [(key, coco[key][0].replace("a ", "the ")) for key in list(coco)[5:8]]
     scores = reward(*zip(*predictions, strict=True))
@@ -76,7 +76,7 @@ def test_document_frequencies_are_those_of_all_references(coco):
     assert not np.allclose(scores, official(few, predictions), rtol=1e-3)
 
 
-def test_one_picture_alone_scores_zero():
+def test_one_image_alone_scores_zero():
     assert CIDErD({1: ["a tree"]})([1], ["a tree"]).tolist() == [0.0]
 
 
@@ -89,12 +89,12 @@ def test_what_is_computed_is_kept(tmp_path, monkeypatch, coco):
     assert CIDErD(coco, tmp_path / "cache")(images, texts).tolist() == expected.tolist()
 
 
-@pytest.mark.parametrize("change", ["text", "picture", "order"])
+@pytest.mark.parametrize("change", ["text", "image", "order"])
 def test_other_references_are_computed_anew(tmp_path, change):
     CIDErD(REFERENCES, tmp_path)
     other = {
         "text": REFERENCES | {"c": ["a tree"]},
-        "picture": {key.upper(): texts for key, texts in REFERENCES.items()},
+        "image": {key.upper(): texts for key, texts in REFERENCES.items()},
         "order": dict(reversed(REFERENCES.items())),
     }[change]
     key = next(iter(other))
@@ -103,7 +103,7 @@ def test_other_references_are_computed_anew(tmp_path, change):
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_pictures_without_references_are_named():
+def test_images_without_references_are_named():
     with pytest.raises(ValueError, match=r"1 of 2 images have no reference caption \(first: 'b'\)"):
         CIDErD({"a": ["a tree"], "b": []})
     with pytest.raises(ValueError, match="there are no references"):

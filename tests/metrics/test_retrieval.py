@@ -27,7 +27,7 @@ def test_against_sorting():
 def test_chunks_change_nothing(monkeypatch):
     generator = torch.Generator().manual_seed(0)
     image, text = torch.randn(9, 4, generator=generator), torch.randn(27, 4, generator=generator)
-    index = torch.arange(9).repeat(3)  # the three texts of a picture lie in different chunks
+    index = torch.arange(9).repeat(3)  # the three texts of an image lie in different chunks
     whole = recall_at_k(image, text, index)
     assert 0 < whole["image_to_text_r1"] < whole["image_to_text_r10"] < 1
     monkeypatch.setattr("vlkd_pl.metrics.retrieval._CHUNK", 2)

@@ -4,15 +4,10 @@ import pytest
 import torch
 from torch.nn.functional import log_softmax
 
-from vlkd_pl.models import decoding as decoding_module
-from vlkd_pl.models.decoding import (
-    Decoding,
-    answer,
-    caption,
-    rank,
-    reconstruct,
-)
+from vlkd_pl.models import ranking
+from vlkd_pl.models.decoding import Decoding, answer, caption, reconstruct
 from vlkd_pl.models.prompts import Prompt, question_prompt
+from vlkd_pl.models.ranking import rank
 from vlkd_pl.models.vlkd import VLKDModel
 
 QUESTIONS = ["what is it?", "what color is the fish on the left?", "where is it?", "how many blue boats are there?"]
@@ -28,7 +23,7 @@ def model(clip_folder, bart_folder):
 
 @pytest.fixture
 def tokens(model):
-    """Three pictures that are told apart."""
+    """Three images that are told apart."""
     shape = (3, 1 + model.clip.num_patches, model.clip.embedding_dim)
     return 10 * torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
@@ -72,7 +67,7 @@ def test_greedy_decoding_in_groups_is_the_loop(model, tokens, reading):
         before = given_ids(model, prompt.before)
         ids, length = (before, 5) if reading == "forced" else ([2, 0], 5 + len(before) - 2)
         text, log_probability = greedy(model, prompt, tokens[index : index + 1], length, ids)
-        assert (best.text, best.wandered) == prompt.read(text, reading == "forced")
+        assert (best.text, best.off_prompt) == prompt.read(text, reading == "forced")
         assert best.score == pytest.approx(log_probability, rel=1e-4)
     assert len({best.text for (best,) in found}) > 1
 
@@ -133,7 +128,7 @@ def test_more_candidates_than_beams_are_refused():
 @pytest.mark.parametrize("most", [2, 256])
 @torch.no_grad()
 def test_candidates_are_ranked_by_likelihood(model, tokens, monkeypatch, most):
-    monkeypatch.setattr(decoding_module, "_MAX_SCORED_SEQUENCES", most)
+    monkeypatch.setattr(ranking, "_MAX_SCORED_SEQUENCES", most)
     candidates = ["red", "two blue boats on the grass", "yes"]
     prompts = [question_prompt(question) for question in QUESTIONS]
     ranked = rank(model, tokens, prompts, candidates, IMAGE_INDEX)
@@ -156,7 +151,7 @@ def test_candidates_restrict_the_answers(model, tokens):
     assert all(len(texts) == 1 and texts[0].text in ("red", "no") for texts in found)
 
 
-def test_reranking_takes_the_candidate_nearest_the_picture(model, tokens):
+def test_reranking_takes_the_candidate_nearest_the_image(model, tokens):
     options = {"num_beams": 5, "max_new_tokens": 3, "num_candidates": 5}
     plain = caption(model, tokens, 2, Decoding(**options))
     reranked = caption(model, tokens, 2, Decoding(**options, rerank=True))
@@ -185,7 +180,7 @@ def test_whatever_is_written_is_read(model, tokens):
         found = reconstruct(model, tokens, prompts, Decoding(3, 20, reading=reading, num_candidates=3))
         assert all(found)
         if reading == "free":
-            assert all(candidate.wandered for candidates in found for candidate in candidates)
+            assert all(candidate.off_prompt for candidates in found for candidate in candidates)
 
 
 def test_a_question_that_is_too_long_is_refused_and_a_passage_shortened(model, tokens):

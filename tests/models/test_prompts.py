@@ -15,7 +15,7 @@ from vlkd_pl.modules.captioning import as_continuation
 
 
 @pytest.mark.parametrize(
-    ("text", "is_continuation", "filled", "wandered"),
+    ("text", "is_continuation", "filled", "off_prompt"),
     [
         (" red.", True, "red", False),
         (" red", True, "red", False),
@@ -34,8 +34,8 @@ from vlkd_pl.modules.captioning import as_continuation
         ("", False, "", True),
     ],
 )
-def test_what_stands_in_place_of_the_masks(text, is_continuation, filled, wandered):
-    assert question_prompt("what is it?").read(text, is_continuation) == (filled, wandered)
+def test_what_stands_in_place_of_the_masks(text, is_continuation, filled, off_prompt):
+    assert question_prompt("what is it?").read(text, is_continuation) == (filled, off_prompt)
 
 
 def test_a_caption_that_wandered_is_kept_whole():
@@ -73,7 +73,7 @@ def test_a_filled_prompt_is_read_back(text, prompt, is_continuation):
 
 
 def test_white_space_is_one_space():
-    assert caption_prompt(6).read("A  picture of a\nred  fish .", False) == ("a red fish", False)
+    assert caption_prompt(6).read("A  image of a\nred  fish .", False) == ("a red fish", False)
 
 
 @pytest.mark.parametrize("clean_up", [False, True])

@@ -40,17 +40,17 @@ def test_coco(world, model_folder, tmp_path, capsys):
         assert each["CIDEr"] == expected.per_image[each["image_id"]]["CIDEr"]
         assert set(each) == {"image_id", "caption", *expected.scores}
     printed = capsys.readouterr().out
-    assert "6 pictures, of 6 captions are known" in printed
+    assert "6 images, of 6 captions are known" in printed
     assert "\nin percent, CIDEr times 100 (JSON files hold fractions)\n" in printed
     assert f"\nCIDEr    {100 * scores['cider']:8.1f}\n" in printed
     assert written(tmp_path, "scores.json")["units"] == dict.fromkeys(scores, "fraction")
     assert "notes" not in written(tmp_path, "scores.json")
-    assert "wandered from the prompt: " in printed
+    assert "off_prompt from the prompt: " in printed
     assert (tmp_path / "panels" / "test_captions_000000.png").is_file()
 
 
 @pytest.mark.parametrize(("command", "stage"), [("test", "test"), ("validate", "val")])
-def test_cider_of_one_picture_says_why_it_is_zero(world, model_folder, tmp_path, command, stage, capsys):
+def test_cider_of_one_image_says_why_it_is_zero(world, model_folder, tmp_path, command, stage, capsys):
     options = {"model__init_args__metrics": "[CIDEr]", "data__init_args__num_samples": 1}
     with pytest.warns(UserWarning, match="CIDEr is 0, since .* one image alone"):
         done = run(arguments("zeroshot_coco", world, model_folder, tmp_path, command, **options))
@@ -85,9 +85,9 @@ def test_nocaps_has_a_column_for_each_domain(world, model_folder, tmp_path, caps
 def test_without_captions_there_are_predictions_for_the_server(world, model_folder, tmp_path, capsys):
     file = world.folder / "nocaps_test_image_info.json"
     run(arguments("zeroshot_nocaps", world, model_folder, tmp_path, data__init_args__annotations=file))
-    assert set(written(tmp_path, "scores.json")["scores"]) == {"wandered"}
+    assert set(written(tmp_path, "scores.json")["scores"]) == {"off_prompt"}
     assert len(written(tmp_path, "predictions.json")) == 6
-    assert "6 pictures, of 0 captions are known" in capsys.readouterr().out
+    assert "6 images, of 0 captions are known" in capsys.readouterr().out
 
 
 def test_what_cannot_be_computed_is_said(world, model_folder, tmp_path, capsys, monkeypatch):
@@ -103,8 +103,8 @@ def test_what_cannot_be_computed_is_said(world, model_folder, tmp_path, capsys, 
     ("option", "value", "message"),
     [
         ("data__init_args__annotations", "nowhere.json", "no caption file at nowhere.json"),
-        ("data__init_args__images", "nowhere", "no folder of pictures at nowhere"),
-        ("data__init_args__split", "tset", "holds no picture of the split tset"),
+        ("data__init_args__images", "nowhere", "no folder of images at nowhere"),
+        ("data__init_args__split", "tset", "holds no image of the split tset"),
         ("model__init_args__metrics", "[CIDER]", "there is no 'CIDER': choose from BLEU"),
     ],
 )
@@ -114,7 +114,7 @@ def test_what_is_wrong_is_said_in_one_line(world, model_folder, tmp_path, capsys
 
 
 def test_two_processes_test_as_one(world, model_folder, tmp_path):
-    """Six pictures on two ranks in batches of four: each counts once."""
+    """Six images on two ranks in batches of four: each counts once."""
     options = {"model__init_args__metrics": "[CIDEr]", "data__init_args__num_samples": 5}
     for name, more in (("one", {}), ("two", {"trainer__devices": 2, "trainer__strategy": "ddp_spawn"})):
         run(arguments("zeroshot_coco", world, model_folder, tmp_path / name, **options, **more))
@@ -192,13 +192,13 @@ def test_it_learns_captions_by_heart(world, model_folder, tmp_path):
 def test_the_exported_model_is_the_best_in_validation(trained, world, monkeypatch, tmp_path, model_folder):
     """Of three epochs the second scores best, as the scores are given here."""
     given = iter([0.1, 0.3, 0.2])
-    conclude = CaptioningModule.conclude
+    compute = CaptioningModule.compute
 
     def conclude_as_given(module, items):
-        report = conclude(module, items)
+        report = compute(module, items)
         return report._replace(scores=report.scores | {"cider": next(given)})
 
-    monkeypatch.setattr(CaptioningModule, "conclude", conclude_as_given)
+    monkeypatch.setattr(CaptioningModule, "compute", conclude_as_given)
     done = run(captioning_arguments("captioning_coco", world, model_folder, tmp_path, trainer__max_epochs=3))
     monitoring = next(each for each in done.trainer.checkpoint_callbacks if each.monitor)
     assert monitoring.best_model_path.endswith("epoch=1-step=6.ckpt")
@@ -290,4 +290,4 @@ def test_nothing_to_train_on_is_said_in_one_line(world, model_folder, tmp_path, 
     files = {"annotations": str(world.folder / "dataset_coco.json"), "images": str(world.folder / "images")}
     options = {"data__init_args__train": json.dumps({**files, "split": ["train"]})}
     assert main(captioning_arguments("captioning_coco", world, model_folder, tmp_path, **options)) == 1
-    assert "holds no picture of the split train" in capsys.readouterr().err.strip().splitlines()[-1]
+    assert "holds no image of the split train" in capsys.readouterr().err.strip().splitlines()[-1]

@@ -212,7 +212,7 @@ def test_a_constant_similarity_is_no_score(bart_folder):
     module = GLUEModule(str(bart_folder), "stsb")
     items = [{"part": "", "index": i, "prediction": 2.0, "label": float(i)} for i in range(3)]
     with pytest.warns(match="constant"):
-        assert str(module.conclude(items).scores["score"]) == "nan"
+        assert str(module.compute(items).scores["score"]) == "nan"
 
 
 def test_no_bart_is_told_in_one_line(glue, tmp_path, capsys):

@@ -49,10 +49,10 @@ def test_recall_of_both_text_encoders(world, model_folder, tmp_path):
 
 
 def test_a_folder_of_ones_own(world, model_folder, tmp_path, capsys):
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "images").mkdir()
     for path in sorted((world.folder / "images" / "val").glob("*.jpg")):
-        (tmp_path / "pictures" / path.name).write_bytes(path.read_bytes())
-        (tmp_path / "pictures" / path.name).with_suffix(".txt").write_text(f"{path.stem}\na picture\n")
+        (tmp_path / "images" / path.name).write_bytes(path.read_bytes())
+        (tmp_path / "images" / path.name).with_suffix(".txt").write_text(f"{path.stem}\na image\n")
     logger = {"class_path": "CSVLogger", "init_args": {"save_dir": str(tmp_path), "name": "", "version": ""}}
     run(
         [
@@ -60,11 +60,11 @@ def test_a_folder_of_ones_own(world, model_folder, tmp_path, capsys):
             "--model=vlkd_pl.RetrievalModule",
             f"--model.init_from={model_folder}",
             "--data=vlkd_pl.CaptionFolderDataModule",
-            f"--data.images={tmp_path / 'pictures'}",
+            f"--data.images={tmp_path / 'images'}",
             "--data.num_workers=0",
             "--trainer.accelerator=cpu",
             f"--trainer.logger={json.dumps(logger)}",
         ]
     )
-    assert "6 pictures, 12 captions" in capsys.readouterr().out
+    assert "6 images, 12 captions" in capsys.readouterr().out
     assert 0 <= written(tmp_path, "scores.json")["scores"]["bart_6_text_to_image_r1"] <= 1

@@ -39,7 +39,7 @@ def scst_module(world, model_folder, **options):
     return module
 
 
-def pictures():
+def images():
     generator = torch.Generator().manual_seed(0)
     samples = [SimpleNamespace(image_id=image_id) for image_id in (8, 7)]
     return {
@@ -77,7 +77,7 @@ def test_loss_and_gradient_against_a_loop(world, model_folder, teach, end_token_
     texts = ["two blue boats.", "a fish.", "a red fish on the grass.", "a red fish on…"]
     scored, num_given = teach(module, texts)
     assert [row[-1] == module.model.tokenizer.eos_token_id for row in scored] == [True, True, True, False]
-    batch = pictures()
+    batch = images()
     loss = module.compute_losses(batch)["scst"]
     loss.backward()
     gradient = {name: value.grad for name, value in module.model.named_parameters() if value.grad is not None}
@@ -112,7 +112,7 @@ def test_the_reward_is_of_the_caption_as_it_is_read(world, model_folder, teach):
     teach(module, ["two blue boats.", "two blue boats. and more", "there is a red fish", "Fish!"])
     rewards = []
     module._baseline = lambda image_ids, reward, image_tokens: rewards.append(reward) or reward
-    module.compute_losses(pictures())
+    module.compute_losses(images())
     read = ["two blue boats <eos>", "two blue boats and more <eos>", "there is a red fish <eos>", "fish <eos>"]
     expected = module.reward([8, 8, 7, 7], read)
     assert rewards[0].flatten().tolist() == pytest.approx(expected.tolist(), rel=1e-6)
@@ -122,7 +122,7 @@ def test_the_reward_is_of_the_caption_as_it_is_read(world, model_folder, teach):
 def test_the_baseline(world, model_folder, baseline):
     module = scst_module(world, model_folder, num_samples=3, baseline=baseline)
     reward = torch.tensor([[1.0, 2.0, 6.0], [0.0, 0.5, 0.1]])
-    image_tokens = module.model.clip.encode_image(pictures()["image"])
+    image_tokens = module.model.clip.encode_image(images()["image"])
     given = module._baseline([8, 7], reward, image_tokens)
     if baseline == "others":
         expected = torch.tensor([[4.0, 3.5, 1.5], [0.3, 0.05, 0.25]])
@@ -145,7 +145,7 @@ def test_a_caption_that_breaks_off_is_worth_less_with_end_tokens(world, model_fo
         teach(module, ["a red fish on.", "a red fish on the grass.", "a red fish on…", "a red fish on the grass…"])
         rewards = []
         module._baseline = lambda image_ids, reward, image_tokens, rewards=rewards: rewards.append(reward) or reward
-        module.compute_losses({**pictures(), "samples": [SimpleNamespace(image_id=7)] * 2})
+        module.compute_losses({**images(), "samples": [SimpleNamespace(image_id=7)] * 2})
         broken_off, finished, cut, unfinished = rewards[0].flatten().tolist()
         worth[end] = broken_off / finished
         assert (cut, unfinished) == (broken_off, finished) if not end else unfinished < finished
@@ -179,7 +179,7 @@ def test_samples_have_dropout_and_the_greedy_baseline_has_none(world, model_fold
         return generate(**options)
 
     monkeypatch.setattr(module.model.bart, "generate", watched)
-    module.compute_losses(pictures())
+    module.compute_losses(images())
     assert modes == [(True, True, False), (False, False, False)]
     assert module.model.bart.training
     assert not any(part.training for part in module.model.clip.modules())
@@ -188,7 +188,7 @@ def test_samples_have_dropout_and_the_greedy_baseline_has_none(world, model_fold
 def test_samples_are_as_likely_as_the_model_says(world, model_folder):
     """The first token of 4,000 samples, against the decoder's distribution."""
     module = scst_module(world, model_folder, num_samples=2000)
-    condition, mask = caption_condition(module.model, module.model.clip.encode_image(pictures()["image"]), 2)
+    condition, mask = caption_condition(module.model, module.model.clip.encode_image(images()["image"]), 2)
     module.decoding = Decoding(max_new_tokens=2)
     torch.manual_seed(0)
     ids, num_given = module._sample(condition, mask)
@@ -203,7 +203,7 @@ def test_samples_are_as_likely_as_the_model_says(world, model_folder):
 
 def test_a_sample_without_end_gets_none(world, model_folder):
     module = scst_module(world, model_folder, num_samples=50)
-    condition, mask = caption_condition(module.model, module.model.clip.encode_image(pictures()["image"]), 2)
+    condition, mask = caption_condition(module.model, module.model.clip.encode_image(images()["image"]), 2)
     torch.manual_seed(0)
     module.decoding = Decoding(max_new_tokens=3)
     ids, _ = module._sample(condition, mask)
@@ -212,7 +212,7 @@ def test_a_sample_without_end_gets_none(world, model_folder):
 
 
 def test_kl_and_cross_entropy_hold_it_near_the_start(world, model_folder):
-    batch = pictures()
+    batch = images()
     module = scst_module(world, model_folder, num_samples=2, kl_weight=0.5, cross_entropy_weight=0.1)
     assert module.loss_weights == {"scst": 1.0, "kl": 0.5, "icti": 0.1}
     losses = module.compute_losses(batch)

@@ -283,7 +283,7 @@ def test_mixed_precision_gives_nearly_the_same_losses(trained, world, tmp_path):
 
 
 def test_two_processes_train_as_one(world, tmp_path):
-    """DDP over gloo, with two batches to a step, and validation on a number of pictures that two ranks do not share."""
+    """DDP over gloo, with two batches to a step, and validation on a number of images that two ranks do not share."""
     options = {
         "data__init_args__num_eval_samples": 5,
         "trainer__accumulate_grad_batches": 2,

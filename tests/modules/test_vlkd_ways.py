@@ -37,7 +37,7 @@ def trained(world, batch=None, **options):
     return {name: loss.detach() for name, loss in losses.items()}, gradients
 
 
-def test_cached_clip_outputs_give_the_losses_of_pictures(world):
+def test_cached_clip_outputs_give_the_losses_of_images(world):
     module = VLKDModule(world.clip, world.bart, "patches")
     cached = batch_of(module)
     cached["image_tokens"] = module.model.clip.encode_image(cached.pop("image"))
@@ -71,7 +71,7 @@ def losses_and_gradients(module, batch):
 
 
 def longer_batch_of(module):
-    """Five pairs of five lengths, with text without pictures."""
+    """Five pairs of five lengths, with text without images."""
     clean, corrupted = (
         module.model.tokenizer(rows, padding=True, return_tensors="pt")
         for rows in (

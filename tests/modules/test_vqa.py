@@ -35,7 +35,7 @@ def test_accuracy_is_the_official_one(tested, world):
         part = [accuracies[q.question_id] for q in questions if q.answer_type == kind]
         assert scores[f"accuracy/answer: {kind}"] == pytest.approx(sum(part) / len(part), abs=0.006)
     assert "accuracy/question: color" in scores
-    units = {name: "fraction" if name == "wandered" else "percent" for name in scores}
+    units = {name: "fraction" if name == "off_prompt" else "percent" for name in scores}
     assert written(folder, "scores.json")["units"] == units
     for each in written(folder, "scores_per_question.json"):
         assert each["accuracy"] == pytest.approx(accuracies[each["question_id"]], abs=0.006)
@@ -53,7 +53,7 @@ def test_every_question_gets_the_models_own_answer(tested):
             assert alone.text.lower() == answers[question.question_id]
 
 
-def test_each_picture_is_encoded_once(world, model_folder, tmp_path, monkeypatch):
+def test_each_image_is_encoded_once(world, model_folder, tmp_path, monkeypatch):
     from vlkd_pl.clip.frozen import FrozenCLIP
 
     counts, encode_image = [], FrozenCLIP.encode_image
@@ -64,7 +64,7 @@ def test_each_picture_is_encoded_once(world, model_folder, tmp_path, monkeypatch
     assert counts == [4, 2]
 
 
-def test_the_control_asks_of_another_picture(tested, world):
+def test_the_control_asks_of_another_image(tested, world):
     folder, done = tested
     module, batch = done.model, next(iter(done.datamodule.test_dataloader()))
     items = module.evaluate(batch)
@@ -72,7 +72,7 @@ def test_the_control_asks_of_another_picture(tested, world):
     tokens = module.model.clip.encode_image(batch["image"])
     ((other,),) = answer(module.model, tokens[-1:], [first.text], module.decoding)
     assert items[0]["answer_to_another"] == other.text.lower()
-    assert "accuracy_of_another_picture/overall" in written(folder, "scores.json")["scores"]
+    assert "accuracy_shuffled_image/overall" in written(folder, "scores.json")["scores"]
     module.evaluated.clear()
 
 
@@ -131,14 +131,14 @@ def test_without_annotations_there_is_a_submission(world, model_folder, tmp_path
     results = written(tmp_path, "predictions.json")
     assert sorted(each["question_id"] for each in results) == sorted(each["question_id"] for each in questions)
     assert all(set(each) == {"question_id", "answer"} for each in results)
-    assert set(written(tmp_path, "scores.json")["scores"]) == {"wandered"}
+    assert set(written(tmp_path, "scores.json")["scores"]) == {"off_prompt"}
     assert "the answers are not known" in capsys.readouterr().out
 
 
 def test_free_reading_counts_what_wanders(world, model_folder, tmp_path):
     options = {"model__init_args__decoding__reading": "free", "data__init_args__num_samples": 1}
     run(arguments("zeroshot_vqav2", world, model_folder, tmp_path, **options))
-    assert written(tmp_path, "scores.json")["scores"]["wandered"] == 1.0  # random weights reconstruct nothing
+    assert written(tmp_path, "scores.json")["scores"]["off_prompt"] == 1.0  # random weights reconstruct nothing
 
 
 # By domain, as VL-T5 splits questions
@@ -164,7 +164,7 @@ def test_accuracy_by_domain(world, model_folder, tmp_path):
     for domain, is_rare in (("in-domain", False), ("out-of-domain", True)):
         part = [accuracies[key] for key in rare if rare[key] == is_rare]
         assert scores[f"accuracy/{domain}"] == pytest.approx(sum(part) / len(part), abs=0.006)
-        assert f"accuracy_of_another_picture/{domain}" in scores
+        assert f"accuracy_shuffled_image/{domain}" in scores
         means.append(scores[f"accuracy/{domain}"])
     assert means[0] != means[1]
 
@@ -330,11 +330,11 @@ def test_all_that_is_trained_has_a_gradient(trained):
     assert [name for name, value in module.named_parameters() if value.requires_grad != (value.grad is not None)] == []
 
 
-def test_a_damaged_training_picture_stops_in_one_line(world, model_folder, tmp_path, capsys):
+def test_a_damaged_training_image_stops_in_one_line(world, model_folder, tmp_path, capsys):
     images = tmp_path / "images"
     images.mkdir()
     for path in (world.folder / "images" / "val").iterdir():
-        (images / path.name).write_bytes(b"no picture")
+        (images / path.name).write_bytes(b"no image")
     options = {"data__init_args__train__images": images}
     assert main(fit_arguments("vqa_vqav2", world, model_folder, tmp_path, **options)) == 1
     assert "cannot be read" in capsys.readouterr().err.strip().splitlines()[-1]

@@ -96,7 +96,7 @@ def test_what_is_held_is_told(data, capsys, any_number):
     assert lines[0] == (
         f"whole    coco/dataset_coco.json: 7 train, 5 restval, 10 val, 10 test, {num_captions} captions"
     )
-    assert lines[-1] == "whole    coco/dataset_coco.json and coco: 32 pictures"
+    assert lines[-1] == "whole    coco/dataset_coco.json and coco: 32 images"
     _, lines = check(capsys, data, "nocaps")
     assert lines[0].endswith("3 in-domain, 3 near-domain, 3 out-domain")
     _, lines = check(capsys, data, "glue")
@@ -110,15 +110,15 @@ def cut(path):
 
 
 DAMAGE = {
-    "a picture is missing": (
+    "an image is missing": (
         "coco",
         lambda data: next((data / "coco" / "val2014").iterdir()).unlink(),
-        "1 of 32 pictures of coco/dataset_coco.json are missing",
+        "1 of 32 images of coco/dataset_coco.json are missing",
     ),
-    "a picture is empty": (
+    "an image is empty": (
         "nocaps",
         lambda data: min((data / "nocaps" / "images").iterdir()).write_bytes(b""),
-        "pictures of nocaps/nocaps_val_4500_captions.json are empty files",
+        "images of nocaps/nocaps_val_4500_captions.json are empty files",
     ),
     "captions are cut": (
         "coco",
@@ -130,17 +130,17 @@ DAMAGE = {
         lambda data: (data / "coco" / "dataset_coco.json").write_text(
             (data / "coco" / "dataset_coco.json").read_text().replace("restval", "train")
         ),
-        "holds no picture of the split restval",
+        "holds no image of the split restval",
     ),
     "questions are cut": (
         "vqav2",
         lambda data: cut(data / "vqav2" / "v2_OpenEnded_mscoco_train2014_questions.json"),
         "v2_OpenEnded_mscoco_train2014_questions.json is not a file of questions",
     ),
-    "a folder of pictures is missing": (
+    "a folder of images is missing": (
         "okvqa",
         lambda data: shutil.rmtree(data / "coco" / "val2014"),
-        "MISSING  no coco/val2014; download: the pictures, http://images.cocodataset.org/zips/val2014.zip",
+        "MISSING  no coco/val2014; download: the images, http://images.cocodataset.org/zips/val2014.zip",
     ),
     "a file of another task": (
         "glue",
@@ -161,10 +161,10 @@ def test_damage_is_told(data, capsys, any_number, benchmark, damage, told):
     assert len(wrong) < len(lines)
 
 
-def test_pictures_elsewhere(data, capsys, any_number, tmp_path):
-    (data / "coco").rename(tmp_path / "pictures")
+def test_images_elsewhere(data, capsys, any_number, tmp_path):
+    (data / "coco").rename(tmp_path / "images")
     assert check(capsys, data, "vqav2")[0] == 1
-    assert check(capsys, data, "vqav2", f"--images={tmp_path / 'pictures'}")[0] == 0
+    assert check(capsys, data, "vqav2", f"--images={tmp_path / 'images'}")[0] == 0
 
 
 def test_every_file_that_a_configuration_names_is_checked():
@@ -184,12 +184,12 @@ def test_every_file_that_a_configuration_names_is_checked():
 
 
 def test_published_numbers_agree():
-    coco, val, train, pictures = (each.published for each in official.BENCHMARKS["coco"])
+    coco, val, train, images = (each.published for each in official.BENCHMARKS["coco"])
     assert coco["captions"] == val["captions"] + train["captions"]
-    assert coco["train"] + coco["restval"] + coco["val"] + coco["test"] == pictures["pictures"]
-    assert pictures["pictures"] == val["pictures"] + train["pictures"]
+    assert coco["train"] + coco["restval"] + coco["val"] + coco["test"] == images["images"]
+    assert images["images"] == val["images"] + train["images"]
     nocaps = official.BENCHMARKS["nocaps"][0].published
-    assert nocaps["in-domain"] + nocaps["near-domain"] + nocaps["out-domain"] == nocaps["pictures"]
+    assert nocaps["in-domain"] + nocaps["near-domain"] + nocaps["out-domain"] == nocaps["images"]
     vqa = [each.published["questions"] for each in official.BENCHMARKS["vqav2"] if "questions" in each.published]
     assert sum(vqa[:2]) == sum(vqa[2:])  # VL-T5 splits all questions anew
 

@@ -21,7 +21,7 @@ from threading import Thread
 from types import SimpleNamespace
 
 import pytest
-from damaged_shards import pair, picture, tar
+from damaged_shards import image, pair, tar
 
 from vlkd_pl.cli import main
 from vlkd_pl.prepare import download as download_file
@@ -31,7 +31,7 @@ LINKS_PER_SHARD = 8
 
 
 class Downloader:
-    """Writes what img2dataset writes: every third link is dead, every seventh leads to no picture."""
+    """Writes what img2dataset writes: every third link is dead, every seventh leads to no image."""
 
     def __init__(self, record):
         self.record = record
@@ -58,7 +58,7 @@ class Downloader:
             numbers = range(shard * per_shard, min(len(rows), (shard + 1) * per_shard))
             good = [i for i in numbers if i % 3 and i % 7]
             dead = sum(i % 3 == 0 for i in numbers)
-            samples = [pair(f"{i:09d}", picture(i), rows[i]["caption"].encode()) for i in good]
+            samples = [pair(f"{i:09d}", image(i), rows[i]["caption"].encode()) for i in good]
             (output / f"{shard:05d}.tar").write_bytes(tar(*samples))
             statistics = {
                 "count": len(numbers),
@@ -68,7 +68,7 @@ class Downloader:
                 "duration": 1.0,
                 "start_time": 0.0,
                 "end_time": 1.0,
-                "status_dict": {"success": len(good), "HTTP Error 404: Not Found": dead},
+                "status_dict": {"success": len(good), "HTTP Error 404: Not SearchResult": dead},
             }
             (output / f"{shard:05d}_stats.json").write_text(json.dumps(statistics))
 
@@ -113,7 +113,7 @@ def test_links_become_shards(downloader, tsv, tmp_path, capsys):
         "successes": len(GOOD),
         "failed_to_download": 7,
         "failed_to_resize": 13 - len(GOOD),
-        "why": {"HTTP Error 404: Not Found": 7},
+        "why": {"HTTP Error 404: Not SearchResult": 7},
         "shards": 3,
         "broken_lines": 5,
     }
@@ -140,7 +140,7 @@ def test_a_download_that_was_cut_goes_on(downloader, tsv, tmp_path, capsys):
 
 
 class Site(BaseHTTPRequestHandler):
-    """Of the addresses, every third is dead, and every seventh leads to no picture; waits behind so many requests."""
+    """Of the addresses, every third is dead, and every seventh leads to no image; waits behind so many requests."""
 
     requests = 0
     limit = math.inf
@@ -153,7 +153,7 @@ class Site(BaseHTTPRequestHandler):
         self.send_response(200 if number % 3 else 404)
         self.end_headers()
         if number % 3:
-            self.wfile.write(picture(number) if number % 7 else b"<html>")
+            self.wfile.write(image(number) if number % 7 else b"<html>")
 
     def log_message(self, *arguments):
         pass
@@ -182,15 +182,15 @@ class WebDownloader:
                     found[str(error)] += 1
                     continue
                 if content == b"<html>":
-                    found["no picture"] += 1
+                    found["no image"] += 1
                     continue
                 found["success"] += 1
                 for extension, part in (("jpg", content), ("txt", row["caption"].encode())):
                     member = tarfile.TarInfo(f"{number:09d}.{extension}")
                     member.size = len(part)
                     archive.addfile(member, io.BytesIO(part))
-        statistics = {"count": len(rows), "successes": found["success"], "failed_to_resize": found["no picture"]}
-        statistics |= {"failed_to_download": len(rows) - found["success"] - found["no picture"], "status_dict": found}
+        statistics = {"count": len(rows), "successes": found["success"], "failed_to_resize": found["no image"]}
+        statistics |= {"failed_to_download": len(rows) - found["success"] - found["no image"], "status_dict": found}
         Path(f"{path}_stats.json").write_text(json.dumps(statistics))
 
 

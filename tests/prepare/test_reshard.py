@@ -12,13 +12,13 @@ import time
 from pathlib import Path
 
 import pytest
-from damaged_shards import member, pair, picture, tar
+from damaged_shards import image, member, pair, tar
 from image_files import exif, orientation_block, with_exif
 from PIL import Image
 
 from vlkd_pl.cli import main
 from vlkd_pl.datamodules.cc3m import CC3MDataModule
-from vlkd_pl.prepare.reshard import LOSS_REASONS
+from vlkd_pl.prepare.limits import LOSS_REASONS
 from vlkd_pl.shards.reader import read_shard
 
 NUM_SAMPLES = 120
@@ -33,7 +33,7 @@ def source(tmp_path_factory):
         samples = []
         for i in range(20 * shard, 20 * shard + 20):
             size = (66, 66 + 40 * (i % 3))
-            samples.append([*pair(f"{i:05d}", picture(i, size), f"fish {i}".encode()), member(f"{i:05d}.json", b"{}")])
+            samples.append([*pair(f"{i:05d}", image(i, size), f"fish {i}".encode()), member(f"{i:05d}.json", b"{}")])
         (folder / f"{shard:05d}.tar").write_bytes(tar(*samples))
     return folder
 
@@ -181,17 +181,17 @@ def grey(tmp_path):
     """Shards of which training skips four samples by default, one of them a duplicate."""
     folder = tmp_path / "grey"
     folder.mkdir()
-    palette = picture(6, mode="P", file_format="PNG")
+    palette = image(6, mode="P", file_format="PNG")
     (folder / "0.tar").write_bytes(
         tar(
-            pair("0", picture(0), b"a fish"),
-            pair("1", picture(1, mode="L"), b"a fish"),
-            pair("2", picture(2, mode="CMYK"), b"a fish"),
-            pair("3", picture(3, size=(200, 70)), b"two fish"),
+            pair("0", image(0), b"a fish"),
+            pair("1", image(1, mode="L"), b"a fish"),
+            pair("2", image(2, mode="CMYK"), b"a fish"),
+            pair("3", image(3, size=(200, 70)), b"two fish"),
         )
     )
     (folder / "1.tar").write_bytes(
-        tar(pair("1", picture(1, mode="L"), b"a fish"), pair("p", palette, b"a fish", "png"), pair("4", b"broken"))
+        tar(pair("1", image(1, mode="L"), b"a fish"), pair("p", palette, b"a fish", "png"), pair("4", b"broken"))
     )
     return folder
 
@@ -250,7 +250,7 @@ def test_nothing_is_written_where_an_archive_says(damaged, tmp_path, monkeypatch
 
 
 def test_memory_is_bounded(damaged, tmp_path):
-    """The pictures and tars that would take gigabytes do not."""
+    """The images and tars that would take gigabytes do not."""
 
     def measure(told):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -293,8 +293,8 @@ def test_limits_are_options(source, tmp_path):
 
 def test_the_first_of_equal_samples_stays(tmp_path):
     (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "0.tar").write_bytes(tar(pair("a", picture(0), b"a fish"), pair("b", picture(0), b"two fish")))
-    (tmp_path / "in" / "1.tar").write_bytes(tar(pair("a", picture(0), b"two fish "), pair("b", picture(1), b"a fish")))
+    (tmp_path / "in" / "0.tar").write_bytes(tar(pair("a", image(0), b"a fish"), pair("b", image(0), b"two fish")))
+    (tmp_path / "in" / "1.tar").write_bytes(tar(pair("a", image(0), b"two fish "), pair("b", image(1), b"a fish")))
     assert prepare(tmp_path / "in", tmp_path / "out") == 0
     assert captions(tmp_path / "out") == ["a fish", "two fish", "a fish"]
     sources = json.loads((tmp_path / "out" / "manifest.json").read_text())["sources"]
@@ -331,7 +331,7 @@ def test_sources_that_are_no_good(tmp_path, capsys):
     assert "there are no shards in" in capsys.readouterr().err
     assert prepare("pipe:cat a.tar", tmp_path / "out") == 1
     assert "neither a path nor an address" in capsys.readouterr().err
-    (tmp_path / "a.tar").write_bytes(tar(pair("a", picture(0), b"fish")))
+    (tmp_path / "a.tar").write_bytes(tar(pair("a", image(0), b"fish")))
     assert prepare(tmp_path / "a.tar", tmp_path / "out") == 1
     assert "of 1 shards no sample is good (1 caption_length)" in capsys.readouterr().err
 
@@ -346,7 +346,7 @@ def test_check_by_manifest(uncut, source, tmp_path, capsys):
     assert check(tmp_path) == 0
     assert capsys.readouterr().out == "4 shards, 120 samples, by manifest.json: no shards with problems\n"
     whole = (tmp_path / "00000.tar").read_bytes()
-    (tmp_path / "00000.tar").write_bytes(whole[:2_000] + b"?" + whole[2_001:])  # in a picture
+    (tmp_path / "00000.tar").write_bytes(whole[:2_000] + b"?" + whole[2_001:])  # in an image
     (tmp_path / "00001.tar").unlink()
     (tmp_path / "00002.tar").write_bytes(whole)
     (tmp_path / "00003.tar").write_bytes(b"")
@@ -386,7 +386,7 @@ def test_check_without_manifest(source, damaged, tmp_path, capsys):
     assert capsys.readouterr().out == "6 shards, 120 samples, by decoding every sample: no shards with problems\n"
     assert check(damaged.folder) == 1
     lines = capsys.readouterr().out.splitlines()
-    assert "pictures.tar 7 unreadable_image, 2 too_large" in lines
+    assert "images.tar 7 unreadable_image, 2 too_large" in lines
     assert "samples.tar 2 missing_part, 3 empty_text, 1 repeated_key" in lines
     told = "is broken after 3 samples: there is no mark of the end"
     assert any(line.startswith(f"truncated_between.tar {told}") for line in lines)

@@ -4,7 +4,7 @@ import random
 from collections import Counter
 
 import pytest
-from data.sample.test_writers import scene_of
+from scenes_of_captions import scene_of
 
 from vlkd_pl.batch import GLUE_LABELS
 from vlkd_pl.datamodules.glue import GLUEDataModule

@@ -1,4 +1,4 @@
-"""The sample world's pictures."""
+"""The sample world's images."""
 
 import random
 
@@ -23,10 +23,10 @@ def test_size_mode_and_determinism():
 
 @pytest.mark.parametrize("size", ["small", "big"])
 def test_objects_and_colors_all_look_different(size):
-    pictures = {
+    images = {
         pixels(Scene("one", (Item(color, name),), "snow", size=size)).tobytes() for color in COLORS for name in OBJECTS
     }
-    assert len(pictures) == len(COLORS) * len(OBJECTS)
+    assert len(images) == len(COLORS) * len(OBJECTS)
 
 
 def center(image, color):
@@ -37,7 +37,7 @@ def center(image, color):
 
 
 @pytest.mark.parametrize(("relation", "axis"), [("left of", 1), ("above", 0)])
-def test_relations_hold_in_the_picture(relation, axis):
+def test_relations_hold_in_the_image(relation, axis):
     for seed in range(20):
         image = pixels(Scene("pair", (Item("red", "ball"), Item("blue", "house")), "snow", relation=relation), seed)
         assert center(image, (222, 40, 44))[axis] < center(image, (52, 96, 226))[axis] - 10

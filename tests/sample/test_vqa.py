@@ -85,7 +85,7 @@ def test_every_question_has_an_id_of_its_own_and_ten_answers(files, name):
 @pytest.mark.parametrize("name", ["vqa", "okvqa"])
 def test_at_least_eight_give_the_right_answer_and_a_quarter_of_the_questions_has_others(files, name):
     rng = random.Random(0)
-    told = ("how many things are there?", "when is it?")  # three and night, whatever the picture
+    told = ("how many things are there?", "when is it?")  # three and night, whatever the image
     drawn = [[q for q in questions(scene, rng) if q.text not in told] for scene in SCENES]
     wanted = [q.answer for every in drawn for q in every if (q.kind == "fact") == (name == "okvqa")]
     annotations = files[f"{name}_annotations_test"]["annotations"]
@@ -125,7 +125,7 @@ def test_all_kinds_are_asked(files):
     assert len(set(facts.values())) == 1
 
 
-def test_yes_and_no_are_even_in_every_picture(files):
+def test_yes_and_no_are_even_in_every_image(files):
     yes = Counter()
     for annotation in files["vqa_annotations_test"]["annotations"]:
         if annotation["answer_type"] == "yes/no":

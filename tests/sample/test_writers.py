@@ -8,16 +8,12 @@ import tarfile
 
 import pytest
 from PIL import Image
+from scenes_of_captions import scene_of
 
 from vlkd_pl.sample.language import WHERE, captions
 from vlkd_pl.sample.scenes import (
-    COLORS,
     OBJECTS,
-    RELATIONS,
-    SIZES,
     UNSEEN_COMBINATIONS,
-    Item,
-    Scene,
     distinct_scenes,
 )
 from vlkd_pl.sample.writers import write_classes, write_coco_captions, write_nocaps, write_shards, write_world
@@ -32,20 +28,8 @@ def world(tmp_path_factory):
     return folder
 
 
-def scene_of(caption):
-    """The scene that a first caption tells."""
-    place = next(place for place, where in WHERE.items() if caption.endswith(f" {where}"))
-    named = re.findall(rf"\b({'|'.join(COLORS)}) ({'|'.join(OBJECTS)})", caption)
-    items = tuple(Item(color, name) for color, name in named)
-    count = {"two": 2, "three": 3}.get(caption.split()[0], 1)
-    size = next((size for size in SIZES if f" {size} " in caption), "")
-    relation = next((relation for relation in RELATIONS if relation in caption), "")
-    layout = "row" if len(items) == 3 else "pair" if relation else "one" if size else "count"
-    return Scene(layout, items, place, size, count, relation)
-
-
-def picture(path):
-    """A picture, checked to be one."""
+def image(path):
+    """An image, checked to be one."""
     with Image.open(path) as image:
         assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (64, 64))
         return image.tobytes()
@@ -99,7 +83,7 @@ def test_documents_tell_the_scenes_of_their_split(world, split):
 
 @pytest.mark.parametrize("split", ["val", "test", "unseen"])
 @pytest.mark.parametrize("name", ["vqa", "okvqa"])
-def test_questions_are_asked_of_the_pictures_of_their_split(world, split, name):
+def test_questions_are_asked_of_the_images_of_their_split(world, split, name):
     images = {image["id"]: image for image in json.loads((world / f"captions_{split}.json").read_text())["images"]}
     asked = {q["image_id"] for q in json.loads((world / f"{name}_questions_{split}.json").read_text())["questions"]}
     assert asked <= images.keys()
@@ -121,8 +105,8 @@ def test_nocaps_is_in_the_official_layout(world):
     assert [image["id"] for image in images] == list(range(len(images)))
     assert len({image["open_images_id"] for image in images}) == len(images)
     assert all(re.fullmatch("[0-9a-f]{15}[a-f]", image["open_images_id"]) for image in images)
-    pictures = {picture(world / "images" / image["file_name"]) for image in images}
-    assert len(pictures) == len(images) == 6 * 6
+    images = {image(world / "images" / image["file_name"]) for image in images}
+    assert len(images) == len(images) == 6 * 6
 
 
 def test_nocaps_domains_tell_which_combinations_training_shows(tmp_path):
@@ -142,7 +126,7 @@ def test_nocaps_domains_tell_which_combinations_training_shows(tmp_path):
     assert set(layouts["near-domain"]) == {"pair", "row"}
 
 
-def test_karpathy_file_tells_the_pictures_and_captions_of_its_splits(world):
+def test_karpathy_file_tells_the_images_and_captions_of_its_splits(world):
     content = json.loads((world / "dataset_coco.json").read_text())
     assert content.keys() == {"images", "dataset"}
     assert content["dataset"] == "coco"
@@ -164,12 +148,12 @@ def test_karpathy_file_tells_the_pictures_and_captions_of_its_splits(world):
         assert every == [(each["image_id"], each["id"], each["caption"]) for each in annotations]
 
 
-def test_class_folders_hold_as_many_different_pictures_of_each_object(world):
+def test_class_folders_hold_as_many_different_images_of_each_object(world):
     names = (world / "class_names.txt").read_text().splitlines()
     assert names == sorted(OBJECTS) == sorted(path.name for path in (world / "classes" / "test").iterdir())
-    pictures = [[picture(path) for path in (world / "classes" / "test" / name).iterdir()] for name in names]
-    assert {len(each) for each in pictures} == {2}
-    assert len({each for every in pictures for each in every}) == 2 * len(names)
+    images = [[image(path) for path in (world / "classes" / "test" / name).iterdir()] for name in names]
+    assert {len(each) for each in images} == {2}
+    assert len({each for every in images for each in every}) == 2 * len(names)
 
 
 def test_class_folders_show_their_object_alone_in_scenes_held_out(tmp_path, monkeypatch):

@@ -10,13 +10,13 @@ from vlkd_pl.cli import main
 
 
 @pytest.fixture
-def pictures(world, tmp_path):
-    """Six pictures, one of them below, and a file that is none."""
-    folder = tmp_path / "pictures"
+def images(world, tmp_path):
+    """Six images, one of them below, and a file that is none."""
+    folder = tmp_path / "images"
     (folder / "below").mkdir(parents=True)
     for number, path in enumerate(sorted((world.folder / "images" / "val").glob("*.jpg"))):
         (folder / ("below" if number == 0 else "") / path.name).write_bytes(path.read_bytes())
-    (folder / "bad.jpg").write_text("no picture")
+    (folder / "bad.jpg").write_text("no image")
     return folder
 
 
@@ -24,27 +24,27 @@ def lines(folder):
     return [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
 
 
-def test_captions_of_a_folder(world, model_folder, pictures, tmp_path, capsys):
-    options = {"data__init_args__images": pictures}
+def test_captions_of_a_folder(world, model_folder, images, tmp_path, capsys):
+    options = {"data__init_args__images": images}
     assert main(arguments("predict_captions", world, model_folder, tmp_path / "run", "predict", **options)) == 1
     predictions = lines(tmp_path / "run")
-    names = [str(path.relative_to(pictures)) for path in pictures.rglob("0*.jpg")]
+    names = [str(path.relative_to(images)) for path in images.rglob("0*.jpg")]
     assert sorted(each["image_id"] for each in predictions) == sorted(names)
     assert all(isinstance(each["caption"], str) for each in predictions)
     printed = capsys.readouterr()
-    assert f"skipped {pictures}/bad.jpg: " in printed.err
-    assert "6 predictions, 1 pictures skipped" in printed.out
+    assert f"skipped {images}/bad.jpg: " in printed.err
+    assert "6 predictions, 1 images skipped" in printed.out
 
 
-def test_every_picture_read_is_success(world, model_folder, pictures, tmp_path):
-    Image.new("RGB", (70, 50)).save(pictures / "bad.jpg")
-    options = {"data__init_args__images": pictures}
+def test_every_image_read_is_success(world, model_folder, images, tmp_path):
+    Image.new("RGB", (70, 50)).save(images / "bad.jpg")
+    options = {"data__init_args__images": images}
     assert main(arguments("predict_captions", world, model_folder, tmp_path / "run", "predict", **options)) == 0
     assert len(lines(tmp_path / "run")) == 7
 
 
-def test_two_processes_write_one_file(world, model_folder, pictures, tmp_path):
-    options = {"data__init_args__images": pictures, "data__init_args__batch_size": 2}
+def test_two_processes_write_one_file(world, model_folder, images, tmp_path):
+    options = {"data__init_args__images": images, "data__init_args__batch_size": 2}
     main(arguments("predict_captions", world, model_folder, tmp_path / "one", "predict", **options))
     options |= {"trainer__devices": 2, "trainer__strategy": "ddp_spawn"}
     main(arguments("predict_captions", world, model_folder, tmp_path / "two", "predict", **options))

@@ -114,12 +114,12 @@ class FrozenCLIP(nn.Module):
 
     @property
     def image_size(self) -> int:
-        """Width and height of a picture in pixels."""
+        """Width and height of an image in pixels."""
         return int(self.clip.visual.input_resolution)
 
     @property
     def num_patches(self) -> int:
-        """Patch tokens of a picture, without the pooled one."""
+        """Patch tokens of an image, without the pooled one."""
         visual = self.clip.visual
         positions = visual.attnpool if isinstance(visual, ModifiedResNet) else visual
         return len(positions.positional_embedding) - 1
@@ -148,14 +148,14 @@ class FrozenCLIP(nn.Module):
         """The l2-normalised outputs at every position of the image encoder.
 
         Args:
-            image: Pictures (B, 3, ``image_size``, ``image_size``) uint8; or floats, normalised as CLIP takes them.
+            image: Images (B, 3, ``image_size``, ``image_size``) uint8; or floats, normalised as CLIP takes them.
 
         Returns:
             (B, 1 + ``num_patches``, D) float32: position 0 is CLIP's own pooled embedding, the rest are the patches
             (v_cls and v_1 … v_n1 of Section 3.2).
 
         Raises:
-            TypeError: The pictures are of another type.
+            TypeError: The images are of another type.
         """
         image = normalized(image).to(self.clip.dtype)
         visual = self.clip.visual
@@ -178,7 +178,7 @@ class FrozenCLIP(nn.Module):
 
 
 def normalized(image: Tensor) -> Tensor:
-    """Pictures as CLIP takes them, computed on their device.
+    """Images as CLIP takes them, computed on their device.
 
     Args:
         image: (…, 3, H, W) uint8; or floats, which are normalised already and come back as they are.
@@ -192,7 +192,7 @@ def normalized(image: Tensor) -> Tensor:
     if image.is_floating_point():
         return image
     if image.dtype != torch.uint8:
-        raise TypeError(f"pictures of {image.dtype}: give uint8, or floats that are normalised as CLIP takes them")
+        raise TypeError(f"images of {image.dtype}: give uint8, or floats that are normalised as CLIP takes them")
     values = image.float().div_(255)
     for channel, (mean, std) in enumerate(zip(IMAGE_MEAN, IMAGE_STD, strict=True)):
         values[..., channel, :, :].sub_(mean).div_(std)  # numbers: to copy tensors to a GPU would wait for it

@@ -1,4 +1,4 @@
-"""From a picture to a tensor."""
+"""From an image to a tensor."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
-"""Of the values of red, green and blue in [0, 1], by which CLIP normalises pictures."""
+"""Of the values of red, green and blue in [0, 1], by which CLIP normalises images."""
 
 
 def clip_transform(image_size: int) -> Callable[[Image.Image], Tensor]:
@@ -24,7 +24,7 @@ def clip_transform(image_size: int) -> Callable[[Image.Image], Tensor]:
         image_size: Width and height of the result in pixels.
 
     Returns:
-        A function from a picture of any size and mode to (3, ``image_size``, ``image_size``) uint8.
+        A function from an image of any size and mode to (3, ``image_size``, ``image_size``) uint8.
     """
     return partial(_pixels, image_size=image_size)
 

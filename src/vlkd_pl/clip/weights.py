@@ -173,7 +173,7 @@ def download_clip(name: str, download_root: str | None) -> Path:
 
 
 def clip_image_size(clip: str) -> int:
-    """The picture size in pixels that a CLIP takes.
+    """The image size in pixels that a CLIP takes.
 
     Args:
         clip: A name, a file called as OpenAI calls it, or a folder with ``clip.safetensors``.
@@ -194,7 +194,7 @@ def clip_image_size(clip: str) -> int:
         if clip == name or Path(clip).name == f"{name.replace('/', '-').replace('@', '-')}.pt":
             return size
     raise MisconfigurationException(
-        f"the picture size of the CLIP {clip} cannot be told from its name: give --data.image_size"
+        f"the image size of the CLIP {clip} cannot be told from its name: give --data.image_size"
     )
 
 

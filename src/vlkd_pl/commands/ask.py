@@ -1,4 +1,4 @@
-"""``vlkd-pl ask``: answers to questions about a picture."""
+"""``vlkd-pl ask``: answers to questions about an image."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from vlkd_pl.commands.output import print_json
 def main(arguments: Sequence[str]) -> int:
     """Prints the answer to each question."""
     parser = argparse.ArgumentParser(
-        prog="vlkd-pl ask", description="Answers questions about a picture with a distilled model."
+        prog="vlkd-pl ask", description="Answers questions about an image with a distilled model."
     )
-    parser.add_argument("image", metavar="IMAGE", help="the picture")
+    parser.add_argument("image", metavar="IMAGE", help="the image")
     parser.add_argument("questions", nargs="+", metavar="QUESTION", help="questions in quotation marks")
     add_model_options(parser)
     parser.add_argument(

@@ -14,8 +14,8 @@ def main(arguments: Sequence[str]) -> int:
     """
     parser = argparse.ArgumentParser(
         prog="vlkd-pl cache",
-        description="Encodes every picture and caption of the shards with the frozen CLIP, once, and keeps the "
-        "features in files that vlkd-pl fit reads in place of the pictures: --data.init_args.features DIR. Takes the "
+        description="Encodes every image and caption of the shards with the frozen CLIP, once, and keeps the "
+        "features in files that vlkd-pl fit reads in place of the images: --data.init_args.features DIR. Takes the "
         "configuration of vlkd-pl fit, and further options as that does: --data.init_args.batch_size 256, "
         "--trainer.devices 8. Each finished file stays: the same command goes on with a cache that was cut, and makes "
         "damaged files anew.",

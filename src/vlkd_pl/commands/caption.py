@@ -1,4 +1,4 @@
-"""``vlkd-pl caption``: captions for pictures."""
+"""``vlkd-pl caption``: captions for images."""
 
 from __future__ import annotations
 
@@ -11,13 +11,11 @@ from vlkd_pl.commands.output import print_json
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Prints each picture and its caption; a file that is no picture is named and skipped, and the status is 1."""
+    """Prints each image and its caption; a file that is no image is named and skipped, and the status is 1."""
     parser = argparse.ArgumentParser(
-        prog="vlkd-pl caption", description="Captions pictures with a distilled model, one line each."
+        prog="vlkd-pl caption", description="Captions images with a distilled model, one line each."
     )
-    parser.add_argument(
-        "images", nargs="+", metavar="IMAGE_OR_FOLDER", help="pictures, or folders searched recursively"
-    )
+    parser.add_argument("images", nargs="+", metavar="IMAGE_OR_FOLDER", help="images, or folders searched recursively")
     add_model_options(parser)
     parser.add_argument(
         "--num-masks",
@@ -26,11 +24,11 @@ def main(arguments: Sequence[str]) -> int:
         help='masks in the prompt "A picture of <mask>..." (default: %(default)s)',
     )
     parser.add_argument("--num-beams", type=positive, default=6, help="beams of the search (default: %(default)s)")
-    parser.add_argument("--top", type=positive, default=1, help="captions of each picture (default: %(default)s)")
+    parser.add_argument("--top", type=positive, default=1, help="captions of each image (default: %(default)s)")
     parser.add_argument(
-        "--rerank", action="store_true", help="take the beam nearest the picture in the joint space, not the likeliest"
+        "--rerank", action="store_true", help="take the beam nearest the image in the joint space, not the likeliest"
     )
-    parser.add_argument("--json", action="store_true", help="print a JSON line for each picture")
+    parser.add_argument("--json", action="store_true", help="print a JSON line for each image")
     options = parser.parse_args(arguments[1:])
 
     model = load_model(options, "caption")
@@ -52,15 +50,15 @@ def main(arguments: Sequence[str]) -> int:
         num_read += 1
         best = told.captions[: options.top]
         if options.json:
-            record: dict[str, object] = {"image": str(told.picture), "caption": best[0].text}
+            record: dict[str, object] = {"image": str(told.image), "caption": best[0].text}
             if with_scores:
                 record["captions"] = [{"caption": each.text, "score": round(each.score, 4)} for each in best]
             print_json(record)
         elif options.top == 1:
-            print(f"{told.picture}: {best[0].text}", flush=True)
+            print(f"{told.image}: {best[0].text}", flush=True)
         else:
-            print(f"{told.picture}:", *(f"  {each.score:8.3f}  {each.text}" for each in best), sep="\n", flush=True)
+            print(f"{told.image}:", *(f"  {each.score:8.3f}  {each.text}" for each in best), sep="\n", flush=True)
     if num_read == 0 and status == 0:
-        print("vlkd-pl caption: there are no pictures in what was given", file=sys.stderr)
+        print("vlkd-pl caption: there are no images in what was given", file=sys.stderr)
         return 1
     return status

@@ -19,7 +19,7 @@ from vlkd_pl.errors import missing_package
 def main(arguments: Sequence[str]) -> int:
     """Serves the page until it is interrupted."""
     parser = argparse.ArgumentParser(
-        prog="vlkd-pl demo", description="Serves a page that captions a picture and answers questions about it."
+        prog="vlkd-pl demo", description="Serves a page that captions an image and answers questions about it."
     )
     add_model_options(parser)
     parser.add_argument(
@@ -36,10 +36,10 @@ def main(arguments: Sequence[str]) -> int:
         "--max-upload-mb", type=positive, default=10, help="most megabytes of a file (default: %(default)s)"
     )
     parser.add_argument(
-        "--max-pixels", type=positive, default=50_000_000, help="most pixels of a picture (default: %(default)s)"
+        "--max-pixels", type=positive, default=50_000_000, help="most pixels of an image (default: %(default)s)"
     )
     parser.add_argument(
-        "--examples", type=Path, metavar="FOLDER", help="pictures to choose from (default: the sample world's)"
+        "--examples", type=Path, metavar="FOLDER", help="images to choose from (default: the sample world's)"
     )
     options = parser.parse_args(arguments[1:])
     if options.port > 65535:
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str]) -> int:
         else:
             examples = find_examples(options.examples, options.max_upload_mb, options.max_pixels)
         if not examples:
-            print(f"vlkd-pl demo: there are no pictures in {options.examples}: give another folder", file=sys.stderr)
+            print(f"vlkd-pl demo: there are no images in {options.examples}: give another folder", file=sys.stderr)
             return 1
         page = build_page(
             model,

@@ -19,7 +19,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, … (default: a GPU where there is one)")
     parser.add_argument(
-        "--batch-size", type=positive, default=16, help="pictures worked on together (default: %(default)s)"
+        "--batch-size", type=positive, default=16, help="images worked on together (default: %(default)s)"
     )
 
 

@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     cc3m = add(
         "cc3m",
         _cc3m,
-        "Downloads CC3M, or takes shards of pictures with captions; checks each sample, writes the good ones into "
+        "Downloads CC3M, or takes shards of images with captions; checks each sample, writes the good ones into "
         "shards of equal size, and lists them in DIR/manifest.json with what was lost and why. Given again after a "
         "cut, it goes on; when it has finished, it does nothing.",
     )
@@ -81,12 +81,12 @@ def _parser() -> argparse.ArgumentParser:
     cc3m.add_argument("folder", type=Path, metavar="DIR", help="where to write; from a .tsv also the download")
     for name, kind, default, purpose in (
         ("--samples-per-shard", positive, 10_000, "samples of each new shard"),
-        ("--min-side", positive, 64, "pixels of a picture's shorter side at least"),
-        ("--max-pixels", positive, 50_000_000, "pixels of a picture at most"),
+        ("--min-side", positive, 64, "pixels of an image's shorter side at least"),
+        ("--max-pixels", positive, 50_000_000, "pixels of an image at most"),
         ("--max-aspect-ratio", float, 4.0, "longer side over shorter side at most"),
         ("--min-words", positive, 2, "words of a caption at least"),
         ("--max-words", positive, 100, "words of a caption at most"),
-        ("--download-side", positive, 512, "pixels of the shorter side to which larger pictures are made smaller"),
+        ("--download-side", positive, 512, "pixels of the shorter side to which larger images are made smaller"),
         ("--download-threads", positive, 64, "connections of each worker"),
     ):
         cc3m.add_argument(name, type=kind, default=default, help=f"{purpose} (default: %(default)s)")
@@ -120,7 +120,8 @@ def _cc3m(options: argparse.Namespace) -> int:
     from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
     from vlkd_pl.prepare.download import download, link_counts
-    from vlkd_pl.prepare.reshard import SampleLimits, begin, prepare_shards, shard_request
+    from vlkd_pl.prepare.limits import SampleLimits
+    from vlkd_pl.prepare.reshard import begin, prepare_shards, shard_request
     from vlkd_pl.shards.addresses import is_address
     from vlkd_pl.shards.decoder import told_by_reason
     from vlkd_pl.shards.reader import find_shards
@@ -160,7 +161,7 @@ def _cc3m(options: argparse.Namespace) -> int:
     if links is not None:
         dead = links["failed_to_download"]
         print(f"{links['count']:,} links, {dead:,} of them dead ({dead / max(1, links['count']):.1%})")
-        print(f"{links['failed_to_resize']:,} of the rest led to no picture")
+        print(f"{links['failed_to_resize']:,} of the rest led to no image")
         if links.get("broken_lines"):
             print(f"{links['broken_lines']:,} lines of {source} hold no link")
     print(f"{manifest['read']:,} samples read, lost: {told_by_reason(manifest['lost'])}")

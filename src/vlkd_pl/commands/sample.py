@@ -19,7 +19,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("folder", type=Path, help="where to write")
     parser.add_argument(
-        "--num-pairs", type=int, default=16_000, help="pictures with captions in the shards (default: %(default)s)"
+        "--num-pairs", type=int, default=16_000, help="images with captions in the shards (default: %(default)s)"
     )
     parser.add_argument("--num-shards", type=int, default=8, help="shards (default: %(default)s)")
     parser.add_argument("--num-texts", type=int, default=60_000, help="lines of the text corpus (default: %(default)s)")
@@ -27,11 +27,11 @@ def main(arguments: Sequence[str]) -> int:
         "--num-evaluation",
         type=int,
         default=400,
-        help="pictures of each evaluation split, and about as many of NoCaps' files and the class folders "
+        help="images of each evaluation split, and about as many of NoCaps' files and the class folders "
         "(default: %(default)s)",
     )
     parser.add_argument(
-        "--num-finetuning", type=int, default=2000, help="pictures of the split train (default: %(default)s)"
+        "--num-finetuning", type=int, default=2000, help="images of the split train (default: %(default)s)"
     )
     parser.add_argument("--seed", type=int, default=0, help="decides everything that is drawn (default: %(default)s)")
     options = parser.parse_args(arguments[1:])

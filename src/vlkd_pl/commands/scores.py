@@ -13,7 +13,7 @@ from vlkd_pl.evaluation.table import Unit, score_table
 from vlkd_pl.text_files import Entries, read_json
 
 _UNITS: tuple[Unit, ...] = ("fraction", "percent")
-_IN_PERCENT = ("accuracy/", "accuracy_of_another_picture/", "rouge-")  # how their names begin
+_IN_PERCENT = ("accuracy/", "accuracy_shuffled_image/", "rouge-")  # how their names begin
 
 
 class _Record(NamedTuple):

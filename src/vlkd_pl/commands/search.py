@@ -1,4 +1,4 @@
-"""``vlkd-pl search``: the pictures that words tell of."""
+"""``vlkd-pl search``: the images that words tell of."""
 
 from __future__ import annotations
 
@@ -11,19 +11,17 @@ from vlkd_pl.commands.output import print_json
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Prints the pictures nearest to the words; a file that is no picture is named and skipped, and the status is 1."""
+    """Prints the images nearest to the words; a file that is no image is named and skipped, and the status is 1."""
     parser = argparse.ArgumentParser(
         prog="vlkd-pl search",
-        description="Finds the pictures that words tell of: the nearest in the joint space, as the distilled text "
+        description="Finds the images that words tell of: the nearest in the joint space, as the distilled text "
         "encoder places the words there.",
     )
-    parser.add_argument("words", metavar="WORDS", help="what the pictures show, in quotation marks")
-    parser.add_argument(
-        "images", nargs="+", metavar="IMAGE_OR_FOLDER", help="pictures, or folders searched recursively"
-    )
+    parser.add_argument("words", metavar="WORDS", help="what the images show, in quotation marks")
+    parser.add_argument("images", nargs="+", metavar="IMAGE_OR_FOLDER", help="images, or folders searched recursively")
     add_model_options(parser)
-    parser.add_argument("--top", type=positive, default=10, help="most pictures to print (default: %(default)s)")
-    parser.add_argument("--json", action="store_true", help="print a JSON line for each picture")
+    parser.add_argument("--top", type=positive, default=10, help="most images to print (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print a JSON line for each image")
     options = parser.parse_args(arguments[1:])
 
     model = load_model(options, "search")
@@ -38,9 +36,9 @@ def main(arguments: Sequence[str]) -> int:
         print(f"vlkd-pl search: skipped {found.error}", file=sys.stderr)
     for found in nearest:
         if options.json:
-            print_json({"image": str(found.picture), "score": round(found.score, 4)})
+            print_json({"image": str(found.image), "score": round(found.score, 4)})
         else:
-            print(f"{found.score:6.3f}  {found.picture}")
+            print(f"{found.score:6.3f}  {found.image}")
     if not nearest and not unread:
-        print("vlkd-pl search: there are no pictures in what was given", file=sys.stderr)
+        print("vlkd-pl search: there are no images in what was given", file=sys.stderr)
     return 0 if nearest and not unread else 1

@@ -196,7 +196,7 @@ def main(arguments: Sequence[str]) -> int:
 
     Returns:
         0, or 1 where a file, model or setting is wrong: one line then says which. 1 too where predictions are written
-        but some files were no pictures; 143 where SIGTERM ended the run, and 130 where SIGINT did.
+        but some files were no images; 143 where SIGTERM ended the run, and 130 where SIGINT did.
     """
     transformers.utils.logging.disable_progress_bar()
     try:

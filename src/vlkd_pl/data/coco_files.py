@@ -15,16 +15,16 @@ from torch.utils.data import Dataset
 
 from vlkd_pl.batch import CaptioningBatch, ImageTexts
 from vlkd_pl.data.image_files import (
-    PictureFinder,
+    ImageFinder,
     check_present,
-    collate_pictures,
+    collate_images,
 )
 from vlkd_pl.images import read_image
 from vlkd_pl.text_files import Entries, read_json
 
 
 class CaptionedImage(NamedTuple):
-    """A picture with what people wrote of it.
+    """An image with what people wrote of it.
 
     Attributes:
         image_id: Its number in the annotation file; in a folder of one's own its path below the folder.
@@ -45,7 +45,7 @@ class CaptionFiles:
 
     Args:
         annotations: Karpathy's ``dataset_coco.json``, or a file of COCO's caption format.
-        images: Folder of the pictures; for ``dataset_coco.json`` also that of ``train2014`` and ``val2014``.
+        images: Folder of the images; for ``dataset_coco.json`` also that of ``train2014`` and ``val2014``.
         split: Of ``dataset_coco.json``, or several: Karpathy's training set is ``[train, restval]``. None for a file of
             COCO's own format.
     """
@@ -55,10 +55,10 @@ class CaptionFiles:
     split: str | list[str] | None = None
 
     def read(self, num_samples: int | None = None) -> list[CaptionedImage]:
-        """The pictures, all of which are there; with ``num_samples`` the first alone.
+        """The images, all of which are there; with ``num_samples`` the first alone.
 
         Raises:
-            FileNotFoundError: The file or a picture is missing.
+            FileNotFoundError: The file or an image is missing.
             MisconfigurationException: The file is of another format, or has no such split.
         """
         splits = self.split if isinstance(self.split, list) else [self.split]
@@ -74,11 +74,11 @@ def read_coco_captions(path: str | Path, split: str | None = None) -> list[Capti
         split: Karpathy's ``train``, ``restval``, ``val`` or ``test``; all by default. COCO's own files have no splits.
 
     Returns:
-        The pictures in the order of the file.
+        The images in the order of the file.
 
     Raises:
         FileNotFoundError: There is no such file.
-        MisconfigurationException: It is of another format, or holds no picture of ``split``, or one twice.
+        MisconfigurationException: It is of another format, or holds no image of ``split``, or one twice.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no caption file at {path}: give one of COCO's format")
@@ -99,10 +99,10 @@ def read_coco_captions(path: str | Path, split: str | None = None) -> list[Capti
         read = _cocos(images, annotations)
     if not read:
         of_split = f" of the split {split}: give train, restval, val or test" if split else ": give another file"
-        raise MisconfigurationException(f"{path} holds no picture{of_split}")
+        raise MisconfigurationException(f"{path} holds no image{of_split}")
     repeated = [image_id for image_id, count in Counter(sample.image_id for sample in read).items() if count > 1]
     if repeated:
-        raise MisconfigurationException(f"{path} holds pictures more than once: remove the others of {repeated[:3]}")
+        raise MisconfigurationException(f"{path} holds images more than once: remove the others of {repeated[:3]}")
     return read
 
 
@@ -140,17 +140,17 @@ def _cocos(images: Entries | None, annotations: Entries) -> list[CaptionedImage]
 
 
 class COCOCaptions(Dataset[ImageTexts]):
-    """Pictures with all their captions, for the validation of the distillation.
+    """Images with all their captions, for the validation of the distillation.
 
     Args:
-        annotations: A file that ``read_coco_captions`` reads, whose pictures' ids are numbers.
-        images: The folder that the pictures lie in.
-        transform: From a picture to a tensor.
-        num_samples: Pictures to take, the first in the file that have a caption; all by default.
+        annotations: A file that ``read_coco_captions`` reads, whose images' ids are numbers.
+        images: The folder that the images lie in.
+        transform: From an image to a tensor.
+        num_samples: Images to take, the first in the file that have a caption; all by default.
 
     Raises:
-        FileNotFoundError: The file or a picture is missing.
-        MisconfigurationException: The file is of another format, or no picture has a caption.
+        FileNotFoundError: The file or an image is missing.
+        MisconfigurationException: The file is of another format, or no image has a caption.
     """
 
     def __init__(
@@ -162,11 +162,9 @@ class COCOCaptions(Dataset[ImageTexts]):
     ) -> None:
         captioned = [sample for sample in read_coco_captions(annotations) if sample.references][:num_samples]
         if not captioned:
-            raise MisconfigurationException(f"{annotations} holds no picture with a caption")
+            raise MisconfigurationException(f"{annotations} holds no image with a caption")
         if not all(isinstance(sample.image_id, int) for sample in captioned):
-            raise MisconfigurationException(
-                f"{annotations} has pictures whose id is not a number: give each its number"
-            )
+            raise MisconfigurationException(f"{annotations} has images whose id is not a number: give each its number")
         self.samples = _found(captioned, images, annotations)
         self.transform = transform
 
@@ -183,14 +181,14 @@ class COCOCaptions(Dataset[ImageTexts]):
 
 
 def collate_captions(items: Sequence[tuple[Tensor | None, CaptionedImage, str]]) -> CaptioningBatch:
-    """A batch of the pictures that could be read, with their captions."""
-    batch = collate_pictures(items)
+    """A batch of the images that could be read, with their captions."""
+    batch = collate_images(items)
     return {**batch, "labels": [sample.references for sample in batch["samples"]]}
 
 
 def _found(samples: Sequence[CaptionedImage], images: str | Path, annotations: str | Path) -> list[CaptionedImage]:
-    """The samples with the files of their pictures, all of which are there."""
-    finder = PictureFinder(images)
+    """The samples with the files of their images, all of which are there."""
+    finder = ImageFinder(images)
     found = [sample._replace(file=finder.by_name(str(sample.file))) for sample in samples]
     check_present([sample.file for sample in found], annotations)
     return found

@@ -14,7 +14,7 @@ from vlkd_pl.data.infilling import TextInfilling
 
 
 class Collator:
-    """Makes batches of pictures with texts.
+    """Makes batches of images with texts.
 
     The corruption of a text is drawn from the seed and the sample's key alone, so that it does not depend on the number
     of workers.
@@ -31,7 +31,7 @@ class Collator:
         self.seed = seed
 
     def __call__(self, samples: Sequence[ImageText]) -> ImageTextBatch:
-        """A batch of one text for each picture."""
+        """A batch of one text for each image."""
         texts = [sample["text"] for sample in samples]
         batch = self.texts(texts, [sample["key"] for sample in samples])
         batch["image"] = torch.stack([sample["image"] for sample in samples])
@@ -58,7 +58,7 @@ class Collator:
         }
 
     def evaluation(self, samples: Sequence[ImageTexts]) -> EvaluationBatch:
-        """A batch of pictures with all their texts, corrupted in the same way each time."""
+        """A batch of images with all their texts, corrupted in the same way each time."""
         firsts: list[ImageText] = [
             {"image": sample["image"], "text": sample["references"][0], "key": str(sample["image_id"])}
             for sample in samples

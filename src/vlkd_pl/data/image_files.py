@@ -16,26 +16,26 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from vlkd_pl.batch import PictureBatch
+from vlkd_pl.batch import ImageBatch
 from vlkd_pl.distributed import gather_objects, rank, world_size
 from vlkd_pl.images import ImageError, check_image, read_image
 from vlkd_pl.text_files import iter_lines
 
-PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm"})
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm"})
 """Endings of the files that are taken from a folder; a file that is named itself may have any."""
 
 _NUMBER = re.compile(r"(\d+)$")
 
 
 class Sample(Protocol):
-    """What is known of a picture; each data module has its own kind."""
+    """What is known of an image; each data module has its own kind."""
 
     @property
     def file(self) -> Path:
-        """The picture's file."""
+        """The image's file."""
 
 
-class Picture(NamedTuple):
+class ImageFile(NamedTuple):
     """A picture of which nothing else is known.
 
     Attributes:
@@ -47,13 +47,13 @@ class Picture(NamedTuple):
     image_id: str
 
 
-def iter_pictures(paths: Iterable[str | Path]) -> Iterator[Path]:
-    """Goes through files and, recursively, the pictures of folders, in the order of names, one folder at a time.
+def iter_image_files(paths: Iterable[str | Path]) -> Iterator[Path]:
+    """Goes through files and, recursively, the images of folders, in the order of names, one folder at a time.
 
     Links are followed, but no folder is gone through twice. A folder that cannot be read is warned of.
 
     Args:
-        paths: Files, which are taken as they are, and folders, of which ``PICTURE_SUFFIXES`` are taken, but nothing
+        paths: Files, which are taken as they are, and folders, of which ``IMAGE_SUFFIXES`` are taken, but nothing
             whose name starts with a dot.
     """
     for path in paths:
@@ -69,15 +69,15 @@ def iter_pictures(paths: Iterable[str | Path]) -> Iterator[Path]:
             visited.add(real)
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             for name in sorted(files):
-                if os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES and not name.startswith("."):
+                if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith("."):
                     yield Path(folder, name)
 
 
-class PictureFinder:
-    """Finds the files of pictures under a folder, by path, by name, or by number.
+class ImageFinder:
+    """Finds the files of images under a folder, by path, by name, or by number.
 
     Args:
-        folder: Folder of pictures, with or without the sub-folders that annotation files name.
+        folder: Folder of images, with or without the sub-folders that annotation files name.
 
     Raises:
         FileNotFoundError: There is no such folder.
@@ -86,7 +86,7 @@ class PictureFinder:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         if not self.folder.is_dir():
-            raise FileNotFoundError(f"there is no folder of pictures at {folder}: give the one they lie in")
+            raise FileNotFoundError(f"there is no folder of images at {folder}: give the one they lie in")
         self._by_number: dict[int, Path] | None = None
 
     def by_name(self, file_name: str) -> Path:
@@ -95,21 +95,21 @@ class PictureFinder:
         return path if path.is_file() else self.folder / path.name
 
     def by_number(self, image_id: int) -> Path:
-        """The picture whose name ends in the number: COCO's ``COCO_val2014_000000000042.jpg`` or ``000000000042.jpg``.
+        """The image whose name ends in the number: COCO's ``COCO_val2014_000000000042.jpg`` or ``000000000042.jpg``.
 
-        Of several it is the first ``.jpg`` in the order of ``iter_pictures``, since COCO's masks are ``.png``; a path
-        where nothing lies if there is none.
+        Of several it is the first ``.jpg`` in the order of ``iter_image_files``, since COCO's masks are ``.png``; a
+        path where nothing lies if there is none.
         """
         if self._by_number is None:
             self._by_number = {}
-            for path in sorted(iter_pictures([self.folder]), key=lambda path: path.suffix.lower() != ".jpg"):
+            for path in sorted(iter_image_files([self.folder]), key=lambda path: path.suffix.lower() != ".jpg"):
                 if match := _NUMBER.search(path.stem):
                     self._by_number.setdefault(int(match[1]), path)
         return self._by_number.get(image_id, self.folder / f"{image_id:012d}.jpg")
 
 
 def check_present(files: Sequence[Path], named_in: str | Path) -> None:
-    """Raises unless all pictures are there.
+    """Raises unless all images are there.
 
     Raises:
         FileNotFoundError: Some are missing; the first are named.
@@ -117,7 +117,7 @@ def check_present(files: Sequence[Path], named_in: str | Path) -> None:
     missing = [str(path) for path in files if not path.is_file()]
     if missing:
         raise FileNotFoundError(
-            f"{len(missing)} of {len(files)} pictures of {named_in} are missing: give the folder that they lie in; "
+            f"{len(missing)} of {len(files)} images of {named_in} are missing: give the folder that they lie in; "
             f"first: {', '.join(missing[:3])}"
         )
 
@@ -162,12 +162,12 @@ def read_lines(path: str | Path) -> list[str]:
     return [line.strip() for line in iter_lines(path) if line.strip()]
 
 
-class PictureDataset(Dataset[tuple[Tensor | None, Any, str]]):
-    """Reads pictures.
+class ImageDataset(Dataset[tuple[Tensor | None, Any, str]]):
+    """Reads images.
 
     Args:
         samples: Each with its ``file``.
-        transform: From a picture to a tensor.
+        transform: From an image to a tensor.
     """
 
     def __init__(self, samples: Sequence[Sample], transform: Callable[[Image.Image], Tensor]) -> None:
@@ -178,7 +178,7 @@ class PictureDataset(Dataset[tuple[Tensor | None, Any, str]]):
         return len(self.samples)
 
     def __getitem__(self, index: int) -> tuple[Tensor | None, Any, str]:
-        """The picture, what is known of it, and why it cannot be read where it is None."""
+        """The image, what is known of it, and why it cannot be read where it is None."""
         sample = self.samples[index]
         try:
             return self.transform(read_image(sample.file)), sample, ""
@@ -186,8 +186,8 @@ class PictureDataset(Dataset[tuple[Tensor | None, Any, str]]):
             return None, sample, str(error)
 
 
-def collate_pictures(items: Sequence[tuple[Tensor | None, Any, str]]) -> PictureBatch:
-    """A batch of the pictures that could be read, with a line on each of the others."""
+def collate_images(items: Sequence[tuple[Tensor | None, Any, str]]) -> ImageBatch:
+    """A batch of the images that could be read, with a line on each of the others."""
     read = [(image, sample) for image, sample, _ in items if image is not None]
     return {
         "image": torch.stack([image for image, _ in read]) if read else torch.empty(0),

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vlkd_pl.batch import QuestionBatch
-from vlkd_pl.data.image_files import PictureDataset
+from vlkd_pl.data.image_files import ImageDataset
 from vlkd_pl.data.vqa_files import AskedQuestion, Question
 
 Target = Literal["drawn", "most_common"]
@@ -36,11 +36,11 @@ def target_answer(question: Question, target: Target, epoch: int, seed: int = 0)
 
 
 class QuestionDataset(Dataset[tuple[Tensor | None, Question, str, str]]):
-    """Reads the pictures of questions, and draws their answers.
+    """Reads the images of questions, and draws their answers.
 
     Args:
         samples: The questions.
-        transform: From a picture to a tensor.
+        transform: From an image to a tensor.
         target: Which answer; see ``target_answer``.
         seed: Decides what is drawn.
     """
@@ -48,26 +48,26 @@ class QuestionDataset(Dataset[tuple[Tensor | None, Question, str, str]]):
     def __init__(
         self, samples: Sequence[AskedQuestion], transform: Callable[[Image.Image], Tensor], target: Target, seed: int
     ) -> None:
-        self.pictures = PictureDataset(samples, transform)
+        self.images = ImageDataset(samples, transform)
         self.target: Target = target
         self.seed = seed
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor | None, Question, str, str]:
-        """The picture, the question, the answer, and why the picture cannot be read where it is None.
+        """The image, the question, the answer, and why the image cannot be read where it is None.
 
         Args:
             key: The epoch and the sample's number.
         """
         epoch, index = key
-        image, (question, _), reason = self.pictures[index]
+        image, (question, _), reason = self.images[index]
         return image, question, target_answer(question, self.target, epoch, self.seed), reason
 
 
 def collate_questions(items: Sequence[tuple[Tensor | None, Question, str, str]]) -> QuestionBatch:
-    """A batch of the questions whose pictures could be read, each picture once."""
+    """A batch of the questions whose images could be read, each image once."""
     images = {question.image_id: image for image, question, _, _ in items if image is not None}
     rows = {image_id: row for row, image_id in enumerate(images)}
     read = [(question, answer) for _, question, answer, _ in items if question.image_id in rows]

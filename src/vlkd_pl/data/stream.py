@@ -19,7 +19,7 @@ from vlkd_pl.text_files import iter_lines
 
 
 class TextCorpus:
-    """Texts without pictures, drawn to stand beside a batch of pairs.
+    """Texts without images, drawn to stand beside a batch of pairs.
 
     Args:
         path: A text file, one passage a line; it is held in memory.

@@ -26,7 +26,7 @@ class Question(NamedTuple):
 
     Attributes:
         question_id: Its number.
-        image_id: Its picture's number.
+        image_id: Its image's number.
         text: The question.
         answers: The answers; empty where they are kept secret.
         answer_type: ``yes/no``, ``number`` or ``other``.
@@ -45,7 +45,7 @@ class Question(NamedTuple):
 
 
 class AskedImage(NamedTuple):
-    """A picture with all its questions.
+    """An image with all its questions.
 
     Attributes:
         image_id: Its number.
@@ -63,7 +63,7 @@ class AskedQuestion(NamedTuple):
 
     Attributes:
         question: With its answers.
-        file: Its picture's file.
+        file: Its image's file.
     """
 
     question: Question
@@ -76,7 +76,7 @@ class QuestionFiles:
 
     Args:
         questions: ``v2_OpenEnded_mscoco_val2014_questions.json`` or another of its format, or several.
-        images: Folder of the pictures, whose names end in their numbers.
+        images: Folder of the images, whose names end in their numbers.
         annotations: ``v2_mscoco_val2014_annotations.json``, or several; None where the answers are secret.
         split: Takes the questions of this file alone, see ``read_split``.
     """
@@ -138,7 +138,7 @@ def read_questions(
 def read_split(path: str | Path) -> dict[int, str]:
     """Reads a split in the format of VL-T5 (Cho et al., 2021): ``karpathy_train.json``, ``_val`` or ``_test``.
 
-    The test split has 26,280 questions on the pictures of Karpathy's test split. In 24,722 of them the best answers are
+    The test split has 26,280 questions on the images of Karpathy's test split. In 24,722 of them the best answers are
     among the 3,129 that VL-T5 counts as common; they are *in-domain*, and ``is_topk_optimal`` is true. The other 1,558
     are *out-of-domain*.
 

@@ -31,7 +31,7 @@ def _end(error: BaseException, batch: Any) -> None:
     os._exit(int(number or 1))
 
 
-def one_thread(worker: int) -> None:
+def worker_init_fn(worker: int) -> None:
     """For a worker of a ``DataLoader``: more threads would take the cores from the other workers."""
     torch.set_num_threads(1)
     end_with_main_process()

@@ -22,7 +22,7 @@ from vlkd_pl.data.collate import Collator
 from vlkd_pl.data.image_files import check_readable
 from vlkd_pl.data.infilling import TextInfilling
 from vlkd_pl.data.stream import ShardStream, TextCorpus
-from vlkd_pl.data.workers import one_thread
+from vlkd_pl.data.workers import worker_init_fn
 from vlkd_pl.datamodules.order import OrderedDataModule
 from vlkd_pl.distributed import gather_objects
 from vlkd_pl.features.cache import FeatureCache
@@ -46,34 +46,34 @@ class CC3MDataModule(OrderedDataModule):
     Args:
         shards: Tar files of ``key.jpg`` and ``key.txt`` as img2dataset writes them, on local disks or at addresses of
             S3, GCS or HTTP; braces and wildcards are expanded, see ``find_shards``.
-        clip: CLIP's name, file or folder, for its tokenizer and picture size.
+        clip: CLIP's name, file or folder, for its tokenizer and image size.
         bart: BART's name or folder, for its tokenizer.
         batch_size: Pairs in a batch of one process.
         num_workers: Worker processes of one process.
         shuffle_buffer: Raw samples that each worker holds to draw from.
         seed: Decides order and corruption.
         subset_size: Samples of a uniform subset, the same on every run: 1,000,000 or 100,000 for Table 9.
-        image_size: Width and height of a picture in pixels; CLIP's own by default.
+        image_size: Width and height of an image in pixels; CLIP's own by default.
         max_text_length: Most BART tokens of a text.
         mask_share: Share of masked tokens; of several, each text draws one.
         mean_span_length: λ of the span lengths.
-        max_image_pixels: Pictures with more are skipped.
-        skip_non_rgb: Whether pictures of another mode than RGB are skipped or converted.
-        draft_decoding: Whether training pictures in JPEG are decoded at a half, a quarter or an eighth of their size
+        max_image_pixels: Images with more are skipped.
+        skip_non_rgb: Whether images of another mode than RGB are skipped or converted.
+        draft_decoding: Whether training images in JPEG are decoded at a half, a quarter or an eighth of their size
             where they are so much larger than CLIP takes them. Of 1024 × 768 pixels it reads about twice as many a
             second, but the pixels are no longer CLIP's own: off by half a level of 255 in the mean, and by up to 20.
         max_bad_share: Share of bad samples, or of broken shards, above which training stops.
-        text_corpus: Text file, one passage a line, for infilling without pictures beside the pairs; not in the paper.
+        text_corpus: Text file, one passage a line, for infilling without images beside the pairs; not in the paper.
         text_batch_size: Passages for each batch.
         text_mask_share: Their share of masked tokens; ``mask_share`` by default.
         answer_mask_share: Of the passages that end in " Answer: x.", the share in which just x is masked.
-        val_images: Folder of validation pictures.
+        val_images: Folder of validation images.
         val_captions: Their captions, a file of COCO's format.
-        test_images: Folder of test pictures.
+        test_images: Folder of test images.
         test_captions: Their captions.
-        eval_batch_size: Pictures in an evaluation batch of one process.
-        num_eval_samples: Pictures to evaluate on, the first of the file; all by default.
-        features: Folder of CLIP's features, made with ``vlkd-pl cache``, to train on in place of the pictures; the
+        eval_batch_size: Images in an evaluation batch of one process.
+        num_eval_samples: Images to evaluate on, the first of the file; all by default.
+        features: Folder of CLIP's features, made with ``vlkd-pl cache``, to train on in place of the images; the
             shards are then not read, and need not be there. Of a folder on S3, GCS or HTTP each machine makes a copy
             before training; files that are there already are not copied again.
         features_copy: Local folder for that copy; one in ``~/.cache/vlkd_pl/features`` by default.
@@ -177,7 +177,7 @@ class CC3MDataModule(OrderedDataModule):
         """Looks at every file before anything is trained.
 
         Raises:
-            FileNotFoundError: A shard, caption file, picture or text file is missing.
+            FileNotFoundError: A shard, caption file, image or text file is missing.
             MisconfigurationException: There are fewer shards than workers of all ranks, a file is of another format, an
                 image to evaluate on cannot be read, or cached features are damaged or were made in another way.
         """
@@ -220,15 +220,15 @@ class CC3MDataModule(OrderedDataModule):
             batch_size=None,
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=one_thread,
+            worker_init_fn=worker_init_fn,
         )
 
     def val_dataloader(self) -> DataLoader[EvaluationBatch] | list[Any]:
-        """The validation pictures, in order; none where no files were given."""
+        """The validation images, in order; none where no files were given."""
         return self._eval_dataloader("validate")
 
     def test_dataloader(self) -> DataLoader[EvaluationBatch]:
-        """The test pictures, in order.
+        """The test images, in order.
 
         Raises:
             MisconfigurationException: No files were given.
@@ -356,7 +356,7 @@ class CC3MDataModule(OrderedDataModule):
             num_workers=self.num_workers,
             collate_fn=ready,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=one_thread,
+            worker_init_fn=worker_init_fn,
             generator=torch.Generator(),  # or else an epoch's start would shift the random numbers of training
         )
 
@@ -369,7 +369,7 @@ class CC3MDataModule(OrderedDataModule):
             num_workers=self.num_workers,
             collate_fn=self.collator.evaluation,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=one_thread,
+            worker_init_fn=worker_init_fn,
             generator=torch.Generator(),  # or else validation would shift the random numbers of training
         )
 

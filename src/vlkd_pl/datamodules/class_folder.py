@@ -1,3 +1,3 @@
-"""Pictures in one folder for each class, for zero-shot classification."""
+"""Images in one folder for each class, for zero-shot classification."""
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from vlkd_pl.batch import GLUETask
 from vlkd_pl.data.glue_files import LAYOUTS, GLUEText, collate, read_dataset, read_tsv
 from vlkd_pl.data.sampler import EpochOrder, OrderedDataset
-from vlkd_pl.data.workers import one_thread
+from vlkd_pl.data.workers import worker_init_fn
 from vlkd_pl.datamodules.order import OrderedDataModule
 
 Split = Literal["train", "dev", "test"]
@@ -116,7 +116,7 @@ class GLUEDataModule(OrderedDataModule):
             batch_size=self.batch_size,
             sampler=order,
             num_workers=self.num_workers,
-            worker_init_fn=one_thread,
+            worker_init_fn=worker_init_fn,
             collate_fn=collate,
             generator=torch.Generator(),  # or else evaluation would shift the random numbers of training
         )

@@ -1,4 +1,4 @@
-"""Pictures with questions: VQA v2's official files (Goyal et al., 2017), whose format OK-VQA shares; VL-T5's splits."""
+"""Images with questions: VQA v2's official files (Goyal et al., 2017), whose format OK-VQA shares; VL-T5's splits."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import Any
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from vlkd_pl.batch import QuestionBatch
-from vlkd_pl.data.image_files import PictureFinder, check_present
+from vlkd_pl.data.image_files import ImageFinder, check_present
 from vlkd_pl.data.questions import QuestionDataset, Target, collate_questions
 from vlkd_pl.data.vqa_files import AskedImage, AskedQuestion, Question, QuestionFiles, joined_names, uniform_subset
-from vlkd_pl.datamodules.image_files import TrainedPictureDataModule
+from vlkd_pl.datamodules.base import TrainedImageDataModule
 
 
-class VQAv2DataModule(TrainedPictureDataModule):
-    """VQA v2's questions on COCO's pictures.
+class VQAv2DataModule(TrainedImageDataModule):
+    """VQA v2's questions on COCO's images.
 
-    Evaluation batches are of pictures, each with all its questions; training batches are of questions.
+    Evaluation batches are of images, each with all its questions; training batches are of questions.
 
     Args:
         questions: ``v2_OpenEnded_mscoco_val2014_questions.json`` or another of its format, or several, for validation
             and test.
-        images: Folder of the pictures, whose names end in their numbers.
+        images: Folder of the images, whose names end in their numbers.
         annotations: ``v2_mscoco_val2014_annotations.json``, or several; None for test-dev and test, whose answers are
             secret.
         split: VL-T5's ``karpathy_test.json``: its questions alone are evaluated, by domain; see ``read_split``.
@@ -32,10 +32,10 @@ class VQAv2DataModule(TrainedPictureDataModule):
         train_share: Share of the training questions that is used; 0.01 is the paper's 1%-shot. See ``uniform_subset``.
         target: Which of people's answers is trained on, ``drawn`` by their share, anew in each epoch, or the
             ``most_common``.
-        **options: See ``TrainedPictureDataModule``; ``seed`` also decides the subset and the drawn answers.
+        **options: See ``TrainedImageDataModule``; ``seed`` also decides the subset and the drawn answers.
 
     Raises:
-        MisconfigurationException: ``train_share`` is not above 0 and at most 1, or see ``PictureDataModule``.
+        MisconfigurationException: ``train_share`` is not above 0 and at most 1, or see ``ImageDataModule``.
     """
 
     def __init__(
@@ -58,13 +58,13 @@ class VQAv2DataModule(TrainedPictureDataModule):
         self.target: Target = target
 
     def read_samples(self) -> list[AskedImage]:
-        """The pictures that a question is asked of, in the order of their first questions.
+        """The images that a question is asked of, in the order of their first questions.
 
         Raises:
-            FileNotFoundError: A file or a picture is missing.
+            FileNotFoundError: A file or an image is missing.
             MisconfigurationException: A file is of another format, or the two are not of the same questions.
         """
-        finder = PictureFinder(self.evaluated.images)
+        finder = ImageFinder(self.evaluated.images)
         asked: dict[int, list[Question]] = {}
         for question in self.evaluated.read():
             asked.setdefault(question.image_id, []).append(question)
@@ -79,12 +79,12 @@ class VQAv2DataModule(TrainedPictureDataModule):
         """The questions of the share, with their answers.
 
         Raises:
-            FileNotFoundError: A file or a picture is missing.
+            FileNotFoundError: A file or an image is missing.
             MisconfigurationException: A file is of another format, or there are no answers.
         """
         if self.train_files.annotations is None:
             raise MisconfigurationException("there is nothing to train on: give data.train.annotations")
-        finder = PictureFinder(self.train_files.images)
+        finder = ImageFinder(self.train_files.images)
         questions = uniform_subset(self.train_files.read(), self.train_share, self.seed)
         if unanswered := [question.question_id for question in questions if not question.answers]:
             raise MisconfigurationException(
@@ -96,5 +96,5 @@ class VQAv2DataModule(TrainedPictureDataModule):
         return [AskedQuestion(question, files[question.image_id]) for question in questions]
 
     def training_dataset(self) -> tuple[QuestionDataset, Callable[[Any], QuestionBatch]]:
-        """The questions with their pictures and with the answers of the epoch."""
+        """The questions with their images and with the answers of the epoch."""
         return QuestionDataset(self.training, self.transform, self.target, self.seed), collate_questions

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from vlkd_pl.batch import SummaryBatch
 from vlkd_pl.data.infilling import Ids
 from vlkd_pl.data.sampler import EpochOrder, OrderedDataset
-from vlkd_pl.data.workers import one_thread
+from vlkd_pl.data.workers import worker_init_fn
 from vlkd_pl.data.xsum_files import Document, DocumentBatches, EncodedDocument, iter_documents, token_batches
 from vlkd_pl.datamodules.order import OrderedDataModule
 from vlkd_pl.models.bart import load_bart_tokenizer
@@ -133,7 +133,7 @@ class XSUMDataModule(OrderedDataModule):
             batch_size=None,
             sampler=sampler,
             num_workers=self.num_workers,
-            worker_init_fn=one_thread,
+            worker_init_fn=worker_init_fn,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # or else evaluation would shift the random numbers of training
         )

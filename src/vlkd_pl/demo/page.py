@@ -1,4 +1,4 @@
-"""The page of ``vlkd-pl demo``: captions of a picture that is dropped on it, and answers to questions about it."""
+"""The page of ``vlkd-pl demo``: captions of an image that is dropped on it, and answers to questions about it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vlkd_pl.data.image_files import iter_pictures
+from vlkd_pl.data.image_files import iter_image_files
 from vlkd_pl.demo.limits import RequestLimits
 from vlkd_pl.errors import needs_extra
 from vlkd_pl.images import ImageError, ImageSizeError, open_image
 from vlkd_pl.models.decoding import Decoding
-from vlkd_pl.pipeline import VLKD, PictureError
+from vlkd_pl.pipeline import VLKD
 from vlkd_pl.sample.language import questions
 from vlkd_pl.sample.renderer import render
 from vlkd_pl.sample.scenes import Item, Scene
@@ -26,14 +26,14 @@ with needs_extra("demo"):
     from gradio.utils import get_upload_folder
     from starlette.middleware import Middleware
 
-PICTURE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 """Pillow's names of the formats that are taken: those that every browser shows."""
 
-_NO_CAPTION = "They appear here when there is a picture."
+_NO_CAPTION = "They appear here when there is an image."
 _NO_ANSWER = "It appears here, with alternatives and the probability of each."
 _CAPTION_NOTE = "mean probability of a token, by which the search orders captions, as vlkd-pl caption does"
 _ANSWER_NOTE = "probability of the whole answer, as vlkd-pl ask --top orders answers; vlkd-pl ask alone is greedy"
-_DAMAGED = "The picture is damaged, or no longer here: give it again."
+_DAMAGED = "The image is damaged, or no longer here: give it again."
 _MOST_EXAMPLES = 12
 _NUM_CAPTIONS = 3
 _NUM_ANSWERS = 5
@@ -54,7 +54,7 @@ _CSS = """
 .gradio-container { max-width: 1120px !important; margin: 0 auto !important; }
 #heading h1 { margin: 0.4em 0 0.1em; font-size: 2em; letter-spacing: -0.02em; }
 #heading p { color: var(--body-text-color-subdued); margin: 0; }
-#picture.small img { width: 100%; height: 100%; object-fit: contain; image-rendering: pixelated; }
+#image.small img { width: 100%; height: 100%; object-fit: contain; image-rendering: pixelated; }
 #examples .gallery { display: grid; grid-template-columns: repeat(6, 1fr); }
 #examples .gallery * { display: block; width: 100%; height: auto; max-height: none; aspect-ratio: 1; }
 #question button { padding: 0.3em 1.1em; background: var(--button-primary-background-fill);
@@ -75,7 +75,7 @@ _CSS = """
 
 
 class Example(NamedTuple):
-    """A picture to try the model on.
+    """An image to try the model on.
 
     Attributes:
         file: Its file.
@@ -90,7 +90,7 @@ def draw_examples(folder: Path, seed: int = 0) -> list[Example]:
     """Draws scenes of the sample world, with a question about each.
 
     Args:
-        folder: Gets the pictures; made where it is missing.
+        folder: Gets the images; made where it is missing.
         seed: Decides how the scenes are drawn, and the questions.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -104,38 +104,38 @@ def draw_examples(folder: Path, seed: int = 0) -> list[Example]:
     return examples
 
 
-def picture_problem(file: str | Path, max_upload_mb: int, max_pixels: int) -> str:
+def image_problem(file: str | Path, max_upload_mb: int, max_pixels: int) -> str:
     """Tells from a file's size and header, before anything is decoded, why it is not taken.
 
     Args:
         file: What was uploaded.
         max_upload_mb: Most megabytes (2^20 bytes) of the file.
-        max_pixels: Most pixels of the picture, width times height.
+        max_pixels: Most pixels of the image, width times height.
 
     Returns:
-        A sentence to show, or an empty string for a picture that is taken.
+        A sentence to show, or an empty string for an image that is taken.
     """
-    no_image = f"This file is no picture that can be read. Give one of {', '.join(PICTURE_FORMATS)}."
+    no_image = f"This file is no image that can be read. Give one of {', '.join(IMAGE_FORMATS)}."
     try:
         if os.stat(file).st_size > max_upload_mb * 2**20:
             return f"The file is too large: {max_upload_mb} MB are taken at most."
         with open_image(file, max_pixels) as image:
-            return "" if image.format in PICTURE_FORMATS else no_image
+            return "" if image.format in IMAGE_FORMATS else no_image
     except ImageSizeError as error:
         return f"The image is refused: {str(error).removeprefix(f'{file}: ')}."
-    except (ImageError, OSError, ValueError):
+    except (OSError, ValueError):
         return no_image
 
 
 def find_examples(folder: Path, max_upload_mb: int = 10, max_pixels: int = 50_000_000) -> list[Example]:
-    """Finds the first twelve pictures that are taken in a folder, searched recursively; without questions.
+    """Finds the first twelve images that are taken in a folder, searched recursively; without questions.
 
     Args:
         folder: The folder.
-        max_upload_mb: See ``picture_problem``.
-        max_pixels: See ``picture_problem``.
+        max_upload_mb: See ``image_problem``.
+        max_pixels: See ``image_problem``.
     """
-    taken = (file for file in iter_pictures([folder]) if not picture_problem(file, max_upload_mb, max_pixels))
+    taken = (file for file in iter_image_files([folder]) if not image_problem(file, max_upload_mb, max_pixels))
     return [Example(file) for file in islice(taken, _MOST_EXAMPLES)]
 
 
@@ -152,19 +152,19 @@ def build_page(
 
     Args:
         model: The model to try.
-        examples: Pictures to choose from.
+        examples: Images to choose from.
         num_masks: Where the slider of the masks in the captions' prompt stands at first.
         num_beams: Where the slider of the beams stands at first.
-        max_upload_mb: See ``picture_problem``.
-        max_pixels: See ``picture_problem``.
+        max_upload_mb: See ``image_problem``.
+        max_pixels: See ``image_problem``.
     """
 
     def take(upload: dict[str, Any] | None) -> tuple[Any, ...]:
-        """What is kept of a picture that came or went; and the picture, captions and answers on the page."""
+        """What is kept of an image that came or went; and the image, captions and answers on the page."""
         if upload is None:
             return None, gr.skip(), _panel("Captions", _NO_CAPTION), _panel("Answer", _NO_ANSWER)
         file = upload["path"]
-        if problem := picture_problem(file, max_upload_mb, max_pixels):
+        if problem := image_problem(file, max_upload_mb, max_pixels):
             gr.Warning(problem)
             return None, None, _panel("Captions", _NO_CAPTION), _panel("Answer", _NO_ANSWER)
         with open_image(file) as image:
@@ -187,7 +187,7 @@ def build_page(
     def answer(file: str | None, question: str, caption_first: bool, masks: int, beams: int) -> str:
         """The answer and its alternatives."""
         if file is None:
-            gr.Warning("Drop a picture first, or choose an example.")
+            gr.Warning("Drop an image first, or choose an example.")
             return _panel("Answer", _NO_ANSWER)
         if not question or not question.strip():
             gr.Warning("Type a question first.")
@@ -201,7 +201,7 @@ def build_page(
             (found,) = model.answers(
                 Path(file), [question], caption_first, decoding=decoding, caption_masks=int(masks), scores=True
             )
-        except PictureError:
+        except ImageError:
             gr.Warning(_DAMAGED)
             return _panel("Answer", _NO_ANSWER)
         except ValueError as error:
@@ -213,18 +213,18 @@ def build_page(
     files = [example.file for example in examples]
     with _Page(files, title="VLKD", analytics_enabled=False) as page:
         gr.Markdown(
-            "# VLKD\nCLIP sees and BART writes: drop a picture, read its captions, ask about it.", elem_id="heading"
+            "# VLKD\nCLIP sees and BART writes: drop an image, read its captions, ask about it.", elem_id="heading"
         )
         file = gr.State(None)
         with gr.Row():
             with gr.Column(scale=5):
-                picture = gr.Image(
-                    label="Picture",
+                image = gr.Image(
+                    label="Image",
                     sources=["upload", "clipboard"],
                     buttons=[],
                     height=400,
-                    elem_id="picture",
-                    placeholder=f"Drop a picture here\nor click to choose one, of {max_upload_mb} MB at most",
+                    elem_id="image",
+                    placeholder=f"Drop an image here\nor click to choose one, of {max_upload_mb} MB at most",
                 )
                 if examples:
                     chosen = gr.Dataset(
@@ -268,7 +268,7 @@ def build_page(
             "show_progress": "minimal",
         }
         # without preprocess Gradio opens no file before it was looked at here
-        picture.change(take, picture, [file, picture, captions, answers], preprocess=False, **one_at_a_time)
+        image.change(take, image, [file, image, captions, answers], preprocess=False, **one_at_a_time)
         gr.on([file.change, masks.change, beams.change], tell, [file, masks, beams], captions, **one_at_a_time)
         question.submit(answer, [file, question, caption_first, masks, beams], answers, **one_at_a_time)
         if examples:
@@ -276,7 +276,7 @@ def build_page(
                 # Gradio's own copy, since it serves no file of other folders
                 lambda number: (chosen.samples[number][0]["path"], examples[number].question),
                 chosen,
-                [picture, question],
+                [image, question],
                 api_visibility="private",
                 show_progress="hidden",
             )

@@ -1,4 +1,4 @@
-"""A picture of pictures with their captions, for a person to see learning happen."""
+"""A picture of images with their captions, for a person to see learning happen."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from vlkd_pl.clip.transform import IMAGE_MEAN, IMAGE_STD
-from vlkd_pl.files import written_whole
+from vlkd_pl.files import atomic_write
 
 _TILE = 168
 _LINE = 15
@@ -23,7 +23,7 @@ _MARGIN = 8
 _CHARACTERS = 27
 
 
-class Shown(NamedTuple):
+class PanelItem(NamedTuple):
     """A picture of the panel.
 
     Attributes:
@@ -37,15 +37,15 @@ class Shown(NamedTuple):
     truth: str
 
 
-def caption_panel(shown: Sequence[Shown], columns: int = 4) -> Image.Image:
-    """Draws pictures in a grid, each above what the model said in black and what a person said in grey.
+def caption_panel(shown: Sequence[PanelItem], columns: int = 4) -> Image.Image:
+    """Draws images in a grid, each above what the model said in black and what a person said in grey.
 
     Args:
-        shown: The pictures.
-        columns: Pictures in a row.
+        shown: The images.
+        columns: Images in a row.
 
     Returns:
-        An RGB picture.
+        An RGB image.
     """
     said = [textwrap.wrap(each.said, _CHARACTERS) or ["(nothing)"] for each in shown]
     wanted = [textwrap.wrap(each.truth, _CHARACTERS) for each in shown]
@@ -58,7 +58,7 @@ def caption_panel(shown: Sequence[Shown], columns: int = 4) -> Image.Image:
     font = ImageFont.load_default(size=12)
     for index, each in enumerate(shown):
         left, top = width * (index % columns) + _MARGIN, height * (index // columns) + _MARGIN
-        panel.paste(_picture(each.image), (left, top))
+        panel.paste(_tile(each.image), (left, top))
         top += _TILE + 2
         for lines, fill in ((said[index], "black"), (wanted[index], "grey")):
             for line in lines:
@@ -73,7 +73,7 @@ def log_panel(trainer: pl.Trainer, name: str, panel: Image.Image, folder: str | 
     Args:
         trainer: Holds the loggers and the step.
         name: What it is called in the logs.
-        panel: The picture.
+        panel: The image.
         folder: The run's log folder, where it has one.
 
     Returns:
@@ -90,7 +90,7 @@ def log_panel(trainer: pl.Trainer, name: str, panel: Image.Image, folder: str | 
     path = Path(folder) / "panels" / f"{name.replace('/', '_')}_{trainer.global_step:06d}.png"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(path) as file:
+        with atomic_write(path) as file:
             panel.save(file, "PNG")
     except OSError as error:
         rank_zero_warn(f"the caption panel {path} cannot be written ({error})")
@@ -98,8 +98,8 @@ def log_panel(trainer: pl.Trainer, name: str, panel: Image.Image, folder: str | 
     return path
 
 
-def _picture(image: Tensor) -> Image.Image:
-    """The picture, as large as a tile."""
+def _tile(image: Tensor) -> Image.Image:
+    """The image, as large as a tile."""
     if image.is_floating_point():
         std, mean = (torch.tensor(each).view(3, 1, 1) for each in (IMAGE_STD, IMAGE_MEAN))
         image = ((image.float().cpu() * std + mean).clamp(0, 1) * 255).round().byte()

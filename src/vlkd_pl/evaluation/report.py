@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from vlkd_pl.evaluation.panel import Shown
+from vlkd_pl.evaluation.panel import PanelItem
 from vlkd_pl.evaluation.table import Unit, units_of
 from vlkd_pl.files import write_text
 
@@ -21,7 +21,7 @@ class Report(NamedTuple):
         scores: By the names that they are logged under.
         table: The lines for a person to read.
         files: The content of each file by its name: a string as it is, anything else as JSON.
-        shown: Pictures for the panel.
+        shown: Images for the panel.
         units: What ``scores`` are in, all or each by its name; ``scores.json`` and the logs hold them so.
         notes: Why a score means less than it seems to, a line each.
     """
@@ -29,7 +29,7 @@ class Report(NamedTuple):
     scores: dict[str, float]
     table: str = ""
     files: dict[str, Any] | None = None
-    shown: Sequence[Shown] = ()
+    shown: Sequence[PanelItem] = ()
     units: Unit | Mapping[str, Unit] = "fraction"
     notes: Sequence[str] = ()
 

@@ -143,7 +143,7 @@ class FeatureCache:
             **settings: Some of ``FeatureSettings``, that must be as they were.
 
         Raises:
-            MisconfigurationException: The pictures were prepared or chosen in another way, or too many were bad.
+            MisconfigurationException: The images were prepared or chosen in another way, or too many were bad.
         """
         if max(self.bad_shares) > max_bad_share:
             raise MisconfigurationException(

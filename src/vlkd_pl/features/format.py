@@ -45,13 +45,13 @@ class FeatureSettings(NamedTuple):
 
     Attributes:
         clip: The CLIP's fingerprint.
-        image_size: Width and height of a picture in pixels, after CLIP's own preprocessing.
+        image_size: Width and height of an image in pixels, after CLIP's own preprocessing.
         image_features: ``pooled`` for the pooled embedding alone; ``all`` for the patches too.
         dtype: Type of the image tokens.
         subset_size: Samples of the uniform subset that was cached; None for all.
-        max_image_pixels: Pictures with more were skipped.
-        skip_non_rgb: Whether pictures of another mode than RGB were skipped.
-        draft_decoding: Whether JPEG pictures were decoded at a part of their size.
+        max_image_pixels: Images with more were skipped.
+        skip_non_rgb: Whether images of another mode than RGB were skipped.
+        draft_decoding: Whether JPEG images were decoded at a part of their size.
     """
 
     clip: str

@@ -1,4 +1,4 @@
-"""CLIP's features of pictures and texts, to be cached."""
+"""CLIP's features of images and texts, to be cached."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Features(NamedTuple):
 
 
 class FeatureModule(pl.LightningModule):
-    """Encodes pictures and texts with a frozen CLIP; it only predicts.
+    """Encodes images and texts with a frozen CLIP; it only predicts.
 
     Args:
         clip: The CLIP.

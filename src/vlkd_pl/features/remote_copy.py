@@ -13,7 +13,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_info
 
 from vlkd_pl.features.format import HEADER_SIZE, INDEX_FILE, SUFFIX, DamagedFileError, FeatureFile, parse_index
-from vlkd_pl.files import written_whole
+from vlkd_pl.files import atomic_write
 from vlkd_pl.shards.addresses import check_address
 from vlkd_pl.shards.remote import RemoteFile
 
@@ -53,7 +53,7 @@ def fetch_cache(address: str, folder: Path) -> None:
         raise MisconfigurationException(f"data.features: {base}/{INDEX_FILE} cannot be read ({error})") from error
     with ThreadPoolExecutor(_NUM_CONNECTIONS) as threads:
         copied = list(threads.map(lambda name: _fetch(f"{base}/{name}", folder / name), names))
-    with written_whole(folder / INDEX_FILE, _part(folder / INDEX_FILE)) as file:
+    with atomic_write(folder / INDEX_FILE, _part(folder / INDEX_FILE)) as file:
         file.write(index)
     rank_zero_info(f"features: {sum(copied)} of {len(names)} files of {address} copied to {folder}")
 
@@ -66,7 +66,7 @@ def _fetch(address: str, path: Path) -> bool:
             header = _header(remote)
             if _is_copied(path, header):
                 return False
-            with written_whole(path, _part(path)) as file:
+            with atomic_write(path, _part(path)) as file:
                 file.write(header)
                 for block in _blocks(remote):
                     file.write(block)

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from vlkd_pl.batch import ImageText, ShardBatch, ShardEnd
 from vlkd_pl.clip.tokenizer import CLIPTokenizer
-from vlkd_pl.data.workers import one_thread
+from vlkd_pl.data.workers import worker_init_fn
 from vlkd_pl.features.cache import finished_file
 from vlkd_pl.features.format import SUFFIX, FeatureSettings
 from vlkd_pl.shards.decoder import PAIR_PARTS, SKIP_REASONS, SampleDecoder
@@ -185,5 +185,5 @@ class UncachedDataModule(pl.LightningDataModule):
             batch_size=None,
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=one_thread,
+            worker_init_fn=worker_init_fn,
         )

@@ -42,8 +42,8 @@ class CaptionScores(Generic[Key]):
     """Scores as fractions; tables print them times 100.
 
     Attributes:
-        scores: Over all pictures, for ``BLEU-1`` to ``BLEU-4``, ``METEOR``, ``ROUGE-L``, ``CIDEr`` and ``SPICE``.
-        per_image: The same for each picture.
+        scores: Over all images, for ``BLEU-1`` to ``BLEU-4``, ``METEOR``, ``ROUGE-L``, ``CIDEr`` and ``SPICE``.
+        per_image: The same for each image.
         not_computed: For each metric that is not among them the reason.
     """
 
@@ -64,13 +64,13 @@ def caption_scores(
     the models of Stanford CoreNLP, which are never downloaded from here. An empty caption scores 0, by METEOR too.
 
     Args:
-        references: All captions of each picture.
-        predictions: One caption for each of the same pictures.
+        references: All captions of each image.
+        predictions: One caption for each of the same images.
         metrics: Some of ``CAPTION_METRICS``.
         progress: Shows a bar, on stderr where that is a terminal.
 
     Raises:
-        ValueError: A picture has no prediction or no reference, a prediction no picture, or there is no such metric.
+        ValueError: An image has no prediction or no reference, a prediction no image, or there is no such metric.
     """
     from rich.console import Console
     from rich.progress import Progress
@@ -100,14 +100,14 @@ def cider(references: Mapping[Key, Sequence[str]], predictions: Mapping[Key, str
     """CIDEr-D (Vedantam et al., 2015) as the COCO caption evaluation computes it, without Java.
 
     Args:
-        references: All captions of each picture.
-        predictions: One caption for each of the same pictures.
+        references: All captions of each image.
+        predictions: One caption for each of the same images.
 
     Returns:
-        The mean score and that of each picture; 1.0 is what tables print as 100.
+        The mean score and that of each image; 1.0 is what tables print as 100.
 
     Raises:
-        ValueError: A picture has no prediction or no reference, or a prediction no picture.
+        ValueError: An image has no prediction or no reference, or a prediction no image.
     """
     scored = caption_scores(references, predictions, ["CIDEr"])
     return scored.scores["CIDEr"], {key: scores["CIDEr"] for key, scores in scored.per_image.items()}
@@ -162,7 +162,7 @@ def _tokenized(
 def _score(
     metric: str, truth: _Texts[Key], guess: _Texts[Key], tick: Callable[[], None]
 ) -> dict[str, tuple[float, Sequence[float]]]:
-    """The scores of one metric, each over all pictures and for each of them."""
+    """The scores of one metric, each over all images and for each of them."""
     if metric == "BLEU":
         from pycocoevalcap.bleu.bleu import Bleu
 
@@ -202,7 +202,7 @@ def _meteor(truth: _Texts[Key], guess: _Texts[Key], tick: Callable[[], None]) ->
 def _ask_meteor(
     truth: _Texts[Key], guess: _Texts[Key], complaints: IO[str], tick: Callable[[], None]
 ) -> tuple[float, list[float]]:
-    """Runs the program: it gives statistics for each picture, and scores for all statistics together."""
+    """Runs the program: it gives statistics for each image, and scores for all statistics together."""
     options = ["-", "-", "-stdio", "-l", "en", "-norm"]
     command = ["java", "-Xmx2G", "-Dfile.encoding=UTF-8", "-jar", "meteor-1.5.jar", *options]
     with subprocess.Popen(

@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from vlkd_pl.files import written_whole
+from vlkd_pl.files import atomic_write
 from vlkd_pl.metrics.pairing import first_few
 
 Key = TypeVar("Key", bound=Hashable)
@@ -32,11 +32,11 @@ class CIDErD(Generic[Key]):
     ``vlkd_pl.metrics.ptb.tokenize`` gives them.
 
     Args:
-        references: All captions of each picture. Document frequencies are counted over these pictures.
+        references: All captions of each image. Document frequencies are counted over these images.
         cache: A folder that what is computed of the references is kept in and taken from, in a file named for them.
 
     Raises:
-        ValueError: There is no picture, or one without a reference.
+        ValueError: There is no image, or one without a reference.
     """
 
     def __init__(self, references: Mapping[Key, Sequence[str]], cache: str | Path | None = None) -> None:
@@ -54,7 +54,7 @@ class CIDErD(Generic[Key]):
             arrays = _index(list(references.values()))
             if file is not None:
                 file.parent.mkdir(parents=True, exist_ok=True)
-                with written_whole(file, file.with_suffix(f".{os.getpid()}.npz")) as unfinished:  # by each rank its own
+                with atomic_write(file, file.with_suffix(f".{os.getpid()}.npz")) as unfinished:  # by each rank its own
                     np.savez(unfinished, **arrays)  # type: ignore[arg-type]
         self._frequencies = _Table(arrays["grams"])
         self._pairs = _Table(arrays["pairs"])
@@ -71,17 +71,17 @@ class CIDErD(Generic[Key]):
         self._num_references = np.array([len(texts) for texts in references.values()])
 
     def __call__(self, images: Sequence[Key], captions: Sequence[str]) -> NDArray[np.float64]:
-        """Scores captions, each against all references of its picture.
+        """Scores captions, each against all references of its image.
 
         Args:
-            images: The picture of each caption; one may come several times.
+            images: The image of each caption; one may come several times.
             captions: N captions.
 
         Returns:
             (N,) from 0 to 10; 1.0 is what tables print as 100.
 
         Raises:
-            KeyError: A picture has no references.
+            KeyError: An image has no references.
         """
         rows = np.array([self._row_of[image] for image in images], dtype=np.int64)
         grams, owners, orders, num_words = _grams(captions)
@@ -162,11 +162,11 @@ def _spread(numbers: NDArray[np.int64]) -> _Hashes:
 
 
 def _index(references: Sequence[Sequence[str]]) -> dict[str, NDArray[Any]]:
-    """What scoring needs of I pictures' references, of which there are R at most.
+    """What scoring needs of I images' references, of which there are R at most.
 
     Returns:
-        ``grams``, sorted, and the ``frequency`` of each: in how many pictures' references it is; ``pairs``, the sorted
-        hashes of a picture with an n-gram, and ``counts`` (pairs, R); ``norms`` (I, 4, R) and ``num_bigrams`` (I, R).
+        ``grams``, sorted, and the ``frequency`` of each: in how many images' references it is; ``pairs``, the sorted
+        hashes of an image with an n-gram, and ``counts`` (pairs, R); ``norms`` (I, 4, R) and ``num_bigrams`` (I, R).
     """
     num_each = np.array([len(texts) for texts in references])
     shape = len(references), int(num_each.max())
@@ -195,7 +195,7 @@ def _index(references: Sequence[Sequence[str]]) -> dict[str, NDArray[Any]]:
 
 
 def _fingerprint(references: Mapping[Key, Sequence[str]]) -> str:
-    """Changes with any reference, its picture or their order."""
+    """Changes with any reference, its image or their order."""
     digest = hashlib.sha256(f"format {_FORMAT_VERSION}".encode())
     for key, texts in references.items():
         digest.update(repr((key, list(texts))).encode())

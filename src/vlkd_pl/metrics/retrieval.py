@@ -18,12 +18,12 @@ def recall_at_k(
     Args:
         image_embedding: (N, D), l2-normalised.
         text_embedding: (M, D), l2-normalised.
-        text_image_index: (M,) the row of the picture that each text tells of.
+        text_image_index: (M,) the row of the image that each text tells of.
         ks: Ranks that count as found.
 
     Returns:
-        ``image_to_text_r{k}``: the share of pictures with any of their texts among the k nearest;
-        ``text_to_image_r{k}``: the share of texts with their picture among the k nearest. A tie counts
+        ``image_to_text_r{k}``: the share of images with any of their texts among the k nearest;
+        ``text_to_image_r{k}``: the share of texts with their image among the k nearest. A tie counts
         against, and so does NaN: an encoder that collapsed or diverged finds nothing.
     """
     device = image_embedding.device

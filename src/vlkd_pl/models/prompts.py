@@ -37,21 +37,21 @@ class Prompt(NamedTuple):
             is_continuation: Whether it wrote only what follows ``before``.
 
         Returns:
-            The text; and whether the model wandered from the prompt: it began in another way, put nothing in place of
+            The text; and whether the model off_prompt from the prompt: it began in another way, put nothing in place of
             the masks, or wrote the prompt's label again, the last word of ``before`` where that ends in a colon. A
             reconstruction that began in another way is read from its last label, or else from its beginning.
         """
-        expected, words, wandered = self.before.split(), reconstruction.split(), False
+        expected, words, off_prompt = self.before.split(), reconstruction.split(), False
         label = expected[-1] if expected[-1].endswith(":") else None
         if not is_continuation:
             if words[: len(expected)] == expected:
                 words = words[len(expected) :]
             else:
-                wandered = True
+                off_prompt = True
                 if label in words:
                     words = words[len(words) - words[::-1].index(label) :]
         filled = " ".join(words).removesuffix(self.after).rstrip()
-        return filled, wandered or not filled or label in filled.split()
+        return filled, off_prompt or not filled or label in filled.split()
 
 
 def caption_prompt(num_masks: int) -> Prompt:

@@ -17,7 +17,7 @@ TextRoute = Literal["around", "through"]
 
 
 class TextModel(nn.Module):
-    """A BART for tasks without pictures.
+    """A BART for tasks without images.
 
     Args:
         bart: Plain or distilled.

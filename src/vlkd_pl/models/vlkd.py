@@ -223,7 +223,7 @@ class VLKDModel(nn.Module, ModelHubMixin):
         towards zero. Texts tell little about some directions of BART's space: towards zero, W_e would all but lose
         them, and W'_e, its pseudo-inverse, would blow them up.
 
-        W_i is the ridge regression the other way, as long as the encoder's output on average: pictures lie near their
+        W_i is the ridge regression the other way, as long as the encoder's output on average: images lie near their
         texts in the joint space, so that the decoder at once sees about what it would see of the text.
 
         Args:

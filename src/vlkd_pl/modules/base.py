@@ -17,12 +17,12 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from vlkd_pl.batch import PictureBatch
+from vlkd_pl.batch import ImageBatch
 from vlkd_pl.distributed import gather_objects, whole
 from vlkd_pl.evaluation.panel import caption_panel, log_panel
 from vlkd_pl.evaluation.report import Report
 from vlkd_pl.training.checkpoint import check_weights
-from vlkd_pl.training.nonfinite import SkippedSteps, StepSkipped
+from vlkd_pl.training.nonfinite import NonFiniteSteps, StepSkipped
 from vlkd_pl.training.optim import OptimizerName, linear_warmup_and_decay, make_optimizer, parameter_groups
 from vlkd_pl.training.random_state import (
     RandomState,
@@ -48,7 +48,7 @@ class TaskModule(pl.LightningModule, ABC):
         warmup_steps: Optimizer steps of linear warm-up.
         warmup_epochs: Epochs of linear warm-up, in place of ``warmup_steps``.
         total_steps: Optimizer steps after which the rate has fallen to 0; the trainer's own number by default.
-        panel_size: Pictures in the caption panel.
+        panel_size: Images in the caption panel.
         optimizer: ``adamw``, or ``lamb``; see ``make_optimizer``.
         max_skipped_steps: The most optimizer steps that are skipped in a run because a loss or the gradient is NaN or
             infinite; with one more training stops. The steps that float16's gradient scaler skips do not count.
@@ -84,7 +84,7 @@ class TaskModule(pl.LightningModule, ABC):
         self.optimizer: OptimizerName = optimizer
         self.loss_weights: dict[str, float] = {}
         self.evaluated: list[dict[str, Any]] = []
-        self.skipped_steps = SkippedSteps(max_skipped_steps)
+        self.skipped_steps = NonFiniteSteps(max_skipped_steps)
         self._resumed: tuple[RandomState | None, dict[str, Tensor]] | None = None
         self._random_state: RandomState | None = None
         self._batch_ended: float | None = None
@@ -113,11 +113,11 @@ class TaskModule(pl.LightningModule, ABC):
         """
 
     @abstractmethod
-    def conclude(self, items: list[dict[str, Any]]) -> Report:
+    def compute(self, items: list[dict[str, Any]]) -> Report:
         """Scores the items of all ranks, in the order of their ids; runs on the first rank alone."""
 
     @abstractmethod
-    def predict(self, batch: PictureBatch) -> list[dict[str, Any]]:
+    def predict(self, batch: ImageBatch) -> list[dict[str, Any]]:
         """What ``vlkd-pl predict`` writes of a batch, a JSON line each."""
 
     # Training
@@ -242,7 +242,7 @@ class TaskModule(pl.LightningModule, ABC):
     # Validation, test and prediction
 
     def shown_image(self, image: Tensor, index: int) -> Tensor | None:
-        """The picture for the panel, while it has room; ``index`` is its number in the batch."""
+        """The image for the panel, while it has room; ``index`` is its number in the batch."""
         return image.cpu() if len(self.evaluated) + index < self.panel_size else None
 
     def validation_step(self, batch: Any, batch_index: int) -> None:
@@ -253,8 +253,8 @@ class TaskModule(pl.LightningModule, ABC):
         """As in validation."""
         self.evaluated += self.evaluate(batch)
 
-    def predict_step(self, batch: PictureBatch, batch_index: int) -> list[dict[str, Any]]:
-        """The predictions for the pictures of a batch that could be read."""
+    def predict_step(self, batch: ImageBatch, batch_index: int) -> list[dict[str, Any]]:
+        """The predictions for the images of a batch that could be read."""
         return self.predict(batch) if batch["samples"] else []
 
     def on_test_start(self) -> None:
@@ -271,20 +271,20 @@ class TaskModule(pl.LightningModule, ABC):
 
     def on_validation_epoch_end(self) -> None:
         """Logs the scores, and draws the panel; outside of training also prints the scores."""
-        self._conclude("val")
+        self._compute("val")
         if self._random_state is not None:  # before a checkpoint is written
             set_random_state(self._random_state)
 
     def on_test_epoch_end(self) -> None:
         """As in validation; also prints the scores and writes them, with the predictions, to the run's log folder."""
-        self._conclude("test")
+        self._compute("test")
 
-    def _conclude(self, stage: str) -> None:
+    def _compute(self, stage: str) -> None:
         folder = self.trainer.log_dir  # asked on all ranks: it is broadcast
         items = {item["id"]: item for item in gather_objects(self.evaluated)}
         self.evaluated.clear()
         report = (
-            self.conclude([items[key] for key in sorted(items, key=_order)]) if self.trainer.is_global_zero else None
+            self.compute([items[key] for key in sorted(items, key=_order)]) if self.trainer.is_global_zero else None
         )
         scores = self.trainer.strategy.broadcast(report.scores if report is not None else {})
         for name, value in scores.items():

@@ -9,8 +9,8 @@ from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-from vlkd_pl.batch import CaptioningBatch, PictureBatch
-from vlkd_pl.evaluation.panel import Shown
+from vlkd_pl.batch import CaptioningBatch, ImageBatch
+from vlkd_pl.evaluation.panel import PanelItem
 from vlkd_pl.evaluation.report import Report
 from vlkd_pl.evaluation.table import score_table
 from vlkd_pl.losses import icti_loss
@@ -24,7 +24,7 @@ _SLOW_METRICS = ("METEOR", "SPICE")  # programs in Java, which the validations o
 
 
 class CaptioningModule(VLKDModule):
-    """Captions pictures, and scores the captions against what people wrote.
+    """Captions images, and scores the captions against what people wrote.
 
     Straight to ``test`` it does so zero-shot (Section 4.3.1); ``fit`` trains it on the same prompt (Section 4.4), with
     the loss ``icti`` alone.
@@ -49,7 +49,7 @@ class CaptioningModule(VLKDModule):
         self.logit_scale.requires_grad_(False)  # no part of the loss: DistributedDataParallel would wait for it
 
     def compute_losses(self, batch: CaptioningBatch) -> dict[str, Tensor]:  # type: ignore[override]
-        """The negative log-likelihood of "A picture of {caption}.", given the picture and the prompt (Eq. 2).
+        """The negative log-likelihood of "A picture of {caption}.", given the image and the prompt (Eq. 2).
 
         Returns:
             ``icti``, since it is Image-Conditioned Text Infilling with the masks in place of the caption.
@@ -68,15 +68,15 @@ class CaptioningModule(VLKDModule):
         labels = told["input_ids"].masked_fill(told["attention_mask"] == 0, -100).to(self.device)
         return icti_loss(self.model.decode(condition[rows], mask[rows], labels), labels, self.icti_reduction)
 
-    def evaluate(self, batch: PictureBatch) -> list[dict[str, Any]]:
-        """Captions the pictures; the samples are ``CaptionedImage``."""
+    def evaluate(self, batch: ImageBatch) -> list[dict[str, Any]]:
+        """Captions the images; the samples are ``CaptionedImage``."""
         image_tokens = self.model.clip.encode_image(batch["image"])
         captions = caption(self.model, image_tokens, self.num_masks, self.decoding)
         return [
             {
                 "id": sample.image_id,
                 "caption": captions[index][0].text,
-                "wandered": captions[index][0].wandered,
+                "off_prompt": captions[index][0].off_prompt,
                 "references": sample.references,
                 "domain": sample.domain,
                 "image": self.shown_image(batch["image"][index], index),
@@ -84,14 +84,14 @@ class CaptioningModule(VLKDModule):
             for index, sample in enumerate(batch["samples"])
         ]
 
-    def conclude(self, items: list[dict[str, Any]]) -> Report:
-        """Scores over all pictures and in each domain; ``predictions.json`` is what COCO's and NoCaps' servers take."""
+    def compute(self, items: list[dict[str, Any]]) -> Report:
+        """Scores over all images and in each domain; ``predictions.json`` is what COCO's and NoCaps' servers take."""
         results = [{"image_id": item["id"], "caption": item["caption"]} for item in items]
-        scores = {"wandered": sum(item["wandered"] for item in items) / len(items)}
+        scores = {"off_prompt": sum(item["off_prompt"] for item in items) / len(items)}
         files: dict[str, Any] = {"predictions.json": results}
         known = [item for item in items if item["references"]]
         domains = sorted({item["domain"] for item in known if item["domain"] is not None})
-        lines, columns, notes = [f"{len(items)} pictures, of {len(known)} captions are known"], {}, []
+        lines, columns, notes = [f"{len(items)} images, of {len(known)} captions are known"], {}, []
         for name in ["all", *domains] if known else []:
             part = [item for item in known if name in ("all", item["domain"])]
             references = {item["id"]: item["references"] for item in part}
@@ -111,9 +111,9 @@ class CaptioningModule(VLKDModule):
                 missing = [f"{metric} not computed: {reason}" for metric, reason in scored.not_computed.items()]
         if columns:
             lines += [score_table(list(columns), list(columns.values())), *missing]
-        lines.append(f"wandered from the prompt: {sum(item['wandered'] for item in items)}")
+        lines.append(f"off_prompt from the prompt: {sum(item['off_prompt'] for item in items)}")
         shown = [
-            Shown(item["image"], item["caption"], "".join(item["references"][:1]))
+            PanelItem(item["image"], item["caption"], "".join(item["references"][:1]))
             for item in items
             if item["image"] is not None
         ]
@@ -125,7 +125,7 @@ class CaptioningModule(VLKDModule):
 
 
 def caption_condition(model: VLKDModel, image_tokens: Tensor, num_masks: int) -> tuple[Tensor, Tensor]:
-    """C of Eq. (1) for "A picture of <mask>×m." with each picture.
+    """C of Eq. (1) for "A picture of <mask>×m." with each image.
 
     Args:
         model: The model.

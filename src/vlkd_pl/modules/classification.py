@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional
 
-from vlkd_pl.batch import PictureBatch
-from vlkd_pl.evaluation.panel import Shown
+from vlkd_pl.batch import ImageBatch
+from vlkd_pl.evaluation.panel import PanelItem
 from vlkd_pl.evaluation.report import Report
 from vlkd_pl.evaluation.table import score_table
 from vlkd_pl.modules.retrieval import embed_with_both
@@ -17,7 +17,7 @@ from vlkd_pl.modules.vlkd import VLKDModule
 
 
 class ClassificationModule(VLKDModule):
-    """Classifies pictures by the nearest class name, embedded by the distilled BART and by CLIP's own text encoder.
+    """Classifies images by the nearest class name, embedded by the distilled BART and by CLIP's own text encoder.
 
     Args:
         templates: Sentences with ``{}`` in the place of the class name; a class is embedded as the mean of all of them.
@@ -29,8 +29,8 @@ class ClassificationModule(VLKDModule):
         self.templates = templates
         self._class_embeddings: dict[str, Tensor] = {}
 
-    def evaluate(self, batch: PictureBatch) -> list[dict[str, Any]]:
-        """Ranks the classes for each picture; the samples are ``LabelledImage``."""
+    def evaluate(self, batch: ImageBatch) -> list[dict[str, Any]]:
+        """Ranks the classes for each image; the samples are ``LabelledImage``."""
         ranked = self._ranked(batch["image"])
         return [
             {"id": sample.image_id, "label": sample.label, "image": self.shown_image(batch["image"][index], index)}
@@ -38,8 +38,8 @@ class ClassificationModule(VLKDModule):
             for index, sample in enumerate(batch["samples"])
         ]
 
-    def conclude(self, items: list[dict[str, Any]]) -> Report:
-        """The share of pictures whose class is the nearest, or among the five nearest, by each text encoder."""
+    def compute(self, items: list[dict[str, Any]]) -> Report:
+        """The share of images whose class is the nearest, or among the five nearest, by each text encoder."""
         class_names = self.data.class_names
         columns = {
             name: {
@@ -57,16 +57,16 @@ class ClassificationModule(VLKDModule):
             for item in items
         ]
         shown = [
-            Shown(item["image"], class_names[item["bart"][0]], class_names[item["label"]])
+            PanelItem(item["image"], class_names[item["bart"][0]], class_names[item["label"]])
             for item in items
             if item["image"] is not None
         ]
-        head = f"{len(items)} pictures, {len(class_names)} classes"
+        head = f"{len(items)} images, {len(class_names)} classes"
         table = score_table(list(columns), list(columns.values()))
         return Report(scores, f"{head}\n{table}", {"predictions.json": results}, shown)
 
-    def predict(self, batch: PictureBatch) -> list[dict[str, Any]]:
-        """The class nearest each picture, by the distilled BART, with its cosine."""
+    def predict(self, batch: ImageBatch) -> list[dict[str, Any]]:
+        """The class nearest each image, by the distilled BART, with its cosine."""
         classes, cosines = self._ranked(batch["image"])["bart"]
         return [
             {"image_id": sample.image_id, "class": self.data.class_names[ranks[0]], "score": cosine[0]}
@@ -74,7 +74,7 @@ class ClassificationModule(VLKDModule):
         ]
 
     def _ranked(self, image: Tensor) -> dict[str, tuple[list[list[int]], list[list[float]]]]:
-        """For each text encoder the five nearest classes of each picture, and their cosines."""
+        """For each text encoder the five nearest classes of each image, and their cosines."""
         if not self._class_embeddings:
             self._class_embeddings = self._embed_classes()
         image_embedding = self.model.clip.encode_image(image)[:, 0]

@@ -102,7 +102,7 @@ class GLUEModule(TaskModule):
             for sample, value in zip(batch["samples"], self._predictions(batch), strict=True)
         ]
 
-    def conclude(self, items: list[dict[str, Any]]) -> Report:
+    def compute(self, items: list[dict[str, Any]]) -> Report:
         """GLUE's scores, each of MNLI's two sets by itself, and ``score``, their mean as Table 5 averages.
 
         The files are what GLUE's server takes.

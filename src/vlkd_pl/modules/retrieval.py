@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlkd_pl.batch import PictureBatch
+from vlkd_pl.batch import ImageBatch
 from vlkd_pl.evaluation.report import Report
 from vlkd_pl.evaluation.table import score_table
 from vlkd_pl.metrics.retrieval import recall_at_k
@@ -19,11 +19,11 @@ _TEXTS_IN_A_BATCH = 256
 
 
 class RetrievalModule(VLKDModule):
-    """Finds pictures by their captions and captions by their pictures, with both text encoders.
+    """Finds images by their captions and captions by their images, with both text encoders.
 
     Args:
-        fold_size: Pictures in a fold; recall is that among all pictures, and the mean of that in each fold. COCO's test
-            split holds 5,000 pictures, and the field states recall among all and among 1,000.
+        fold_size: Images in a fold; recall is that among all images, and the mean of that in each fold. COCO's test
+            split holds 5,000 images, and the field states recall among all and among 1,000.
         **options: See ``VLKDModule``.
     """
 
@@ -31,8 +31,8 @@ class RetrievalModule(VLKDModule):
         super().__init__(**options)
         self.fold_size = fold_size
 
-    def evaluate(self, batch: PictureBatch) -> list[dict[str, Any]]:
-        """Embeds the pictures and all their captions; the samples are ``CaptionedImage``."""
+    def evaluate(self, batch: ImageBatch) -> list[dict[str, Any]]:
+        """Embeds the images and all their captions; the samples are ``CaptionedImage``."""
         image_embedding = self.model.clip.encode_image(batch["image"])[:, 0].cpu()
         counts = [len(sample.references) for sample in batch["samples"]]
         texts = [text for sample in batch["samples"] for text in sample.references]
@@ -44,7 +44,7 @@ class RetrievalModule(VLKDModule):
             for index, sample in enumerate(batch["samples"])
         ]
 
-    def conclude(self, items: list[dict[str, Any]]) -> Report:
+    def compute(self, items: list[dict[str, Any]]) -> Report:
         """Recall@1, 5 and 10 both ways, of BART and of CLIP's own text encoder."""
         folds = [items[first : first + self.fold_size] for first in range(0, len(items), self.fold_size)]
         full = [fold for fold in folds if len(fold) == self.fold_size]
@@ -59,7 +59,7 @@ class RetrievalModule(VLKDModule):
             for head, column in columns.items()
             for row, value in column.items()
         }
-        lines = [f"{len(items)} pictures, {sum(len(item['bart']) for item in items)} captions"]
+        lines = [f"{len(items)} images, {sum(len(item['bart']) for item in items)} captions"]
         return Report(scores, "\n".join([*lines, score_table(list(columns), list(columns.values()))]))
 
 

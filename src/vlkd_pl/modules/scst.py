@@ -29,15 +29,15 @@ class SCSTModule(CaptioningModule):
     the document frequencies too, and samples that ended. Without it a caption that breaks off ("… on a") often has a
     higher reward than the finished one.
 
-    Document frequencies are those of the training references. A training sample is a picture with all its captions:
-    ``train_by: picture`` of ``COCODataModule``. The paper gives no settings of its SCST; these are ours.
+    Document frequencies are those of the training references. A training sample is an image with all its captions:
+    ``train_by: image`` of ``COCODataModule``. The paper gives no settings of its SCST; these are ours.
 
     Args:
-        num_samples: Captions that are drawn for each picture, with dropout on.
-        baseline: What a caption's reward is compared with: the mean of the ``others`` of the same picture (Luo, 2020),
+        num_samples: Captions that are drawn for each image, with dropout on.
+        baseline: What a caption's reward is compared with: the mean of the ``others`` of the same image (Luo, 2020),
             or that of the ``greedy`` caption without dropout, as in the original.
         kl_weight: Weight of the divergence from the model that training starts from; see ``token_kl_loss``.
-        cross_entropy_weight: Weight of the loss of ``CaptioningModule`` on the same pictures.
+        cross_entropy_weight: Weight of the loss of ``CaptioningModule`` on the same images.
         end_token_in_reward: Whether the end token is a word of the reward.
         reward_cache: A folder to keep what the reward needs of the references in; see ``CIDErD``.
         **options: See ``CaptioningModule``.
@@ -154,10 +154,10 @@ class SCSTModule(CaptioningModule):
         return f"{text} {_END}" if has_ended and self.end_token_in_reward else text
 
     def _reward(self, image_ids: list[int | str], texts: list[str], ids: Tensor) -> Tensor:
-        """CIDEr-D (B, n) of n captions of each picture.
+        """CIDEr-D (B, n) of n captions of each image.
 
         Args:
-            image_ids: B pictures.
+            image_ids: B images.
             texts: B · n captions, see ``_read``.
             ids: What they were read from (B · n, M): captions that have ended hold an end token.
         """

@@ -71,7 +71,7 @@ class SummarizationModule(TaskModule):
             for document, text in zip(batch["samples"], self._summaries(features, batch), strict=True)
         ]
 
-    def conclude(self, items: list[dict[str, Any]]) -> Report:
+    def compute(self, items: list[dict[str, Any]]) -> Report:
         """F1 of ROUGE in percent, as ``vlkd-pl score summaries`` computes it on the two text files that are written."""
         summaries, references = ([item[key] for item in items] for key in ("summary", "reference"))
         scores = summary_scores(references, summaries)

@@ -9,8 +9,8 @@ import torch
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
-from vlkd_pl.batch import ImageTextBatch, InfillingBatch, PictureBatch
-from vlkd_pl.evaluation.panel import Shown
+from vlkd_pl.batch import ImageBatch, ImageTextBatch, InfillingBatch
+from vlkd_pl.evaluation.panel import PanelItem
 from vlkd_pl.evaluation.report import Report
 from vlkd_pl.evaluation.table import score_table
 from vlkd_pl.losses import chunked_icti_loss, clamp_logit_scale_, icti_loss, itcl_loss, ttdm_loss
@@ -53,7 +53,7 @@ class VLKDModule(TaskModule):
         ttdm_weight: γ, the weight of TTDM.
         itcl_weight: Weight of ITCL.
         icti_weight: Weight of ICTI.
-        text_infilling_weight: Weight of infilling on text without pictures, where the data has it.
+        text_infilling_weight: Weight of infilling on text without images, where the data has it.
         ttdm_reduction: ``mean`` or ``sum`` over the dimensions; see ``ttdm_loss``.
         icti_reduction: ``sum`` or ``mean`` over a text's tokens; see ``icti_loss``.
         temperature: τ at the start; it is learnt, and 0.01 at least, as CLIP's own.
@@ -150,7 +150,7 @@ class VLKDModule(TaskModule):
         Their weighted sum is L = γ L_TTDM + L_ITCL + L_ICTI (Section 3.2.3).
 
         Returns:
-            ``ttdm``, ``itcl`` and ``icti``, and ``text_infilling`` where the batch holds text without pictures.
+            ``ttdm``, ``itcl`` and ``icti``, and ``text_infilling`` where the batch holds text without images.
         """
         return self._losses_of(self._encode(batch), batch)
 
@@ -274,8 +274,8 @@ class VLKDModule(TaskModule):
             for index, image_id in enumerate(batch["image_id"].tolist())
         ]
 
-    def conclude(self, items: list[dict[str, Any]]) -> Report:
-        """Recall of pictures by texts and of texts by pictures, and CIDEr, also of captions given to other pictures."""
+    def compute(self, items: list[dict[str, Any]]) -> Report:
+        """Recall of images by texts and of texts by images, and CIDEr, also of captions given to other images."""
         predictions = {item["id"]: item["caption"] for item in items}
         references = {item["id"]: item["references"] for item in items}
         image_embedding = torch.stack([item["image_embedding"] for item in items])
@@ -288,13 +288,15 @@ class VLKDModule(TaskModule):
         scores["cider_shuffled"] = cider(references, _shuffled(predictions))[0]
         results = [{"image_id": image_id, "caption": text} for image_id, text in predictions.items()]
         shown = [
-            Shown(item["image"], item["caption"], item["references"][0]) for item in items if item["image"] is not None
+            PanelItem(item["image"], item["caption"], item["references"][0])
+            for item in items
+            if item["image"] is not None
         ]
         notes = [note for note in (cider_note(references),) if note]
         return Report(scores, score_table(["score"], [scores]), {"predictions.json": results}, shown, notes=notes)
 
-    def predict(self, batch: PictureBatch) -> list[dict[str, Any]]:
-        """A caption for each picture."""
+    def predict(self, batch: ImageBatch) -> list[dict[str, Any]]:
+        """A caption for each image."""
         image_tokens = self.model.clip.encode_image(batch["image"])
         captions = caption(self.model, image_tokens, self.num_masks, self.decoding)
         return [
@@ -316,7 +318,7 @@ class VLKDModule(TaskModule):
 
 
 def _shuffled(predictions: dict[int, str]) -> dict[int, str]:
-    """Gives each picture the caption of another: the score that captions get which do not look at the picture."""
+    """Gives each image the caption of another: the score that captions get which do not look at the image."""
     ids = list(predictions)
     half = max(1, len(ids) // 2)
     return {image_id: predictions[other] for image_id, other in zip(ids, ids[half:] + ids[:half], strict=True)}

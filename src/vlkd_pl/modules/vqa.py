@@ -8,26 +8,20 @@ from typing import Any
 
 from torch import Tensor
 
-from vlkd_pl.batch import InfillingBatch, PictureBatch, QuestionBatch
-from vlkd_pl.evaluation.panel import Shown
+from vlkd_pl.batch import ImageBatch, InfillingBatch, QuestionBatch
+from vlkd_pl.evaluation.panel import PanelItem
 from vlkd_pl.evaluation.report import Report
 from vlkd_pl.evaluation.table import Unit, score_table
 from vlkd_pl.metrics.vqa import VQAScores, few_answers_note, vqa_scores
-from vlkd_pl.models.decoding import (
-    ANSWER_DECODING,
-    CAPTION_DECODING,
-    Decoding,
-    Reconstruction,
-    answer,
-    caption,
-)
+from vlkd_pl.models.decoding import ANSWER_DECODING, CAPTION_DECODING, Decoding, answer, caption
 from vlkd_pl.models.prompts import caption_passage, question_prompt
+from vlkd_pl.models.reconstruction import Reconstruction
 from vlkd_pl.modules.vlkd import VLKDModule
 from vlkd_pl.text_files import iter_lines
 
 
 class VQAModule(VLKDModule):
-    """Answers questions about pictures, and scores the answers as VQA's evaluator does.
+    """Answers questions about images, and scores the answers as VQA's evaluator does.
 
     Straight to ``test`` it does so zero-shot (Section 4.3.2); ``fit`` trains it on the same prompt (Section 4.4), with
     the loss ``icti`` alone.
@@ -42,8 +36,8 @@ class VQAModule(VLKDModule):
             any text is.
         lower_case: Whether answers are brought to lower case, as people's are in VQA; its evaluator does so only where
             these differ.
-        shuffled_control: Whether each question is asked again of another picture: what is right then owes nothing to
-            the picture.
+        shuffled_control: Whether each question is asked again of another image: what is right then owes nothing to
+            the image.
         **options: See ``VLKDModule``.
 
     Raises:
@@ -72,7 +66,7 @@ class VQAModule(VLKDModule):
         self.logit_scale.requires_grad_(False)  # no part of the loss: DistributedDataParallel would wait for it
 
     def compute_losses(self, batch: QuestionBatch) -> dict[str, Tensor]:  # type: ignore[override]
-        """The negative log-likelihood of "{question} Answer: {answer}.", given the picture and the prompt (Eq. 2).
+        """The negative log-likelihood of "{question} Answer: {answer}.", given the image and the prompt (Eq. 2).
 
         Returns:
             ``icti``, since it is Image-Conditioned Text Infilling with the masks in place of the answer.
@@ -84,34 +78,34 @@ class VQAModule(VLKDModule):
         image_tokens = self.model.clip.encode_image(batch["image"])[batch["image_index"]]
         return {"icti": self._infilling_loss(features, infilling, image_tokens)}
 
-    def evaluate(self, batch: PictureBatch) -> list[dict[str, Any]]:
-        """Answers all questions on the pictures; the samples are ``AskedImage``."""
+    def evaluate(self, batch: ImageBatch) -> list[dict[str, Any]]:
+        """Answers all questions on the images; the samples are ``AskedImage``."""
         image_tokens = self.model.clip.encode_image(batch["image"])
         answers = self._answers(image_tokens, batch)
         others = self._answers(image_tokens.roll(1, 0), batch) if self.shuffled_control else [None] * len(answers)
         asked = [(index, question) for index, sample in enumerate(batch["samples"]) for question in sample.questions]
-        # the panel shows each picture with one of its questions, of another kind from picture to picture
+        # the panel shows each image with one of its questions, of another kind from image to image
         panel = {sample.questions[i % len(sample.questions)].question_id for i, sample in enumerate(batch["samples"])}
         return [
             {
                 "id": question.question_id,
                 "question": question,
                 "answer": given.text,
-                "wandered": given.wandered,
+                "off_prompt": given.off_prompt,
                 "answer_to_another": None if other is None else other.text,
                 "image": self.shown_image(batch["image"][index], index) if question.question_id in panel else None,
             }
             for (index, question), given, other in zip(asked, answers, others, strict=True)
         ]
 
-    def conclude(self, items: list[dict[str, Any]]) -> Report:
+    def compute(self, items: list[dict[str, Any]]) -> Report:
         """Accuracy in percent: overall, in each domain of a split, and for each type of answer and of question.
 
         ``predictions.json`` is what the evaluation server takes; without annotations it is all there is.
         """
         results = [{"question_id": item["id"], "answer": item["answer"]} for item in items]
         files: dict[str, Any] = {"predictions.json": results}
-        scores = {"wandered": sum(item["wandered"] for item in items) / len(items)}
+        scores = {"off_prompt": sum(item["off_prompt"] for item in items) / len(items)}
         lines = [f"{len(items)} questions"]
         known = [item["question"] for item in items if item["question"].answers]
         if known:
@@ -120,7 +114,7 @@ class VQAModule(VLKDModule):
                 domain: [question for question in known if question.domain == domain]
                 for domain in sorted({question.domain for question in known} - {""})
             }
-            for head, key in (("accuracy", "answer"), ("another picture", "answer_to_another")):
+            for head, key in (("accuracy", "answer"), ("another image", "answer_to_another")):
                 given = {item["id"]: item[key] for item in items if item["question"].answers}
                 if None in given.values():
                     continue
@@ -130,7 +124,7 @@ class VQAModule(VLKDModule):
                     for domain, part in by_domain.items()
                 }
                 columns[head] = _rows(found, domains)
-                prefix = "accuracy" if key == "answer" else "accuracy_of_another_picture"
+                prefix = "accuracy" if key == "answer" else "accuracy_shuffled_image"
                 scores |= {f"{prefix}/{name}": value for name, value in columns[head].items()}
                 if key == "answer":
                     files["scores_per_question.json"] = [
@@ -141,18 +135,18 @@ class VQAModule(VLKDModule):
             lines.append(score_table(list(columns), list(columns.values()), "percent", digits=2))
         else:
             lines.append("the answers are not known: predictions.json is for the evaluation server")
-        lines.append(f"wandered from the prompt: {sum(item['wandered'] for item in items)}")
+        lines.append(f"off_prompt from the prompt: {sum(item['off_prompt'] for item in items)}")
         shown = [
-            Shown(item["image"], f"{item['question'].text} {item['answer']}", "".join(item["question"].answers[:1]))
+            PanelItem(item["image"], f"{item['question'].text} {item['answer']}", "".join(item["question"].answers[:1]))
             for item in items
             if item["image"] is not None
         ]
-        units: dict[str, Unit] = {name: "fraction" if name == "wandered" else "percent" for name in scores}
+        units: dict[str, Unit] = {name: "fraction" if name == "off_prompt" else "percent" for name in scores}
         notes = [note for note in (few_answers_note(known),) if note]
         return Report(scores, "\n".join(lines), files, shown, units, notes)
 
-    def predict(self, batch: PictureBatch) -> list[dict[str, Any]]:
-        """An answer to each question on the pictures."""
+    def predict(self, batch: ImageBatch) -> list[dict[str, Any]]:
+        """An answer to each question on the images."""
         answers = self._answers(self.model.clip.encode_image(batch["image"]), batch)
         questions = [question for sample in batch["samples"] for question in sample.questions]
         return [
@@ -177,8 +171,8 @@ class VQAModule(VLKDModule):
             "labels": told["input_ids"].masked_fill(told["attention_mask"] == 0, -100),
         }
 
-    def _answers(self, image_tokens: Tensor, batch: PictureBatch) -> list[Reconstruction]:
-        """The best answer to each question, in the order of the pictures and of each one's questions."""
+    def _answers(self, image_tokens: Tensor, batch: ImageBatch) -> list[Reconstruction]:
+        """The best answer to each question, in the order of the images and of each one's questions."""
         index = [row for row, sample in enumerate(batch["samples"]) for _ in sample.questions]
         passages = None
         if self.caption_first:

@@ -12,7 +12,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from vlkd_pl.batch import GLUETask
 from vlkd_pl.data.coco_files import read_coco_captions
 from vlkd_pl.data.glue_files import LAYOUTS, read_tsv
-from vlkd_pl.data.image_files import PictureFinder, check_present
+from vlkd_pl.data.image_files import ImageFinder, check_present
 from vlkd_pl.data.vqa_files import read_questions, read_split
 from vlkd_pl.data.xsum_files import iter_documents
 
@@ -25,7 +25,7 @@ class OfficialFile(NamedTuple):
     """A file, or several that are read together.
 
     Attributes:
-        names: Paths below the folder of the benchmark, or below that of COCO's pictures where they begin with
+        names: Paths below the folder of the benchmark, or below that of COCO's images where they begin with
             ``{images}``.
         read: From the paths to how many of each kind of thing they hold; raises what the data modules do.
         published: How many there should be; of several numbers, any. Where they are published stands beside them.
@@ -66,7 +66,7 @@ def check_files(benchmark: str, folder: Path, images: Path) -> Iterator[FileRepo
     Args:
         benchmark: One of ``BENCHMARKS``.
         folder: Of the benchmark: ``data/vqav2``.
-        images: Of COCO's pictures, with ``train2014`` and ``val2014``: ``data/coco``.
+        images: Of COCO's images, with ``train2014`` and ``val2014``: ``data/coco``.
 
     Yields:
         A report on each, as soon as it has been read.
@@ -112,7 +112,7 @@ def _captions(paths: Sequence[Path]) -> Counts:
     images = read_coco_captions(paths[0])
     domains = Counter(image.domain for image in images if image.domain is not None)
     return {
-        "pictures": len(images),
+        "images": len(images),
         "captions": sum(len(image.references) for image in images),
         **dict(sorted(domains.items())),
     }
@@ -128,33 +128,33 @@ def _split(paths: Sequence[Path]) -> Counts:
     return {"questions": domains.total(), **{name: domains[name] for name in sorted(domains) if name}}
 
 
-def _pictures_of_captions(paths: Sequence[Path]) -> Counts:
+def _images_of_captions(paths: Sequence[Path]) -> Counts:
     annotations, folder = paths
-    finder = PictureFinder(folder)
-    return _pictures([finder.by_name(str(image.file)) for image in read_coco_captions(annotations)], annotations)
+    finder = ImageFinder(folder)
+    return _images([finder.by_name(str(image.file)) for image in read_coco_captions(annotations)], annotations)
 
 
-def _pictures_of_questions(paths: Sequence[Path]) -> Counts:
+def _images_of_questions(paths: Sequence[Path]) -> Counts:
     questions, folder = paths
-    finder = PictureFinder(folder)
+    finder = ImageFinder(folder)
     image_ids = {question.image_id for question in read_questions(questions)}
-    return _pictures([finder.by_number(image_id) for image_id in sorted(image_ids)], questions)
+    return _images([finder.by_number(image_id) for image_id in sorted(image_ids)], questions)
 
 
-def _pictures(files: Sequence[Path], named_in: Path) -> Counts:
-    """How many pictures there are; all are there.
+def _images(files: Sequence[Path], named_in: Path) -> Counts:
+    """How many images there are; all are there.
 
     Raises:
-        FileNotFoundError: A picture is missing, or there is nothing in its file.
+        FileNotFoundError: An image is missing, or there is nothing in its file.
     """
     check_present(files, named_in)
     empty = [str(path) for path in files if path.stat().st_size == 0]
     if empty:
         raise FileNotFoundError(
-            f"{len(empty)} of {len(files)} pictures of {named_in} are empty files: unpack them again; first: "
+            f"{len(empty)} of {len(files)} images of {named_in} are empty files: unpack them again; first: "
             f"{', '.join(empty[:3])}"
         )
-    return {"pictures": len(files)}
+    return {"images": len(files)}
 
 
 def _glue_samples(task: GLUETask) -> Callable[[Sequence[Path]], Counts]:
@@ -174,14 +174,14 @@ def _documents(split: str) -> Callable[[Sequence[Path]], Counts]:
 
 
 _COCO_ANNOTATIONS = "http://images.cocodataset.org/annotations/annotations_trainval2014.zip"
-_COCO_PICTURES = "the pictures, http://images.cocodataset.org/zips/train2014.zip and val2014.zip"
+_COCO_IMAGES = "the images, http://images.cocodataset.org/zips/train2014.zip and val2014.zip"
 _VQA = "https://s3.amazonaws.com/cvmlp/vqa/mscoco/vqa"
 _OKVQA = "https://okvqa.allenai.org/static/data"
 _OKVQA_QUESTIONS = "OpenEnded_mscoco_val2014_questions.json"
 _GLUE = "https://dl.fbaipublicfiles.com/glue/data"
 
 
-def _vqa_files(split: str, archive: str, num_questions: int, num_pictures: int) -> Iterator[OfficialFile]:
+def _vqa_files(split: str, archive: str, num_questions: int, num_images: int) -> Iterator[OfficialFile]:
     questions = f"v2_OpenEnded_mscoco_{split}_questions.json"
     yield OfficialFile(
         (questions, f"v2_mscoco_{split}_annotations.json"),
@@ -191,9 +191,9 @@ def _vqa_files(split: str, archive: str, num_questions: int, num_pictures: int) 
     )
     yield OfficialFile(
         (questions, f"{_COCO_IMAGES}/{split}"),
-        _pictures_of_questions,
-        {"pictures": num_pictures},
-        f"the pictures, http://images.cocodataset.org/zips/{split}.zip",
+        _images_of_questions,
+        {"images": num_images},
+        f"the images, http://images.cocodataset.org/zips/{split}.zip",
     )
 
 
@@ -236,7 +236,7 @@ _GLUE_SIZES: dict[GLUETask, tuple[str, dict[str, int | tuple[int, ...]]]] = {
 }
 
 BENCHMARKS: dict[str, list[OfficialFile]] = {
-    # Karpathy and Fei-Fei (2015): 5,000 pictures of val2014 each for val and test, the rest for restval; the captions
+    # Karpathy and Fei-Fei (2015): 5,000 images of val2014 each for val and test, the rest for restval; the captions
     # are all of COCO's own files
     "coco": [
         OfficialFile(
@@ -248,41 +248,41 @@ BENCHMARKS: dict[str, list[OfficialFile]] = {
         OfficialFile(
             ("annotations/captions_val2014.json",),
             _captions,
-            {"pictures": 40_504, "captions": 202_654},
+            {"images": 40_504, "captions": 202_654},
             _COCO_ANNOTATIONS,
         ),
         OfficialFile(
             ("annotations/captions_train2014.json",),
             _captions,
-            {"pictures": 82_783, "captions": 414_113},
+            {"images": 82_783, "captions": 414_113},
             _COCO_ANNOTATIONS,
             needed=False,
         ),
-        OfficialFile(("dataset_coco.json", _COCO_IMAGES), _pictures_of_captions, {"pictures": 123_287}, _COCO_PICTURES),
+        OfficialFile(("dataset_coco.json", _COCO_IMAGES), _images_of_captions, {"images": 123_287}, _COCO_IMAGES),
     ],
     # https://nocaps.org/download
     "nocaps": [
         OfficialFile(
             ("nocaps_val_4500_captions.json",),
             _captions,
-            {"pictures": 4_500, "captions": 45_000, "in-domain": 648, "near-domain": 2_938, "out-domain": 914},
+            {"images": 4_500, "captions": 45_000, "in-domain": 648, "near-domain": 2_938, "out-domain": 914},
             "https://nocaps.s3.amazonaws.com/nocaps_val_4500_captions.json",
         ),
         OfficialFile(
             ("nocaps_val_4500_captions.json", "images"),
-            _pictures_of_captions,
-            {"pictures": 4_500},
-            "the pictures, at the addresses in the field coco_url of this file of https://nocaps.org/download",
+            _images_of_captions,
+            {"images": 4_500},
+            "the images, at the addresses in the field coco_url of this file of https://nocaps.org/download",
         ),
         OfficialFile(
             ("nocaps_test_image_info.json",),
             _captions,
-            {"pictures": 10_600},
+            {"images": 10_600},
             "https://s3.amazonaws.com/nocaps/nocaps_test_image_info.json",
             needed=False,
         ),
     ],
-    # https://visualqa.org/download.html; the pictures are all of COCO's. The split by rare answers:
+    # https://visualqa.org/download.html; the images are all of COCO's. The split by rare answers:
     # https://github.com/j-min/VL-T5/issues/6
     "vqav2": [
         *_vqa_files("train2014", "Train", 443_757, 82_783),
@@ -302,7 +302,7 @@ BENCHMARKS: dict[str, list[OfficialFile]] = {
         ),
     ],
     # The card of https://huggingface.co/datasets/HuggingFaceM4/OK-VQA; with those for training they are the 14,055
-    # questions on 14,031 pictures of Marino et al. (2019)
+    # questions on 14,031 images of Marino et al. (2019)
     "okvqa": [
         OfficialFile(
             (_OKVQA_QUESTIONS, "mscoco_val2014_annotations.json"),
@@ -312,9 +312,9 @@ BENCHMARKS: dict[str, list[OfficialFile]] = {
         ),
         OfficialFile(
             (_OKVQA_QUESTIONS, f"{_COCO_IMAGES}/val2014"),
-            _pictures_of_questions,
-            {"pictures": 5_033},
-            "the pictures, http://images.cocodataset.org/zips/val2014.zip",
+            _images_of_questions,
+            {"images": 5_033},
+            "the images, http://images.cocodataset.org/zips/val2014.zip",
         ),
     ],
     "glue": list(_glue_files()),

@@ -1,4 +1,4 @@
-"""CC3M's pictures: from its list of captions and addresses to shards, by img2dataset."""
+"""CC3M's images: from its list of captions and addresses to shards, by img2dataset."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ _MOST_COMMON = 20
 def download(
     tsv: Path, folder: Path, image_size: int, num_processes: int, num_threads: int
 ) -> tuple[list[str], dict[str, Any]]:
-    """Downloads pictures into shards of 10,000 links; goes on where it was cut.
+    """Downloads images into shards of 10,000 links; goes on where it was cut.
 
     Args:
         tsv: CC3M's list, which has no header: caption, tab, address.
         folder: Gets ``links.tsv``, the list as img2dataset takes it, and ``download``, its output.
-        image_size: Pixels of a picture's shorter side at most; larger ones are made smaller.
+        image_size: Pixels of an image's shorter side at most; larger ones are made smaller.
         num_processes: Processes that download.
         num_threads: Connections of each.
 

@@ -1,4 +1,4 @@
-"""Shards of picture-text pairs put in order: checked, written anew in equal parts, and listed in a manifest."""
+"""Shards of image-text pairs put in order: checked, written anew in equal parts, and listed in a manifest."""
 
 from __future__ import annotations
 
@@ -9,71 +9,32 @@ import shutil
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from webdataset.writer import TarWriter
 
-from vlkd_pl.batch import ImageText
-from vlkd_pl.data.workers import one_thread
-from vlkd_pl.files import file_sha256, write_text, written_whole
+from vlkd_pl.data.workers import worker_init_fn
+from vlkd_pl.files import atomic_write, write_text
+from vlkd_pl.prepare.limits import LOSS_REASONS, PreparationDecoder, SampleLimits
+from vlkd_pl.prepare.manifest import MANIFEST, file_record, read_manifest
 from vlkd_pl.shards.decoder import (
-    MAX_IMAGE_PIXELS,
-    SKIP_REASONS,
     RawSample,
-    SampleDecoder,
     image_extension,
     told_by_reason,
 )
 from vlkd_pl.shards.reader import read_shard
-from vlkd_pl.text_files import Entries, read_json
-
-MANIFEST = "manifest.json"
-
-LOSS_REASONS = (*SKIP_REASONS, "too_small", "too_long_or_flat", "caption_length", "repeated_key", "duplicate")
-"""Why a sample is left out; ``broken_tar`` counts shards, of which the rest is lost."""
 
 Progress = Callable[[str, int, int], None]
 """Is told what is done, how much of it, and of how much."""
 
 _UNFINISHED = "unfinished"
-
-
-@dataclass(frozen=True)
-class SampleLimits:
-    """Which samples are taken.
-
-    Args:
-        min_side: Pixels of a picture's shorter side at least.
-        max_pixels: Pixels of a picture at most.
-        max_aspect_ratio: Longer side over shorter side at most.
-        min_words: Words of a caption at least.
-        max_words: Words of a caption at most.
-    """
-
-    min_side: int = 64
-    max_pixels: int = MAX_IMAGE_PIXELS
-    max_aspect_ratio: float = 4.0
-    min_words: int = 2
-    max_words: int = 100
-
-    def reason(self, width: int, height: int, text: str) -> str | None:
-        """Why a sample is not taken; None where it is."""
-        if min(width, height) < self.min_side:
-            return "too_small"
-        if max(width, height) > self.max_aspect_ratio * min(width, height):
-            return "too_long_or_flat"
-        if not self.min_words <= len(text.split()) <= self.max_words:
-            return "caption_length"
-        return None
 
 
 class _Part(NamedTuple):
@@ -167,32 +128,6 @@ class ShardCheck(Dataset[int]):
         }
 
 
-class PreparationDecoder:
-    """Decodes raw samples for their sizes, and says which of the readable ones training skips by default.
-
-    Args:
-        max_pixels: Pixels of an image at most.
-    """
-
-    def __init__(self, max_pixels: int) -> None:
-        self._in_training = SampleDecoder(_size, min(max_pixels, MAX_IMAGE_PIXELS), skip_non_rgb=True, num_workers=0)
-        self._lenient = SampleDecoder(_size, max_pixels, skip_non_rgb=False, num_workers=0)
-
-    def __call__(self, raw: RawSample) -> tuple[ImageText | str, str | None]:
-        """Decodes a sample.
-
-        Returns:
-            The sample, whose ``image`` is its width and height, or the reason why it is not readable; and the reason
-            why training skips a readable one, or None.
-        """
-        sample = self._in_training.decoded(raw)
-        if not isinstance(sample, str):
-            return sample, None
-        reason = sample
-        sample = self._lenient.decoded(raw)
-        return sample, None if isinstance(sample, str) else reason
-
-
 class ShardWriter(Dataset[int]):
     """Writes new shards, whose keys are running numbers, and notes for each what the manifest says of it.
 
@@ -221,7 +156,7 @@ class ShardWriter(Dataset[int]):
         path = self.folder / f"{index:05d}.tar"
         note = self._path(index)
         if not (note.is_file() and path.is_file() and path.stat().st_size == self.note(index)["bytes"]):
-            with written_whole(path, _unfinished(path, self.notes)) as file:
+            with atomic_write(path, _unfinished(path, self.notes)) as file:
                 self._write(index, file)
             described = file_record(path, sum(len(part.places) for part in self.parts[index]))
             write_text(note, json.dumps(described), _unfinished(note, self.notes))
@@ -362,32 +297,6 @@ def shard_request(sources: Sequence[str], limits: SampleLimits, samples_per_shar
     }
 
 
-def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a folder of shards; None where there is none.
-
-    Raises:
-        MisconfigurationException: It is not of this format, or names a shard outside the folder.
-    """
-    path = folder / MANIFEST
-    if not path.is_file():
-        return None
-    file_format = "a manifest of vlkd-pl prepare"
-    complaint = f"{path} is not {file_format}"
-    manifest: dict[str, Any] = read_json(path, file_format)
-    (listed,) = Entries([manifest], complaint, is_numbered=False).values("shards", {list}, "a list")
-    shards = Entries(listed, f"{complaint}: shards")
-    names = shards.texts("name")
-    shards.values("bytes", {int}, "a number")
-    (skipped,) = Entries([manifest], complaint, is_numbered=False).values(
-        "skipped_in_training", {dict}, "an object", {}
-    )
-    for reason in skipped:
-        Entries([skipped], f"{complaint}: skipped_in_training", is_numbered=False).values(reason, {int}, "a number")
-    if outside := [name for name in names if Path(name).name != name]:
-        raise MisconfigurationException(f"{path} names {outside[0]!r}, which is not a file of its folder")
-    return manifest
-
-
 def _parts(kept: Sequence[_Part], samples_per_shard: int) -> Iterator[list[_Part]]:
     """Cuts what is kept into new shards."""
     shard: list[_Part] = []
@@ -422,11 +331,6 @@ def _digest(content: bytes, text: str) -> str:
     return hashlib.blake2b(text.encode() + b"\0" + content, digest_size=16).hexdigest()
 
 
-def file_record(path: Path, num_samples: int) -> dict[str, Any]:
-    """What the manifest says of a shard."""
-    return {"name": path.name, "samples": num_samples, "bytes": path.stat().st_size, "sha256": file_sha256(path)}
-
-
 def _unfinished(path: Path, folder: Path) -> Path:
     """Where a file is until it is whole: each process has its own, since those of a killed run may not have ended."""
     return folder / f"{path.name}.{os.getpid()}.part"
@@ -445,13 +349,9 @@ def make_loader(dataset: Dataset[Any], num_workers: int) -> DataLoader[Any]:
         dataset,
         batch_size=None,
         num_workers=num_workers if num_workers > 1 else 0,
-        worker_init_fn=one_thread,
+        worker_init_fn=worker_init_fn,
         generator=torch.Generator(),
     )
-
-
-def _size(image: Image.Image) -> Tensor:
-    return torch.tensor(image.size)
 
 
 def _has_size(path: Path, num_bytes: int) -> bool:

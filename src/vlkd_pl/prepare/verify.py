@@ -10,16 +10,9 @@ from typing import Any, NamedTuple
 
 from torch.utils.data import Dataset
 
-from vlkd_pl.prepare.reshard import (
-    LOSS_REASONS,
-    MANIFEST,
-    PreparationDecoder,
-    Progress,
-    SampleLimits,
-    file_record,
-    make_loader,
-    read_manifest,
-)
+from vlkd_pl.prepare.limits import LOSS_REASONS, PreparationDecoder, SampleLimits
+from vlkd_pl.prepare.manifest import MANIFEST, file_record, read_manifest
+from vlkd_pl.prepare.reshard import Progress, make_loader
 from vlkd_pl.shards.decoder import (
     told_by_reason,
 )

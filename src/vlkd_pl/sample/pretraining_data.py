@@ -22,7 +22,7 @@ from vlkd_pl.sample.scenes import Scene, Split, near_scenes, random_scene
 
 
 class ScenePairs(IterableDataset[dict[str, torch.Tensor]]):
-    """Batches of pictures with one caption each, in groups of scenes that differ in a single thing.
+    """Batches of images with one caption each, in groups of scenes that differ in a single thing.
 
     Args:
         tokenizer: The small CLIP's tokenizer.
@@ -30,7 +30,7 @@ class ScenePairs(IterableDataset[dict[str, torch.Tensor]]):
         num_batches: Batches; None for a stream without end.
         batch_size: Pairs in a batch, no two with the same description.
         group_size: Scenes in a group: one and its hard negatives.
-        seed: Decides every scene and picture.
+        seed: Decides every scene and image.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ def grouped_scenes(rng: random.Random, split: Split, num_scenes: int, group_size
 
 
 class SceneDataModule(pl.LightningDataModule):
-    """Pictures and captions of the sample world, drawn while training, for ``CLIPPretrainingModule``.
+    """Images and captions of the sample world, drawn while training, for ``CLIPPretrainingModule``.
 
     Args:
         merges: A gzip file of the small CLIP's byte-pair merges.

@@ -63,7 +63,7 @@ class CLIPPretrainingModule(PretrainingModule):
     Args:
         vocab_size: Tokens of the text encoder's vocabulary.
         context_length: Positions of the text encoder.
-        image_size: Width and height of a picture in pixels.
+        image_size: Width and height of an image in pixels.
         embedding_dim: Size of the joint space.
         vision_layers: Blocks of each of the ResNet's four stages.
         vision_width: Channels of the ResNet's first stage.

@@ -1,4 +1,4 @@
-"""Draws a scene of the sample world as a small picture."""
+"""Draws a scene of the sample world as a small image."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 from vlkd_pl.sample.scenes import Scene
 
 IMAGE_SIZE = 64
-"""Width and height of a picture in pixels."""
+"""Width and height of an image in pixels."""
 
 _RGB = {
     "red": (222, 40, 44),
@@ -38,7 +38,7 @@ def render(scene: Scene, rng: random.Random) -> Image.Image:
     """Draws ``scene``; ``rng`` decides the ground's texture, the sizes and the exact positions.
 
     Returns:
-        An RGB picture of ``IMAGE_SIZE`` by ``IMAGE_SIZE`` pixels.
+        An RGB image of ``IMAGE_SIZE`` by ``IMAGE_SIZE`` pixels.
     """
     image = _ground(scene.place, rng.randrange(_NUM_GROUNDS)).copy()
     for color, name, size, (x, y) in _placed(scene, rng):

@@ -27,10 +27,10 @@ UNSEEN_COMBINATIONS = frozenset(
         ("brown", "star"),
     }
 )
-"""Pairs of color and object that stand in pictures of the split ``unseen`` alone."""
+"""Pairs of color and object that stand in images of the split ``unseen`` alone."""
 
 Split = Literal["train", "val", "test", "unseen", "told"]
-"""``told`` holds scenes with an unseen combination that the text corpus may tell; no picture is made of them."""
+"""``told`` holds scenes with an unseen combination that the text corpus may tell; no image is made of them."""
 
 Layout = Literal["one", "count", "pair", "row"]
 LAYOUT_WEIGHTS: dict[Layout, float] = {"one": 0.25, "count": 0.15, "pair": 0.4, "row": 0.2}

@@ -47,7 +47,7 @@ _TOLD_BY_THE_QUESTION = ("how many things are there?", "when is it?")
 def write_questions(folder: Path, split: str, scenes: list[Scene], first_id: int, rng: random.Random) -> None:
     """Writes the questions on a split's scenes, with ten answers each.
 
-    Questions on what the picture shows go to ``vqa_questions_{split}.json`` and ``vqa_annotations_{split}.json`` (VQA
+    Questions on what the image shows go to ``vqa_questions_{split}.json`` and ``vqa_annotations_{split}.json`` (VQA
     v2's format, https://visualqa.org/download.html), those whose answer stands in the text corpus alone to
     ``okvqa_questions_{split}.json`` and ``okvqa_annotations_{split}.json`` (OK-VQA's, https://okvqa.allenai.org). At
     least eight annotators give the right answer, which so has an accuracy of 100%; to about a quarter of the questions
@@ -60,8 +60,8 @@ def write_questions(folder: Path, split: str, scenes: list[Scene], first_id: int
     Args:
         folder: Gets the five files.
         split: The split's name.
-        scenes: The scenes of the split's pictures.
-        first_id: Id of the first picture; the others follow.
+        scenes: The scenes of the split's images.
+        first_id: Id of the first image; the others follow.
         rng: Decides the questions and the answers of the annotators.
     """
     seen: dict[int, Question] = {}

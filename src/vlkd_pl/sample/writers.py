@@ -58,7 +58,7 @@ def write_world(
             - ``shards/00000.tar`` … in img2dataset's layout and ``corpus.txt``, one passage a line;
             - ``clip/`` and ``bart/``, the small models;
 
-            and for fine-tuning and evaluation, with the pictures under ``images/`` and {split} one of ``train``,
+            and for fine-tuning and evaluation, with the images under ``images/`` and {split} one of ``train``,
             ``val``, ``test`` and ``unseen``,
 
             - ``captions_{split}.json``: COCO's caption format;
@@ -67,18 +67,18 @@ def write_world(
             - ``vqa_karpathy_{split}.json``: VL-T5's split of them by rare answers;
             - ``okvqa_questions_{split}.json`` and ``okvqa_annotations_{split}.json``: OK-VQA's format, questions that
               need a fact from the corpus;
-            - ``nocaps_val_captions.json`` and ``nocaps_test_image_info.json``: NoCaps' format, pictures of their own;
-            - ``classes/test/{object}/`` and ``class_names.txt``: a folder of pictures for each class;
+            - ``nocaps_val_captions.json`` and ``nocaps_test_image_info.json``: NoCaps' format, images of their own;
+            - ``classes/test/{object}/`` and ``class_names.txt``: a folder of images for each class;
             - ``glue/``: the eight tasks of GLUE in its official format, on the same language;
             - ``xsum/{split}.source`` and ``.target`` for ``train``, ``val`` and ``test``: documents and summaries in
               the format of fairseq's XSum, a line each, on the same language.
-        num_pairs: Pictures with captions over all shards.
+        num_pairs: Images with captions over all shards.
         num_shards: Shards.
         num_texts: Lines of the text corpus.
-        num_evaluation: Pictures of each evaluation split; no two have the same description. NoCaps' files get three
+        num_evaluation: Images of each evaluation split; no two have the same description. NoCaps' files get three
             tenths of it for each domain, the class folders together about as many.
-        seed: Decides every scene, picture and line.
-        num_finetuning: Pictures of the split ``train``, and lines of each training set of GLUE.
+        seed: Decides every scene, image and line.
+        num_finetuning: Images of the split ``train``, and lines of each training set of GLUE.
     """
     write_shards(folder / "shards", num_pairs, num_shards, random.Random(f"pairs {seed}"))
     write_corpus(folder / "corpus.txt", num_texts, random.Random(f"texts {seed}"))
@@ -127,7 +127,7 @@ def write_corpus(path: Path, num_texts: int, rng: random.Random) -> None:
     lines: list[str] = []
     while len(lines) < num_texts:
         line = random_line(rng)
-        # beside pictures, the prompt of captions must not call for a question after the caption
+        # beside images, the prompt of captions must not call for a question after the caption
         if not (line.startswith("A picture of") and "?" in line):
             lines.append(line)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -135,7 +135,7 @@ def write_corpus(path: Path, num_texts: int, rng: random.Random) -> None:
 
 
 def write_coco_captions(folder: Path, split: str, scenes: list[Scene], first_id: int, rng: random.Random) -> None:
-    """Writes ``captions_{split}.json`` in COCO's caption format, and the pictures under ``images/{split}/``."""
+    """Writes ``captions_{split}.json`` in COCO's caption format, and the images under ``images/{split}/``."""
     images, annotations = [], []
     (folder / "images" / split).mkdir(parents=True, exist_ok=True)
     for image_id, scene in enumerate(scenes, start=first_id):
@@ -152,11 +152,11 @@ def write_coco_captions(folder: Path, split: str, scenes: list[Scene], first_id:
 
 
 def write_karpathy(folder: Path, scenes: Mapping[str, Mapping[int, Scene]]) -> None:
-    """Writes ``dataset_coco.json``: the pictures and captions of ``write_coco_captions`` in Karpathy's format.
+    """Writes ``dataset_coco.json``: the images and captions of ``write_coco_captions`` in Karpathy's format.
 
     Args:
-        folder: Gets the file; a picture is ``images/{filepath}/{filename}``.
-        scenes: For each split its scenes by the pictures' ids.
+        folder: Gets the file; an image is ``images/{filepath}/{filename}``.
+        scenes: For each split its scenes by the images' ids.
     """
     images: list[dict[str, Any]] = []
     for split, split_scenes in scenes.items():
@@ -181,15 +181,15 @@ def write_karpathy(folder: Path, scenes: Mapping[str, Mapping[int, Scene]]) -> N
 
 
 def write_nocaps(folder: Path, num_domain: int, rng: random.Random) -> None:
-    """Writes ``nocaps_val_captions.json`` and ``nocaps_test_image_info.json``, the pictures under ``images/nocaps/``.
+    """Writes ``nocaps_val_captions.json`` and ``nocaps_test_image_info.json``, the images under ``images/nocaps/``.
 
     The format is NoCaps' (https://nocaps.org/download); the test file keeps captions and domains to itself. All scenes
     are held out of training, but one description may come twice: few scenes hold unseen combinations alone.
 
     Args:
-        folder: Gets the two files and the pictures.
-        num_domain: Pictures of each domain in each file.
-        rng: Decides the scenes and pictures.
+        folder: Gets the two files and the images.
+        num_domain: Images of each domain in each file.
+        rng: Decides the scenes and images.
     """
     (folder / "images" / "nocaps").mkdir(parents=True, exist_ok=True)
     domains = list(_UNSEEN_SHARE) * num_domain
@@ -198,7 +198,7 @@ def write_nocaps(folder: Path, num_domain: int, rng: random.Random) -> None:
         images, annotations = [], []
         for image_id, domain in enumerate(domains, start=first_id):
             scene = _scene_of_domain(rng, domain)
-            # ends in a letter: COCO's pictures are found by the number that their names end in
+            # ends in a letter: COCO's images are found by the number that their names end in
             open_images_id = f"{image_id:015x}f"
             (folder / "images" / "nocaps" / f"{open_images_id}.jpg").write_bytes(_jpeg(scene, rng))
             images.append(
@@ -227,14 +227,14 @@ def write_nocaps(folder: Path, num_domain: int, rng: random.Random) -> None:
 
 
 def write_classes(folder: Path, num_class: int, rng: random.Random) -> None:
-    """Writes pictures of one object under ``classes/test/{object}/``, and ``class_names.txt``, one class a line.
+    """Writes images of one object under ``classes/test/{object}/``, and ``class_names.txt``, one class a line.
 
-    The scenes are those of the split ``test``, and come more than once: its pictures differ, its descriptions are few.
+    The scenes are those of the split ``test``, and come more than once: its images differ, its descriptions are few.
 
     Args:
         folder: Gets the folders, as torchvision's ``ImageFolder`` reads them, and the file, in their order.
-        num_class: Pictures of each class.
-        rng: Decides the scenes and pictures.
+        num_class: Images of each class.
+        rng: Decides the scenes and images.
     """
     for name in OBJECTS:
         every = [

@@ -41,11 +41,11 @@ class SampleDecoder:
     """Makes samples of raw ones, and counts those that are no good.
 
     Args:
-        transform: From a picture to a tensor.
-        max_image_pixels: Pictures with more are skipped before they are decoded.
-        skip_non_rgb: Whether pictures of another mode are skipped; they are converted otherwise.
+        transform: From an image to a tensor.
+        max_image_pixels: Images with more are skipped before they are decoded.
+        skip_non_rgb: Whether images of another mode are skipped; they are converted otherwise.
         num_workers: Workers that count.
-        draft_size: JPEG pictures are decoded at a half, a quarter or an eighth of their size where that leaves this
+        draft_size: JPEG images are decoded at a half, a quarter or an eighth of their size where that leaves this
             many pixels of the shorter side; None for their full size.
     """
 
@@ -126,7 +126,7 @@ def told_by_reason(skipped: Mapping[str, int], nothing: str = "none") -> str:
 
 
 def image_extension(raw: RawSample) -> str | None:
-    """The extension of the part that is the picture; None where there is none."""
+    """The extension of the part that is the image; None where there is none."""
     return next((extension for extension in _IMAGE_EXTENSIONS if extension in raw), None)
 
 

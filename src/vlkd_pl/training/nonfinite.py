@@ -22,7 +22,7 @@ class StepSkipped(Exception):
     """Leaves an optimizer's step before it has changed anything."""
 
 
-class SkippedSteps:
+class NonFiniteSteps:
     """Counts the optimizer steps that are skipped because a loss or the gradient was NaN or infinite.
 
     An optimizer step is skipped on all ranks when the loss of one of its batches was not finite on one of them, or when

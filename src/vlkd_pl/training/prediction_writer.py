@@ -13,7 +13,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from vlkd_pl.distributed import gather_objects
-from vlkd_pl.files import written_whole
+from vlkd_pl.files import atomic_write
 
 
 class PredictionWriter(pl.Callback):
@@ -26,7 +26,7 @@ class PredictionWriter(pl.Callback):
         path: The file; ``predictions.jsonl`` in the run's log folder by default.
 
     Attributes:
-        num_skipped: Pictures of all ranks that could not be read.
+        num_skipped: Images of all ranks that could not be read.
     """
 
     def __init__(self, path: str | None = None) -> None:
@@ -53,7 +53,7 @@ class PredictionWriter(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Writes the predictions of a batch, and names the files that are no pictures.
+        """Writes the predictions of a batch, and names the files that are no images.
 
         Raises:
             MisconfigurationException: They cannot be written.
@@ -81,13 +81,13 @@ class PredictionWriter(pl.Callback):
         )
         if trainer.is_global_zero:
             parts = [_part(path, rank) for rank in range(trainer.world_size)]
-            with written_whole(path) as joined:
+            with atomic_write(path) as joined:
                 for part in parts:
                     with part.open("rb") as lines:
                         shutil.copyfileobj(lines, joined)
             for part in parts:
                 part.unlink()
-            print(f"{self.num_written} predictions, {self.num_skipped} pictures skipped: {path}")
+            print(f"{self.num_written} predictions, {self.num_skipped} images skipped: {path}")
 
     def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
         """Says where the predictions are that were made before the run was cut."""

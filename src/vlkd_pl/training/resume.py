@@ -20,7 +20,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException, SI
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 
 from vlkd_pl.errors import ModelFileError
-from vlkd_pl.files import written_whole
+from vlkd_pl.files import atomic_write
 from vlkd_pl.shards.addresses import is_address
 from vlkd_pl.training.checkpoint import read_checkpoint
 from vlkd_pl.training.runs import checkpoint_directories, names_file_logger
@@ -126,7 +126,7 @@ class CheckpointFiles(TorchCheckpointIO):
 def _write(checkpoint: dict[str, Any], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # one name, so that a run that is killed again and again leaves one at most
-    with written_whole(path, path.parent / _TEMPORARY) as file:
+    with atomic_write(path, path.parent / _TEMPORARY) as file:
         torch.save(checkpoint, file)
 
 

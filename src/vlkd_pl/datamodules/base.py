@@ -1,4 +1,4 @@
-"""Pictures in files with what is known of them: what every evaluation reads."""
+"""Images in files with what is known of them: what every evaluation reads."""
 
 from __future__ import annotations
 
@@ -10,35 +10,35 @@ import torch
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader, Dataset
 
-from vlkd_pl.batch import PictureBatch
+from vlkd_pl.batch import ImageBatch
 from vlkd_pl.clip.tokenizer import CLIPTokenizer, load_clip_tokenizer
 from vlkd_pl.clip.transform import clip_transform
 from vlkd_pl.clip.weights import clip_image_size
 from vlkd_pl.data.image_files import (
-    PictureDataset,
+    ImageDataset,
     Sample,
     check_readable,
-    collate_pictures,
+    collate_images,
 )
-from vlkd_pl.data.workers import one_thread
+from vlkd_pl.data.workers import worker_init_fn
 from vlkd_pl.datamodules.order import OrderedDataModule
 
 
-class PictureDataModule(OrderedDataModule, ABC):
-    """Pictures for validation, test and prediction; a subclass says which, in ``read_samples``.
+class ImageDataModule(OrderedDataModule, ABC):
+    """Images for validation, test and prediction; a subclass says which, in ``read_samples``.
 
-    Prediction goes on without the pictures that cannot be read, and names them; training and scores need every picture.
+    Prediction goes on without the images that cannot be read, and names them; training and scores need every image.
 
     Args:
-        clip: CLIP's name, file or folder, for its tokenizer and picture size.
-        image_size: Width and height of a picture in pixels; CLIP's own by default.
-        batch_size: Pictures in a batch of one process.
+        clip: CLIP's name, file or folder, for its tokenizer and image size.
+        image_size: Width and height of an image in pixels; CLIP's own by default.
+        batch_size: Images in a batch of one process.
         num_workers: Worker processes of one process.
-        num_samples: Pictures to take, the first of all; all by default.
+        num_samples: Images to take, the first of all; all by default.
         seed: Decides the order of training, where there is one.
 
     Raises:
-        MisconfigurationException: CLIP's picture size is unknown, or ``num_samples`` is below 1.
+        MisconfigurationException: CLIP's image size is unknown, or ``num_samples`` is below 1.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class PictureDataModule(OrderedDataModule, ABC):
 
     @abstractmethod
     def read_samples(self) -> Sequence[Sample]:
-        """What there is to evaluate, one sample for each picture."""
+        """What there is to evaluate, one sample for each image."""
 
     @property
     def clip_tokenizer(self) -> CLIPTokenizer:
@@ -76,7 +76,7 @@ class PictureDataModule(OrderedDataModule, ABC):
         """Reads what there is, once; images that are to be scored are all decoded before the first is used.
 
         Raises:
-            FileNotFoundError: A file or picture is missing.
+            FileNotFoundError: A file or image is missing.
             MisconfigurationException: A file is of another format, there is nothing in it, or an image cannot be read.
         """
         if not self.samples:
@@ -85,33 +85,33 @@ class PictureDataModule(OrderedDataModule, ABC):
                 check_readable((sample.file for sample in samples), self.num_workers)
             self.samples = samples
 
-    def val_dataloader(self) -> DataLoader[PictureBatch]:
-        """The pictures, in order."""
+    def val_dataloader(self) -> DataLoader[ImageBatch]:
+        """The images, in order."""
         return self._evaluation_loader()
 
-    def test_dataloader(self) -> DataLoader[PictureBatch]:
-        """The pictures, in order."""
+    def test_dataloader(self) -> DataLoader[ImageBatch]:
+        """The images, in order."""
         return self._evaluation_loader()
 
-    def predict_dataloader(self) -> DataLoader[PictureBatch]:
-        """The pictures, in order."""
+    def predict_dataloader(self) -> DataLoader[ImageBatch]:
+        """The images, in order."""
         return self._evaluation_loader()
 
-    def on_before_batch_transfer(self, batch: PictureBatch, dataloader_idx: int) -> PictureBatch:
-        """Also stops training and test at a picture that cannot be read; workers' errors are many lines long.
+    def on_before_batch_transfer(self, batch: ImageBatch, dataloader_idx: int) -> ImageBatch:
+        """Also stops training and test at an image that cannot be read; workers' errors are many lines long.
 
         Raises:
-            MisconfigurationException: A picture cannot be read.
+            MisconfigurationException: An image cannot be read.
         """
         if batch["unreadable"] and self.trainer is not None and not self.trainer.predicting:
             raise MisconfigurationException(
-                f"the picture {batch['unreadable'][0]}: it cannot be read, but every picture is needed: replace it"
+                f"the image {batch['unreadable'][0]}: it cannot be read, but every image is needed: replace it"
             )
-        counted: PictureBatch = super().on_before_batch_transfer(batch, dataloader_idx)
+        counted: ImageBatch = super().on_before_batch_transfer(batch, dataloader_idx)
         return counted
 
-    def _evaluation_loader(self) -> DataLoader[PictureBatch]:
-        return self.loader(PictureDataset(self.samples, self.transform), self.batch_size, collate_pictures)
+    def _evaluation_loader(self) -> DataLoader[ImageBatch]:
+        return self.loader(ImageDataset(self.samples, self.transform), self.batch_size, collate_images)
 
     def loader(
         self, dataset: Dataset[Any], batch_size: int, collate: Callable[[Any], Any], **options: Any
@@ -123,21 +123,21 @@ class PictureDataModule(OrderedDataModule, ABC):
             num_workers=self.num_workers,
             collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=one_thread,
+            worker_init_fn=worker_init_fn,
             generator=torch.Generator(),  # or else evaluation and resuming would shift the random numbers of training
             **options,
         )
 
 
-class TrainedPictureDataModule(PictureDataModule):
-    """Pictures to train on and to evaluate.
+class TrainedImageDataModule(ImageDataModule):
+    """Images to train on and to evaluate.
 
     Args:
         test_files: What test and prediction take, of a kind that the subclass reads.
         val_files: The same of the validation of a training; ``test_files`` by default.
         train_files: The same of training.
         train_batch_size: Samples in a training batch of one process.
-        **options: See ``PictureDataModule``; ``num_samples`` is of the pictures to evaluate.
+        **options: See ``ImageDataModule``; ``num_samples`` is of the images to evaluate.
     """
 
     def __init__(
@@ -160,10 +160,10 @@ class TrainedPictureDataModule(PictureDataModule):
         """What reads ``training`` by the keys of ``EpochOrder``, and what makes a batch of it."""
 
     def setup(self, stage: str) -> None:
-        """Reads the files of a stage, once, and looks for every picture before the first is used.
+        """Reads the files of a stage, once, and looks for every image before the first is used.
 
         Raises:
-            FileNotFoundError: A file or picture is missing.
+            FileNotFoundError: A file or image is missing.
             MisconfigurationException: A file is of another format, or there is nothing to evaluate or to train on.
         """
         evaluated = self.val_files if stage in ("fit", "validate") else self.test_files

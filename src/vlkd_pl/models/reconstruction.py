@@ -1,0 +1,97 @@
+"""Prompts with masks in batches, and what is written in place of the masks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from vlkd_pl.models.prompts import Prompt
+from vlkd_pl.models.vlkd import VLKDModel
+
+Item = TypeVar("Item")
+
+
+class Reconstruction(NamedTuple):
+    """What a model puts in place of a prompt's masks.
+
+    Attributes:
+        text: The words, without special tokens.
+        score: With ``rerank`` the cosine to the image in the joint space, in [-1, 1]; else the log-probability of
+            the text and of what follows it, given all before; 0.0 where no scores were asked for.
+        off_prompt: Whether the model left the prompt, see ``Prompt.read``.
+        num_tokens: Tokens that the score is of, with those of what follows the text; 0 for a text that was given.
+    """
+
+    text: str
+    score: float
+    off_prompt: bool
+    num_tokens: int = 0
+
+
+def grouped_prompts(
+    model: VLKDModel, prompts: Sequence[Prompt], max_new_tokens: int
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Prompts with as many tokens before their masks: their numbers, and what the decoder is given of them (B, P)."""
+    prefixes = model.tokenizer([prompt.before for prompt in prompts], add_special_tokens=False)["input_ids"]
+    groups: dict[int, list[int]] = {}
+    for row, (prefix, prompt) in enumerate(zip(prefixes, prompts, strict=True)):
+        room = text_room(model, prompt, max_new_tokens)
+        if len(prefix) > room:
+            raise ValueError(
+                f"{len(prefix)} tokens before the masks are too many, {room} fit beside {max_new_tokens} new ones: "
+                f"shorten {prompt.before[:60]!r}…"
+            )
+        groups.setdefault(len(prefix), []).append(row)
+    start = [model.bart.config.decoder_start_token_id, model.tokenizer.bos_token_id]
+    for _, rows in sorted(groups.items()):
+        yield rows, torch.tensor([[*start, *prefixes[row]] for row in rows], device=model.bart.device)
+
+
+def condition_groups(
+    model: VLKDModel,
+    image_tokens: Tensor | None,
+    prompts: Sequence[Prompt],
+    rows: Sequence[int],
+    image_index: Sequence[int] | None,
+) -> tuple[Tensor, Tensor]:
+    """C of Eq. (1) for some of the prompts, and its mask."""
+    texts = [prompts[row].text(model.tokenizer.mask_token) for row in rows]
+    encoded = model.tokenizer(texts, padding=True, return_tensors="pt").to(model.bart.device)
+    text_mask = encoded["attention_mask"]
+    if image_tokens is not None:
+        image_tokens = image_tokens[[row if image_index is None else image_index[row] for row in rows]]
+    return model.condition(model.encode_text(encoded["input_ids"], text_mask), text_mask, image_tokens)
+
+
+def log_probability(logits: Tensor, labels: Tensor, first: int) -> list[float]:
+    """The log-probability of each row of labels (B, M), -100 at padding, from position ``first`` on."""
+    chosen = logits[:, first:].float().log_softmax(-1)
+    labels = labels[:, first:]
+    values = chosen.gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+    total: list[float] = (values * (labels != -100)).sum(1).tolist()
+    return total
+
+
+def text_room(model: VLKDModel, prompt: Prompt, max_new_tokens: int) -> int:
+    """The most tokens that may stand before a prompt's masks, for BART's encoder and its decoder to have positions."""
+    num_special = 4  # the begin token, the end token, what follows the masks, and the decoder's start token
+    return int(model.bart.config.max_position_embeddings) - max(max_new_tokens, prompt.num_masks) - num_special
+
+
+def longest_text(model: VLKDModel, texts: Sequence[str]) -> int:
+    """Tokens of the longest of some texts."""
+    return max(map(len, model.tokenizer(list(texts), add_special_tokens=False)["input_ids"]))
+
+
+def chunks(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
+    """Parts of a sequence, of ``size`` items each but the last."""
+    return (items[first : first + size] for first in range(0, len(items), size))
+
+
+def padded_ids(rows: Sequence[Sequence[int]], value: int) -> Tensor:
+    """Rows of token ids, padded on the right with ``value`` to the longest: (B, L) int64."""
+    longest = max(map(len, rows))
+    return torch.tensor([[*row, *[value] * (longest - len(row))] for row in rows])
