@@ -6,6 +6,7 @@
 # make check     formatter, linter and type checker
 # make test-lowest   the tests on the lowest releases that setup.cfg allows, in .venv-lowest; on Python 3.10 to 3.12
 # make test-newest   the tests on the newest releases, in .venv-newest
+# make docs      the documentation, in build/docs; warnings are errors
 # make dist      wheel and source distribution, in dist
 
 PYTHON ?= python3
@@ -18,7 +19,7 @@ export TOKENIZERS_PARALLELISM := false
 # with one the figures do not depend on the number of cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help distill zeroshot finetune demo test test-slow test-lowest test-newest check dist format sample-models clean
+.PHONY: help distill zeroshot finetune demo test test-slow test-lowest test-newest check docs dist format sample-models clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -88,6 +89,9 @@ check: $(BIN)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+docs: $(BIN)/.installed
+	$(BIN)/python -m sphinx -q -E -W --keep-going -b html docs build/docs
 
 format: $(BIN)/.installed
 	$(BIN)/ruff format .

@@ -1,0 +1,147 @@
+"""A Sphinx extension that writes the configuration and API references from the code.
+
+A page names what it wants in a comment of its own on one line: ``<!-- arguments: modules -->`` becomes a table of
+arguments for each public Lightning module, ``<!-- api: vlkd_pl.losses -->`` the docstrings of a module's public names.
+"""
+
+import dataclasses
+import inspect
+import re
+import typing
+from collections.abc import Iterator
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+import docstring_parser
+import pytorch_lightning as pl
+from pytorch_lightning.strategies import Strategy
+
+import vlkd_pl
+
+KINDS: dict[str, tuple[type, ...]] = {
+    "modules": (pl.LightningModule,),
+    "data modules": (pl.LightningDataModule,),
+    "callbacks": (pl.Callback, Strategy),
+}
+"""The base classes of each kind of public class that a configuration can name."""
+
+
+def public_names(module: ModuleType) -> list[str]:
+    """Names of the classes, functions and constants that a module publishes."""
+    names = getattr(module, "__all__", None)
+    if names is None:
+        names = [name for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
+    return [name for name in names if not name.startswith("_")]
+
+
+def classes(kind: str) -> list[type]:
+    """The public classes of a kind, or the dataclasses that group arguments of the others.
+
+    Args:
+        kind: A key of ``KINDS``, or ``groups``.
+    """
+    public = [getattr(vlkd_pl, name) for name in public_names(vlkd_pl)]
+    if kind != "groups":
+        return [cls for cls in public if isinstance(cls, type) and issubclass(cls, KINDS[kind])]
+    groups: dict[str, type] = {}
+    for cls in [cls for each in KINDS for cls in classes(each)]:
+        for annotation in typing.get_type_hints(cls.__init__).values():
+            for part in (annotation, *typing.get_args(annotation)):
+                if dataclasses.is_dataclass(part) and isinstance(part, type):
+                    groups.setdefault(part.__name__, part)
+    return [groups[name] for name in sorted(groups)]
+
+
+class Argument(typing.NamedTuple):
+    """An argument of a class.
+
+    Attributes:
+        name: Its name.
+        type: Its type, as the code writes it.
+        default: Its default, as the code would write it; empty where it is required.
+        description: Its line of the docstring.
+    """
+
+    name: str
+    type: str
+    default: str
+    description: str
+
+
+def arguments(cls: type) -> Iterator[Argument]:
+    """The arguments of a class with their descriptions from its docstring, or from below the fields of a dataclass."""
+    described: dict[str, str] = {}
+    for base in reversed(cls.__mro__[:-1]):
+        if base.__module__.startswith("vlkd_pl"):
+            parsed = docstring_parser.parse_from_object(base)
+            described |= {each.arg_name: each.description or "" for each in parsed.params}
+    for name, parameter in inspect.signature(cls).parameters.items():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        default = "" if parameter.default is parameter.empty else _written(parameter.default)
+        annotation = parameter.annotation
+        type_name = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+        yield Argument(name, type_name, default, " ".join(described.get(name, "").split()))
+
+
+def _written(value: Any) -> str:
+    """A default as code; of a dataclass only the fields that differ from its own defaults."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        changed = {
+            field.name: getattr(value, field.name)
+            for field in dataclasses.fields(value)
+            if getattr(value, field.name) != field.default and field.default_factory is dataclasses.MISSING
+        }
+        return f"{type(value).__name__}({', '.join(f'{name}={value!r}' for name, value in changed.items())})"
+    return repr(value)
+
+
+def argument_tables(kind: str) -> str:
+    """Markdown with a section and a table for each class of a kind."""
+    lines: list[str] = []
+    for cls in classes(kind):
+        summary = docstring_parser.parse(inspect.getdoc(cls) or "").short_description or ""
+        lines += [f"## {cls.__name__}", "", _markdown(summary), ""]
+        rows = list(arguments(cls))
+        if not rows:
+            lines += ["No arguments.", ""]
+            continue
+        lines += ["| argument | type | default | meaning |", "|---|---|---|---|"]
+        for row in rows:
+            default = f"`{row.default}`" if row.default else "required"
+            cells = (f"`{row.name}`", f"`{row.type}`", default, _markdown(row.description))
+            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _markdown(text: str) -> str:
+    """A docstring's sentence as Markdown: roles become code, and what could be HTML or emphasis is escaped."""
+    parts = re.split(r"(``.+?``)", " ".join(text.split()))
+    return "".join(
+        f"`{part[2:-2]}`" if part.startswith("``") else re.sub(r"([<*_\[])", r"\\\1", part) for part in parts
+    )
+
+
+def api(module_name: str) -> str:
+    """Directives that show the docstrings of all public names of a module."""
+    module = import_module(module_name)
+    lines = ["```{eval-rst}"]
+    for name in public_names(module):
+        value = getattr(module, name)
+        kind = "class" if isinstance(value, type) else "function" if callable(value) else "data"
+        lines += [f".. auto{kind}:: {module_name}.{name}", *(["   :members:"] if kind == "class" else []), ""]
+    return "\n".join([*lines, "```"])
+
+
+def fill(app: Any, page: str, source: list[str]) -> None:
+    """Replaces the comments of a page by what they ask for."""
+    source[0] = re.sub(r"<!-- arguments: ([a-z ]+) -->", lambda match: argument_tables(match[1]), source[0])
+    source[0] = re.sub(r"<!-- api: ([\w.]+) -->", lambda match: api(match[1]), source[0])
+
+
+def setup(app: Any) -> dict[str, bool]:
+    """Connects the extension to Sphinx."""
+    app.connect("source-read", fill)
+    return {"parallel_read_safe": True}
