@@ -224,8 +224,6 @@ def written_texts(tokenizer: PreTrainedTokenizerBase, ids: Tensor) -> list[str]:
 def _shortened(model: VLKDModel, passage: str, prompt: Prompt, max_new_tokens: int) -> str:
     """As much of a passage's beginning as fits before a prompt."""
     room = max(0, text_room(model, prompt, max_new_tokens) - longest_text(model, [f" {prompt.before}"]))
-    while (
-        length := longest_text(model, [passage])
-    ) > room:  # a word cut in two may take more tokens
+    while (length := longest_text(model, [passage])) > room:  # a word cut in two may take more tokens
         passage = passage[: len(passage) * room // length]
     return passage
