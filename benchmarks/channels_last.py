@@ -18,7 +18,7 @@ from real_size import Clock, machine, median
 from vlkd_pl.clip.frozen import FrozenCLIP
 from vlkd_pl.clip.openai import CLIP
 
-# embedding, image, layers, width and patch of the image encoder; width, heads and layers of the text encoder
+# embedding, image_size, layers, width and patch of the image encoder; width, heads and layers of the text encoder
 SIZES = {
     "RN50": (1024, 224, (3, 4, 6, 3), 64, None, 512, 8, 12),
     "RN50x16": (768, 384, (6, 8, 18, 8), 96, None, 768, 12, 12),
@@ -37,14 +37,14 @@ def main() -> None:
     clock = Clock(options.device)
     print(f"{machine(options.device)}, {options.dtype}, {options.batch_size} images, {time.strftime('%Y-%m-%d')}")
     for name in options.clips:
-        embedding, image, layers, width, patch, text_width, heads, text_layers = SIZES[name]
+        embedding, image_size, layers, width, patch, text_width, heads, text_layers = SIZES[name]
         torch.manual_seed(0)
-        clip = CLIP(embedding, image, layers, width, patch, 77, 49408, text_width, heads, text_layers)
+        clip = CLIP(embedding, image_size, layers, width, patch, 77, 49408, text_width, heads, text_layers)
         sides = {}
         for order in (torch.contiguous_format, torch.channels_last):
             sides[order] = FrozenCLIP(copy.deepcopy(clip)).to(options.device)
             sides[order].clip.visual.to(memory_format=order)
-        image = torch.randn(options.batch_size, 3, image, image, device=options.device)
+        image = torch.randn(options.batch_size, 3, image_size, image_size, device=options.device)
         seconds: dict[torch.memory_format, list[float]] = {order: [] for order in sides}
         for round_number in range(options.num_rounds + 1):
             for order, frozen in sides.items():

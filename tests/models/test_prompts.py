@@ -73,7 +73,7 @@ def test_a_filled_prompt_is_read_back(text, prompt, is_continuation):
 
 
 def test_white_space_is_one_space():
-    assert caption_prompt(6).read("A  image of a\nred  fish .", False) == ("a red fish", False)
+    assert caption_prompt(6).read("A  picture of a\nred  fish .", False) == ("a red fish", False)
 
 
 @pytest.mark.parametrize("clean_up", [False, True])

@@ -220,7 +220,7 @@ def test_what_training_skips_by_default_is_reported(grey, tmp_path, capsys, monk
 
 
 def test_images_above_the_default_of_training_are_reported(grey, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("vlkd_pl.prepare.reshard.MAX_IMAGE_PIXELS", 10_000)
+    monkeypatch.setattr("vlkd_pl.prepare.limits.MAX_IMAGE_PIXELS", 10_000)
     assert prepare(grey, tmp_path / "out", "--max-pixels", 20_000) == 0
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["skipped_in_training"] == {"not_rgb": 3, "too_large": 1}

@@ -28,8 +28,8 @@ def world(tmp_path_factory):
     return folder
 
 
-def image(path):
-    """An image, checked to be one."""
+def content(path):
+    """The pixels of an image of the sample world."""
     with Image.open(path) as image:
         assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (64, 64))
         return image.tobytes()
@@ -105,8 +105,8 @@ def test_nocaps_is_in_the_official_layout(world):
     assert [image["id"] for image in images] == list(range(len(images)))
     assert len({image["open_images_id"] for image in images}) == len(images)
     assert all(re.fullmatch("[0-9a-f]{15}[a-f]", image["open_images_id"]) for image in images)
-    images = {image(world / "images" / image["file_name"]) for image in images}
-    assert len(images) == len(images) == 6 * 6
+    contents = {content(world / "images" / image["file_name"]) for image in images}
+    assert len(contents) == len(images) == 6 * 6
 
 
 def test_nocaps_domains_tell_which_combinations_training_shows(tmp_path):
@@ -151,7 +151,7 @@ def test_karpathy_file_tells_the_images_and_captions_of_its_splits(world):
 def test_class_folders_hold_as_many_different_images_of_each_object(world):
     names = (world / "class_names.txt").read_text().splitlines()
     assert names == sorted(OBJECTS) == sorted(path.name for path in (world / "classes" / "test").iterdir())
-    images = [[image(path) for path in (world / "classes" / "test" / name).iterdir()] for name in names]
+    images = [[content(path) for path in (world / "classes" / "test" / name).iterdir()] for name in names]
     assert {len(each) for each in images} == {2}
     assert len({each for every in images for each in every}) == 2 * len(names)
 
