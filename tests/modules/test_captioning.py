@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from vlkd_pl.cli import main
 from vlkd_pl.commands.train import run
+from vlkd_pl.evaluation.captioning import CaptioningEvaluator
 from vlkd_pl.metrics.captions import caption_scores
 from vlkd_pl.models.decoding import Decoding, caption
 from vlkd_pl.models.vlkd import VLKDModel
@@ -40,12 +41,12 @@ def test_coco(world, model_folder, tmp_path, capsys):
         assert each["CIDEr"] == expected.per_image[each["image_id"]]["CIDEr"]
         assert set(each) == {"image_id", "caption", *expected.scores}
     printed = capsys.readouterr().out
-    assert "6 images, of 6 captions are known" in printed
+    assert "6 images, 6 with reference captions" in printed
     assert "\nin percent, CIDEr times 100 (JSON files hold fractions)\n" in printed
     assert f"\nCIDEr    {100 * scores['cider']:8.1f}\n" in printed
     assert written(tmp_path, "scores.json")["units"] == dict.fromkeys(scores, "fraction")
     assert "notes" not in written(tmp_path, "scores.json")
-    assert "off_prompt from the prompt: " in printed
+    assert "off-prompt: " in printed
     assert (tmp_path / "panels" / "test_captions_000000.png").is_file()
 
 
@@ -87,7 +88,7 @@ def test_without_captions_there_are_predictions_for_the_server(world, model_fold
     run(arguments("zeroshot_nocaps", world, model_folder, tmp_path, data__init_args__annotations=file))
     assert set(written(tmp_path, "scores.json")["scores"]) == {"off_prompt"}
     assert len(written(tmp_path, "predictions.json")) == 6
-    assert "6 images, of 0 captions are known" in capsys.readouterr().out
+    assert "6 images, 0 with reference captions" in capsys.readouterr().out
 
 
 def test_what_cannot_be_computed_is_said(world, model_folder, tmp_path, capsys, monkeypatch):
@@ -191,14 +192,14 @@ def test_it_learns_captions_by_heart(world, model_folder, tmp_path):
 
 def test_the_exported_model_is_the_best_in_validation(trained, world, monkeypatch, tmp_path, model_folder):
     """Of three epochs the second scores best, as the scores are given here."""
-    given = iter([0.1, 0.3, 0.2])
-    compute = CaptioningModule.compute
+    scores = iter([0.1, 0.3, 0.2])
+    compute = CaptioningEvaluator.compute
 
-    def conclude_as_given(module, items):
-        report = compute(module, items)
-        return report._replace(scores=report.scores | {"cider": next(given)})
+    def compute_with_fixed_cider(evaluator):
+        report = compute(evaluator)
+        return report._replace(scores=report.scores | {"cider": next(scores)})
 
-    monkeypatch.setattr(CaptioningModule, "compute", conclude_as_given)
+    monkeypatch.setattr(CaptioningEvaluator, "compute", compute_with_fixed_cider)
     done = run(captioning_arguments("captioning_coco", world, model_folder, tmp_path, trainer__max_epochs=3))
     monitoring = next(each for each in done.trainer.checkpoint_callbacks if each.monitor)
     assert monitoring.best_model_path.endswith("epoch=1-step=6.ckpt")

@@ -13,6 +13,7 @@ from vlkd_pl.batch import GLUE_LABELS
 from vlkd_pl.cli import main
 from vlkd_pl.commands.train import run
 from vlkd_pl.data.glue_files import GLUEText, collate
+from vlkd_pl.evaluation.glue import GLUEPrediction
 from vlkd_pl.metrics.glue import glue_scores
 from vlkd_pl.models.vlkd import VLKDModel
 from vlkd_pl.modules.glue import GLUEModule
@@ -189,7 +190,7 @@ def test_where_labels_are_secret_there_is_a_submission(bart_folder, glue, tmp_pa
     for task, name in (("stsb", "STS-B.tsv"), ("qnli", "QNLI.tsv"), ("cola", "CoLA.tsv")):
         folder = tmp_path / task
         assert main(arguments("test", bart_folder, glue, folder, "--data.init_args.evaluated=test", task=task)) == 0
-        assert "6 predictions; the labels are not known" in capsys.readouterr().out
+        assert "6 predictions; the labels are secret" in capsys.readouterr().out
         assert json.loads((folder / "scores.json").read_text()) == {"scores": {}, "units": {}}
         head, *rows = (folder / name).read_text().splitlines()
         assert head == "index\tprediction"
@@ -209,10 +210,10 @@ def test_predictions_are_json_lines(bart_folder, glue, tmp_path):
 
 
 def test_a_constant_similarity_is_no_score(bart_folder):
-    module = GLUEModule(str(bart_folder), "stsb")
-    items = [{"part": "", "index": i, "prediction": 2.0, "label": float(i)} for i in range(3)]
+    evaluator = GLUEModule(str(bart_folder), "stsb").evaluator
+    evaluator.update(GLUEPrediction("", number, 2.0, float(number)) for number in range(3))
     with pytest.warns(match="constant"):
-        assert str(module.compute(items).scores["score"]) == "nan"
+        assert str(evaluator.compute().scores["score"]) == "nan"
 
 
 def test_no_bart_is_told_in_one_line(glue, tmp_path, capsys):

@@ -67,13 +67,12 @@ def test_each_image_is_encoded_once(world, model_folder, tmp_path, monkeypatch):
 def test_the_control_asks_of_another_image(tested, world):
     folder, done = tested
     module, batch = done.model, next(iter(done.datamodule.test_dataloader()))
-    items = module.evaluate(batch)
+    results = module.evaluate(batch)
     first = batch["samples"][0].questions[0]
     tokens = module.model.clip.encode_image(batch["image"])
     ((other,),) = answer(module.model, tokens[-1:], [first.text], module.decoding)
-    assert items[0]["answer_to_another"] == other.text.lower()
+    assert results[0].shuffled_image_answer == other.text.lower()
     assert "accuracy_shuffled_image/overall" in written(folder, "scores.json")["scores"]
-    module.evaluated.clear()
 
 
 def test_caption_then_answer(world, model_folder, tmp_path):
@@ -132,7 +131,7 @@ def test_without_annotations_there_is_a_submission(world, model_folder, tmp_path
     assert sorted(each["question_id"] for each in results) == sorted(each["question_id"] for each in questions)
     assert all(set(each) == {"question_id", "answer"} for each in results)
     assert set(written(tmp_path, "scores.json")["scores"]) == {"off_prompt"}
-    assert "the answers are not known" in capsys.readouterr().out
+    assert "the answers are secret" in capsys.readouterr().out
 
 
 def test_free_reading_counts_what_wanders(world, model_folder, tmp_path):

@@ -1,4 +1,4 @@
-"""A picture of images with their captions, for a person to see learning happen."""
+"""A panel of images with predictions and references, which shows what a model has learned."""
 
 from __future__ import annotations
 
@@ -24,43 +24,47 @@ _CHARACTERS = 27
 
 
 class PanelItem(NamedTuple):
-    """A picture of the panel.
+    """An image of the panel with its texts.
 
     Attributes:
-        image: (3, H, W) uint8; or floats, normalised as CLIP takes it.
-        said: What the model said of it.
-        truth: What a person said.
+        image: (3, H, W) uint8, or floats normalized as CLIP takes them.
+        prediction: Text of the model.
+        reference: Text of a person.
     """
 
     image: Tensor
-    said: str
-    truth: str
+    prediction: str
+    reference: str
 
 
-def caption_panel(shown: Sequence[PanelItem], columns: int = 4) -> Image.Image:
-    """Draws images in a grid, each above what the model said in black and what a person said in grey.
+def caption_panel(items: Sequence[PanelItem], columns: int = 4) -> Image.Image:
+    """Draw images in a grid, each above the model's text in black and a person's text in grey.
 
     Args:
-        shown: The images.
-        columns: Images in a row.
+        items: At least one image with its texts.
+        columns: Most images in a row.
 
     Returns:
         An RGB image.
+
+    Example:
+        >>> caption_panel([PanelItem(torch.zeros(3, 64, 64).byte(), "a fish", "a red fish")]).mode
+        'RGB'
     """
-    said = [textwrap.wrap(each.said, _CHARACTERS) or ["(nothing)"] for each in shown]
-    wanted = [textwrap.wrap(each.truth, _CHARACTERS) for each in shown]
-    num_lines = max(len(a) + len(b) for a, b in zip(said, wanted, strict=True))
+    predictions = [textwrap.wrap(item.prediction, _CHARACTERS) or ["(nothing)"] for item in items]
+    references = [textwrap.wrap(item.reference, _CHARACTERS) for item in items]
+    num_lines = max(len(a) + len(b) for a, b in zip(predictions, references, strict=True))
     width, height = _TILE + 2 * _MARGIN, _TILE + _LINE * num_lines + 2 * _MARGIN
-    columns = min(columns, len(shown))
-    rows = -(-len(shown) // columns)
+    columns = min(columns, len(items))
+    rows = -(-len(items) // columns)
     panel = Image.new("RGB", (width * columns, height * rows), "white")
     draw = ImageDraw.Draw(panel)
     font = ImageFont.load_default(size=12)
-    for index, each in enumerate(shown):
+    for index, item in enumerate(items):
         left, top = width * (index % columns) + _MARGIN, height * (index // columns) + _MARGIN
-        panel.paste(_tile(each.image), (left, top))
+        panel.paste(_tile(item.image), (left, top))
         top += _TILE + 2
-        for lines, fill in ((said[index], "black"), (wanted[index], "grey")):
+        for lines, fill in ((predictions[index], "black"), (references[index], "grey")):
             for line in lines:
                 draw.text((left, top), line, fill=fill, font=font)
                 top += _LINE
@@ -68,16 +72,16 @@ def caption_panel(shown: Sequence[PanelItem], columns: int = 4) -> Image.Image:
 
 
 def log_panel(trainer: pl.Trainer, name: str, panel: Image.Image, folder: str | None) -> Path | None:
-    """Writes a panel to the run's log folder and to every logger that takes images.
+    """Write a panel to the run's log folder and to every logger that takes images.
 
     Args:
-        trainer: Holds the loggers and the step.
-        name: What it is called in the logs.
-        panel: The image.
-        folder: The run's log folder, where it has one.
+        trainer: Trainer with the loggers and the step.
+        name: Name in the logs, such as ``val/captions``.
+        panel: The panel.
+        folder: The run's log folder; None where it has no folder.
 
     Returns:
-        The PNG file; None where the run has no folder, or where it cannot be written, which is warned of.
+        The PNG file; None without a folder, or where the file cannot be written, which is only a warning.
     """
     loggers: list[Any] = trainer.loggers
     for logger in loggers:
@@ -85,7 +89,7 @@ def log_panel(trainer: pl.Trainer, name: str, panel: Image.Image, folder: str | 
             logger.log_image(name, [panel], step=trainer.global_step)
         elif hasattr(logger.experiment, "add_image"):  # TensorBoard
             logger.experiment.add_image(name, np.asarray(panel), trainer.global_step, dataformats="HWC")
-    if folder is None:
+    if not folder:
         return None
     path = Path(folder) / "panels" / f"{name.replace('/', '_')}_{trainer.global_step:06d}.png"
     try:
@@ -99,8 +103,8 @@ def log_panel(trainer: pl.Trainer, name: str, panel: Image.Image, folder: str | 
 
 
 def _tile(image: Tensor) -> Image.Image:
-    """The image, as large as a tile."""
+    """Scale an image to the size of a tile."""
     if image.is_floating_point():
-        std, mean = (torch.tensor(each).view(3, 1, 1) for each in (IMAGE_STD, IMAGE_MEAN))
+        std, mean = (torch.tensor(values).view(3, 1, 1) for values in (IMAGE_STD, IMAGE_MEAN))
         image = ((image.float().cpu() * std + mean).clamp(0, 1) * 255).round().byte()
     return Image.fromarray(image.permute(1, 2, 0).cpu().numpy()).resize((_TILE, _TILE), Image.Resampling.LANCZOS)

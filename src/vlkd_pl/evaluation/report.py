@@ -1,4 +1,4 @@
-"""What an evaluation found, as it is printed, logged and written."""
+"""The report of an evaluation: what is logged, printed, drawn and written."""
 
 from __future__ import annotations
 
@@ -15,33 +15,37 @@ from vlkd_pl.files import write_text
 
 
 class Report(NamedTuple):
-    """What an evaluation found.
+    """The scores of an evaluation with its table, files and images.
 
     Attributes:
-        scores: By the names that they are logged under.
-        table: The lines for a person to read.
-        files: The content of each file by its name: a string as it is, anything else as JSON.
-        shown: Images for the panel.
-        units: What ``scores`` are in, all or each by its name; ``scores.json`` and the logs hold them so.
-        notes: Why a score means less than it seems to, a line each.
+        scores: Scores by their log names.
+        table: Lines to print.
+        files: Content of each file by its name: a string is written as text, anything else as JSON.
+        panel_items: Images for the panel.
+        units: Unit of all scores, or of each by its name; ``scores.json`` and the logs hold the scores in it.
+        notes: One line for each reason why a score means less than it seems to.
+
+    Example:
+        >>> Report({"cider": 1.25}, files={"predictions.json": [{"image_id": 1, "caption": "a fish"}]}).scores
+        {'cider': 1.25}
     """
 
     scores: dict[str, float]
     table: str = ""
     files: dict[str, Any] | None = None
-    shown: Sequence[PanelItem] = ()
+    panel_items: Sequence[PanelItem] = ()
     units: Unit | Mapping[str, Unit] = "fraction"
     notes: Sequence[str] = ()
 
-    def write(self, folder: Path, panel: Path | None) -> None:
-        """Writes ``scores.json`` and the other files to a run's log folder.
+    def write(self, folder: Path, panel: Path | None = None) -> None:
+        """Write ``scores.json`` and the other files.
 
         Args:
-            folder: Made where it is not there.
-            panel: The file of the caption panel, where there is one.
+            folder: The run's log folder, which is created where it is missing.
+            panel: File of the caption panel, or None.
 
         Raises:
-            MisconfigurationException: They cannot be written.
+            MisconfigurationException: A file cannot be written.
         """
         record: dict[str, Any] = {"scores": self.scores, "units": units_of(self.scores, self.units)}
         if self.notes:

@@ -6,6 +6,7 @@ import contextlib
 import math
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,9 @@ from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from vlkd_pl.batch import ImageBatch
-from vlkd_pl.distributed import gather_objects, whole
+from vlkd_pl.distributed import whole
+from vlkd_pl.evaluation.evaluator import Evaluator
 from vlkd_pl.evaluation.panel import caption_panel, log_panel
-from vlkd_pl.evaluation.report import Report
 from vlkd_pl.training.checkpoint import check_weights
 from vlkd_pl.training.nonfinite import NonFiniteSteps, StepSkipped
 from vlkd_pl.training.optim import OptimizerName, linear_warmup_and_decay, make_optimizer, parameter_groups
@@ -48,12 +49,12 @@ class TaskModule(pl.LightningModule, ABC):
         warmup_steps: Optimizer steps of linear warm-up.
         warmup_epochs: Epochs of linear warm-up, in place of ``warmup_steps``.
         total_steps: Optimizer steps after which the rate has fallen to 0; the trainer's own number by default.
-        panel_size: Images in the caption panel.
         optimizer: ``adamw``, or ``lamb``; see ``make_optimizer``.
         max_skipped_steps: The most optimizer steps that are skipped in a run because a loss or the gradient is NaN or
             infinite; with one more training stops. The steps that float16's gradient scaler skips do not count.
 
     Attributes:
+        evaluator: Collects the results of validation and test.
         loss_weights: The weight of each loss that ``compute_losses`` returns; 1 for those that it does not name.
     """
 
@@ -67,11 +68,11 @@ class TaskModule(pl.LightningModule, ABC):
         warmup_steps: int = 12_000,
         warmup_epochs: float | None = None,
         total_steps: int | None = None,
-        panel_size: int = 16,
         optimizer: OptimizerName = "adamw",
         max_skipped_steps: int = 100,
     ) -> None:
         super().__init__()
+        self.evaluator: Evaluator[Any]
         self.learning_rate = learning_rate
         self.projection_learning_rate = projection_learning_rate
         self.betas = betas
@@ -80,10 +81,8 @@ class TaskModule(pl.LightningModule, ABC):
         self.warmup_steps = warmup_steps
         self.warmup_epochs = warmup_epochs
         self.total_steps = total_steps
-        self.panel_size = panel_size
         self.optimizer: OptimizerName = optimizer
         self.loss_weights: dict[str, float] = {}
-        self.evaluated: list[dict[str, Any]] = []
         self.skipped_steps = NonFiniteSteps(max_skipped_steps)
         self._resumed: tuple[RandomState | None, dict[str, Tensor]] | None = None
         self._random_state: RandomState | None = None
@@ -101,20 +100,8 @@ class TaskModule(pl.LightningModule, ABC):
         """The losses of a training batch, unweighted."""
 
     @abstractmethod
-    def evaluate(self, batch: Any) -> list[dict[str, Any]]:
-        """Evaluates a batch of validation or test.
-
-        Args:
-            batch: Of the kind that the task's data module makes.
-
-        Returns:
-            An item for each thing that is evaluated, with its ``id``: of items with the same one the last counts, since
-            a distributed sampler repeats some to fill the last batch.
-        """
-
-    @abstractmethod
-    def compute(self, items: list[dict[str, Any]]) -> Report:
-        """Scores the items of all ranks, in the order of their ids; runs on the first rank alone."""
+    def evaluate(self, batch: Any) -> Sequence[Any]:
+        """Compute the results of a batch of validation or test, which ``evaluator`` takes."""
 
     @abstractmethod
     def predict(self, batch: ImageBatch) -> list[dict[str, Any]]:
@@ -241,17 +228,13 @@ class TaskModule(pl.LightningModule, ABC):
 
     # Validation, test and prediction
 
-    def shown_image(self, image: Tensor, index: int) -> Tensor | None:
-        """The image for the panel, while it has room; ``index`` is its number in the batch."""
-        return image.cpu() if len(self.evaluated) + index < self.panel_size else None
-
     def validation_step(self, batch: Any, batch_index: int) -> None:
         """Evaluates a batch."""
-        self.evaluated += self.evaluate(batch)
+        self.evaluator.update(self.evaluate(batch))
 
     def test_step(self, batch: Any, batch_index: int) -> None:
         """As in validation."""
-        self.evaluated += self.evaluate(batch)
+        self.evaluator.update(self.evaluate(batch))
 
     def predict_step(self, batch: ImageBatch, batch_index: int) -> list[dict[str, Any]]:
         """The predictions for the images of a batch that could be read."""
@@ -281,19 +264,17 @@ class TaskModule(pl.LightningModule, ABC):
 
     def _compute(self, stage: str) -> None:
         folder = self.trainer.log_dir  # asked on all ranks: it is broadcast
-        items = {item["id"]: item for item in gather_objects(self.evaluated)}
-        self.evaluated.clear()
-        report = (
-            self.compute([items[key] for key in sorted(items, key=_order)]) if self.trainer.is_global_zero else None
-        )
+        self.evaluator.synchronize()
+        report = self.evaluator.compute() if self.trainer.is_global_zero else None
+        self.evaluator.reset()
         scores = self.trainer.strategy.broadcast(report.scores if report is not None else {})
         for name, value in scores.items():
             self.log(f"{stage}/{name}", value, prog_bar=name == "cider", sync_dist=True)
         if report is None:
             return
-        panel, shown = None, report.shown[: self.panel_size]
-        if shown and not self.trainer.sanity_checking:
-            panel = log_panel(self.trainer, f"{stage}/captions", caption_panel(shown), folder)
+        panel, panel_items = None, report.panel_items[: self.evaluator.panel_size]
+        if panel_items and not self.trainer.sanity_checking:
+            panel = log_panel(self.trainer, f"{stage}/captions", caption_panel(panel_items), folder)
         if not self.trainer.sanity_checking:
             for note in report.notes:
                 rank_zero_warn(note)  # Python shows a warning once
@@ -322,8 +303,3 @@ class TaskModule(pl.LightningModule, ABC):
         self._resumed = random_state_of(checkpoint, self.global_rank), pending_gradients_of(checkpoint)
         if "skipped_steps" in checkpoint:
             self.skipped_steps.load_state(checkpoint["skipped_steps"], self.global_rank)
-
-
-def _order(key: Any) -> tuple[bool, Any]:
-    """Sorts ids of which some are numbers and some are texts."""
-    return isinstance(key, str), key

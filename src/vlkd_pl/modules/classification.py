@@ -9,9 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vlkd_pl.batch import ImageBatch
-from vlkd_pl.evaluation.panel import PanelItem
-from vlkd_pl.evaluation.report import Report
-from vlkd_pl.evaluation.table import score_table
+from vlkd_pl.evaluation.classification import ClassificationEvaluator, ClassRanking
 from vlkd_pl.modules.retrieval import embed_with_both
 from vlkd_pl.modules.vlkd import VLKDModule
 
@@ -27,43 +25,22 @@ class ClassificationModule(VLKDModule):
     def __init__(self, templates: Sequence[str] = ("a photo of a {}.",), **options: Any) -> None:
         super().__init__(**options)
         self.templates = templates
+        self.evaluator: ClassificationEvaluator = ClassificationEvaluator([], self.evaluator.panel_size)
         self._class_embeddings: dict[str, Tensor] = {}
 
-    def evaluate(self, batch: ImageBatch) -> list[dict[str, Any]]:
+    def evaluate(self, batch: ImageBatch) -> list[ClassRanking]:
         """Ranks the classes for each image; the samples are ``LabelledImage``."""
         ranked = self._ranked(batch["image"])
         return [
-            {"id": sample.image_id, "label": sample.label, "image": self.shown_image(batch["image"][index], index)}
-            | {name: classes[index] for name, (classes, _) in ranked.items()}
+            ClassRanking(
+                id=sample.image_id,
+                label=sample.label,
+                bart=ranked["bart"][0][index],
+                clip=ranked["clip"][0][index],
+                image=self.evaluator.panel_image(batch["image"][index], index),
+            )
             for index, sample in enumerate(batch["samples"])
         ]
-
-    def compute(self, items: list[dict[str, Any]]) -> Report:
-        """The share of images whose class is the nearest, or among the five nearest, by each text encoder."""
-        class_names = self.data.class_names
-        columns = {
-            name: {
-                f"top-{k} accuracy": sum(item["label"] in item[name][:k] for item in items) / len(items) for k in (1, 5)
-            }
-            for name in ("bart", "clip")
-        }
-        scores = {
-            f"{name}_{row.replace('-', '_').replace(' ', '_')}": value
-            for name, column in columns.items()
-            for row, value in column.items()
-        }
-        results = [
-            {"image_id": item["id"], "class": class_names[item["bart"][0]], "truth": class_names[item["label"]]}
-            for item in items
-        ]
-        shown = [
-            PanelItem(item["image"], class_names[item["bart"][0]], class_names[item["label"]])
-            for item in items
-            if item["image"] is not None
-        ]
-        head = f"{len(items)} images, {len(class_names)} classes"
-        table = score_table(list(columns), list(columns.values()))
-        return Report(scores, f"{head}\n{table}", {"predictions.json": results}, shown)
 
     def predict(self, batch: ImageBatch) -> list[dict[str, Any]]:
         """The class nearest each image, by the distilled BART, with its cosine."""
@@ -96,3 +73,4 @@ class ClassificationModule(VLKDModule):
     def on_test_epoch_start(self) -> None:
         """Forgets the classes of an earlier test."""
         self._class_embeddings = {}
+        self.evaluator.class_names = self.data.class_names

@@ -10,23 +10,9 @@ from torch.nn import functional
 from transformers.models.bart.modeling_bart import BartClassificationHead, shift_tokens_right
 
 from vlkd_pl.batch import GLUE_LABELS, GLUEBatch, GLUETask
-from vlkd_pl.evaluation.report import Report
-from vlkd_pl.evaluation.table import score_table
+from vlkd_pl.evaluation.glue import GLUEEvaluator, GLUEPrediction, submitted
 from vlkd_pl.models.text import TextModel, TextRoute
 from vlkd_pl.modules.base import TaskModule
-
-_SUBMISSIONS: dict[tuple[str, str], str] = {
-    ("cola", ""): "CoLA.tsv",
-    ("sst2", ""): "SST-2.tsv",
-    ("rte", ""): "RTE.tsv",
-    ("mrpc", ""): "MRPC.tsv",
-    ("qqp", ""): "QQP.tsv",
-    ("mnli", "matched"): "MNLI-m.tsv",
-    ("mnli", "mismatched"): "MNLI-mm.tsv",
-    ("qnli", ""): "QNLI.tsv",
-    ("stsb", ""): "STS-B.tsv",
-}
-"""The file that GLUE's server takes of each task and part."""
 
 
 class GLUEModule(TaskModule):
@@ -50,10 +36,8 @@ class GLUEModule(TaskModule):
     def __init__(
         self, model: str, task: GLUETask, route: TextRoute = "around", max_tokens: int = 512, **options: Any
     ) -> None:
-        from vlkd_pl.metrics.glue import glue_scores  # here: it asks for an extra
-
         super().__init__(**options)
-        self._glue_scores = glue_scores
+        self.evaluator = GLUEEvaluator(task)
         self.model = TextModel.load(model, route)
         self.task: GLUETask = task
         self.max_tokens = min(max_tokens, self.model.bart.config.max_position_embeddings)
@@ -89,43 +73,17 @@ class GLUEModule(TaskModule):
             return {"regression": functional.mse_loss(logits.squeeze(1), labels.float())}
         return {"classification": functional.cross_entropy(logits, labels.long())}
 
-    def evaluate(self, batch: GLUEBatch) -> list[dict[str, Any]]:
-        """The prediction for each sample; the samples are ``GLUEText``."""
+    def evaluate(self, batch: GLUEBatch) -> list[GLUEPrediction]:
+        """Predict the label of each sample; the samples are ``GLUEText``."""
         return [
-            {
-                "id": (sample.part, sample.number),
-                "part": sample.part,
-                "index": sample.number,
-                "prediction": value,
-                "label": sample.label,
-            }
+            GLUEPrediction(sample.part, sample.number, value, sample.label)
             for sample, value in zip(batch["samples"], self._predictions(batch), strict=True)
         ]
-
-    def compute(self, items: list[dict[str, Any]]) -> Report:
-        """GLUE's scores, each of MNLI's two sets by itself, and ``score``, their mean as Table 5 averages.
-
-        The files are what GLUE's server takes.
-        """
-        scores: dict[str, float] = {}
-        files: dict[str, Any] = {}
-        for part in sorted({item["part"] for item in items}):
-            own = [item for item in items if item["part"] == part]
-            rows = [f"{item['index']}\t{self._submitted(item['prediction'])}\n" for item in own]
-            files[_SUBMISSIONS[self.task, part]] = "".join(["index\tprediction\n", *rows])
-            if any(item["label"] is None for item in own):
-                continue
-            found = self._glue_scores(self.task, [item["prediction"] for item in own], [item["label"] for item in own])
-            scores |= {f"{name}_{part}" if part else name: value for name, value in found.items()}
-        if not scores:
-            return Report({}, f"{len(items)} predictions; the labels are not known", files)
-        scores["score"] = sum(scores.values()) / len(scores)
-        return Report(scores, score_table([self.task], [scores]), files)
 
     def predict(self, batch: GLUEBatch) -> list[dict[str, Any]]:  # type: ignore[override]
         """The label of each sample as the server names it."""
         return [
-            {"index": sample.number, "prediction": self._submitted(value)}
+            {"index": sample.number, "prediction": submitted(self.task, value)}
             | ({"part": sample.part} if sample.part else {})
             for sample, value in zip(batch["samples"], self._predictions(batch), strict=True)
         ]
@@ -142,9 +100,3 @@ class GLUEModule(TaskModule):
         logits = self._logits_of(batch)
         values: list[float] = (logits.squeeze(1) if self.task == "stsb" else logits.argmax(1)).tolist()
         return values
-
-    def _submitted(self, value: float) -> str:
-        """A prediction as the server takes it: a label's name, or a similarity from 0 to 5."""
-        if self.task == "stsb":
-            return f"{min(max(value, 0.0), 5.0):.3f}"
-        return GLUE_LABELS[self.task][int(value)]

@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 
 from vlkd_pl.batch import ImageBatch
-from vlkd_pl.evaluation.report import Report
-from vlkd_pl.evaluation.table import score_table
-from vlkd_pl.metrics.retrieval import recall_at_k
+from vlkd_pl.evaluation.retrieval import RetrievalEvaluator, RetrievalResult
 from vlkd_pl.models.vlkd import VLKDModel
 from vlkd_pl.modules.vlkd import VLKDModule
 
@@ -29,9 +27,9 @@ class RetrievalModule(VLKDModule):
 
     def __init__(self, fold_size: int = 1000, **options: Any) -> None:
         super().__init__(**options)
-        self.fold_size = fold_size
+        self.evaluator = RetrievalEvaluator(fold_size)
 
-    def evaluate(self, batch: ImageBatch) -> list[dict[str, Any]]:
+    def evaluate(self, batch: ImageBatch) -> list[RetrievalResult]:
         """Embeds the images and all their captions; the samples are ``CaptionedImage``."""
         image_embedding = self.model.clip.encode_image(batch["image"])[:, 0].cpu()
         counts = [len(sample.references) for sample in batch["samples"]]
@@ -39,28 +37,11 @@ class RetrievalModule(VLKDModule):
         embeddings = embed_with_both(self.model, self.data.clip_tokenizer, texts)
         of_samples = {name: embedding.cpu().split(counts) for name, embedding in embeddings.items()}
         return [
-            {"id": sample.image_id, "image_embedding": image_embedding[index]}
-            | {name: parts[index] for name, parts in of_samples.items()}
+            RetrievalResult(
+                sample.image_id, image_embedding[index], of_samples["bart"][index], of_samples["clip"][index]
+            )
             for index, sample in enumerate(batch["samples"])
         ]
-
-    def compute(self, items: list[dict[str, Any]]) -> Report:
-        """Recall@1, 5 and 10 both ways, of BART and of CLIP's own text encoder."""
-        folds = [items[first : first + self.fold_size] for first in range(0, len(items), self.fold_size)]
-        full = [fold for fold in folds if len(fold) == self.fold_size]
-        settings = {f"{len(items)}": [items]} | ({f"{self.fold_size}": full} if len(items) > self.fold_size else {})
-        columns = {
-            f"{name} of {size}": _mean_recall(parts, name)
-            for size, parts in settings.items()
-            for name in ("bart", "clip")
-        }
-        scores = {
-            f"{head.replace(' of ', '_')}_{row}": value
-            for head, column in columns.items()
-            for row, value in column.items()
-        }
-        lines = [f"{len(items)} images, {sum(len(item['bart']) for item in items)} captions"]
-        return Report(scores, "\n".join([*lines, score_table(list(columns), list(columns.values()))]))
 
 
 @torch.no_grad()
@@ -82,18 +63,3 @@ def embed_with_both(
         for first in range(0, len(texts), _TEXTS_IN_A_BATCH)
     ]
     return {"bart": model.embed_texts(texts, _TEXTS_IN_A_BATCH), "clip": torch.cat(by_clip)}
-
-
-def _mean_recall(folds: Sequence[Sequence[dict[str, Any]]], name: str) -> dict[str, float]:
-    """The mean over folds of the recall by one text encoder."""
-    recalls = []
-    for fold in folds:
-        counts = torch.tensor([len(item[name]) for item in fold])
-        recalls.append(
-            recall_at_k(
-                torch.stack([item["image_embedding"] for item in fold]),
-                torch.cat([item[name] for item in fold]),
-                torch.arange(len(fold)).repeat_interleave(counts),
-            )
-        )
-    return {key: sum(recall[key] for recall in recalls) / len(recalls) for key in recalls[0]}

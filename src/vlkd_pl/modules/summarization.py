@@ -7,10 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from vlkd_pl.batch import SummaryBatch
-from vlkd_pl.evaluation.report import Report
-from vlkd_pl.evaluation.table import score_table
+from vlkd_pl.evaluation.summarization import SummarizationEvaluator, SummaryPrediction
 from vlkd_pl.losses import label_smoothed_loss
-from vlkd_pl.metrics.summaries import SUMMARY_METRICS, rouge_scorer, summary_scores
 from vlkd_pl.models.summarize import XSUM_DECODING, SummaryDecoding, summarize
 from vlkd_pl.models.text import TextModel, TextRoute
 from vlkd_pl.modules.base import TaskModule
@@ -45,8 +43,8 @@ class SummarizationModule(TaskModule):
         decoding: SummaryDecoding = XSUM_DECODING,
         **options: Any,
     ) -> None:
-        rouge_scorer()  # a package that is missing is told before training
         super().__init__(**options)
+        self.evaluator = SummarizationEvaluator()
         self.model = TextModel.load(model, route)
         self.model.set_dropout(dropout, attention_dropout)
         self.label_smoothing = label_smoothing
@@ -60,29 +58,16 @@ class SummarizationModule(TaskModule):
         features = self.model.encode(batch["document_ids"], batch["document_mask"])
         return {"summary": self._loss(features, batch)}
 
-    def evaluate(self, batch: SummaryBatch) -> list[dict[str, Any]]:
-        """Summaries beside people's; logs the loss, the mean over all tokens."""
+    def evaluate(self, batch: SummaryBatch) -> list[SummaryPrediction]:
+        """Summarize the documents; logs the loss, the mean over all tokens."""
         features = self.model.encode(batch["document_ids"], batch["document_mask"])
         stage = "test" if self.trainer.testing else "val"
         num_tokens = int((batch["labels"] != -100).sum())
         self.log(f"{stage}/loss", self._loss(features, batch), batch_size=num_tokens, sync_dist=True)
         return [
-            {"id": document.number, "summary": text, "reference": document.summary}
+            SummaryPrediction(document.number, text, document.summary)
             for document, text in zip(batch["samples"], self._summaries(features, batch), strict=True)
         ]
-
-    def compute(self, items: list[dict[str, Any]]) -> Report:
-        """F1 of ROUGE in percent, as ``vlkd-pl score summaries`` computes it on the two text files that are written."""
-        summaries, references = ([item[key] for item in items] for key in ("summary", "reference"))
-        scores = summary_scores(references, summaries)
-        files = {
-            "predictions.json": items,
-            "predictions.txt": "".join(f"{text}\n" for text in summaries),
-            "references.txt": "".join(f"{text}\n" for text in references),
-        }
-        table = f"{len(items)} summaries\n{score_table(['score'], [scores], 'percent', digits=2)}"
-        logged = {SUMMARY_METRICS[name].lower(): value for name, value in scores.items()}
-        return Report(logged, table, files, units="percent")
 
     def predict(self, batch: SummaryBatch) -> list[dict[str, Any]]:  # type: ignore[override]
         """A summary of each document."""

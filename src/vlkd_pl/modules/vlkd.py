@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -10,12 +11,8 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from vlkd_pl.batch import ImageBatch, ImageTextBatch, InfillingBatch
-from vlkd_pl.evaluation.panel import PanelItem
-from vlkd_pl.evaluation.report import Report
-from vlkd_pl.evaluation.table import score_table
+from vlkd_pl.evaluation.distillation import DistillationEvaluator, DistillationResult
 from vlkd_pl.losses import chunked_icti_loss, clamp_logit_scale_, icti_loss, itcl_loss, ttdm_loss
-from vlkd_pl.metrics.captions import cider, cider_note
-from vlkd_pl.metrics.retrieval import recall_at_k
 from vlkd_pl.models.decoding import CAPTION_DECODING, Decoding, caption
 from vlkd_pl.models.length_buckets import in_length_groups
 from vlkd_pl.models.vlkd import ImageFeatures, mean_pooled
@@ -71,6 +68,7 @@ class VLKDModule(TaskModule):
             half is padding with 1 group, a fifth with 4 and a tenth with 8.
         vocabulary_chunk_size: Tokens whose logits over the vocabulary are held at a time for ICTI, which then computes
             none at padding; the same losses, to rounding. None holds those of the whole batch with its padding.
+        panel_size: Most images in the panel of captions.
         **options: See ``TaskModule``; its defaults are the paper's (Table 10).
 
     Raises:
@@ -100,6 +98,7 @@ class VLKDModule(TaskModule):
         compile: bool = False,
         num_length_groups: int = 1,
         vocabulary_chunk_size: int | None = None,
+        panel_size: int = 16,
         **options: Any,
     ) -> None:
         for name, value in (("num_length_groups", num_length_groups), ("vocabulary_chunk_size", vocabulary_chunk_size)):
@@ -126,6 +125,7 @@ class VLKDModule(TaskModule):
         self.decoding = decoding
         self.num_length_groups = num_length_groups
         self.vocabulary_chunk_size = vocabulary_chunk_size
+        self.evaluator = DistillationEvaluator(panel_size)
 
     def setup(self, stage: str) -> None:
         """Looks at cached features before anything is trained, and computes the closed-form start.
@@ -253,8 +253,8 @@ class VLKDModule(TaskModule):
 
     # Validation, test and prediction
 
-    def evaluate(self, batch: Any) -> list[dict[str, Any]]:
-        """Losses, captions and embeddings of an ``EvaluationBatch``."""
+    def evaluate(self, batch: Any) -> Sequence[Any]:
+        """Compute losses, captions and embeddings of an ``EvaluationBatch``."""
         encoded = self._encode(batch)
         losses = self._losses_of(encoded, batch)
         stage = "test" if self.trainer.testing else "val"
@@ -262,38 +262,17 @@ class VLKDModule(TaskModule):
         self.log_dict({f"{stage}/{name}_loss": loss for name, loss in losses.items()}, batch_size=size, sync_dist=True)
         captions = caption(self.model, encoded.image_tokens, self.num_masks, self.decoding)
         return [
-            {
-                "id": image_id,
-                "caption": captions[index][0].text,
-                "references": batch["references"][index],
-                "image_embedding": encoded.image_tokens[index, 0].cpu(),
-                "clip_text_embedding": encoded.clip_text_embedding[index].cpu(),
-                "bart_text_embedding": encoded.bart_text_embedding[index].cpu(),
-                "image": self.shown_image(batch["image"][index], index),
-            }
+            DistillationResult(
+                id=image_id,
+                caption=captions[index][0].text,
+                references=batch["references"][index],
+                image_embedding=encoded.image_tokens[index, 0].cpu(),
+                bart_text_embedding=encoded.bart_text_embedding[index].cpu(),
+                clip_text_embedding=encoded.clip_text_embedding[index].cpu(),
+                image=self.evaluator.panel_image(batch["image"][index], index),
+            )
             for index, image_id in enumerate(batch["image_id"].tolist())
         ]
-
-    def compute(self, items: list[dict[str, Any]]) -> Report:
-        """Recall of images by texts and of texts by images, and CIDEr, also of captions given to other images."""
-        predictions = {item["id"]: item["caption"] for item in items}
-        references = {item["id"]: item["references"] for item in items}
-        image_embedding = torch.stack([item["image_embedding"] for item in items])
-        scores: dict[str, float] = {}
-        for name in ("bart", "clip"):
-            text_embedding = torch.stack([item[f"{name}_text_embedding"] for item in items])
-            recall = recall_at_k(image_embedding, text_embedding, torch.arange(len(items)))
-            scores |= {f"{name}_{key}": value for key, value in recall.items()}
-        scores["cider"] = cider(references, predictions)[0]
-        scores["cider_shuffled"] = cider(references, _shuffled(predictions))[0]
-        results = [{"image_id": image_id, "caption": text} for image_id, text in predictions.items()]
-        shown = [
-            PanelItem(item["image"], item["caption"], item["references"][0])
-            for item in items
-            if item["image"] is not None
-        ]
-        notes = [note for note in (cider_note(references),) if note]
-        return Report(scores, score_table(["score"], [scores]), {"predictions.json": results}, shown, notes=notes)
 
     def predict(self, batch: ImageBatch) -> list[dict[str, Any]]:
         """A caption for each image."""
@@ -315,10 +294,3 @@ class VLKDModule(TaskModule):
         """Takes the frozen CLIP from the model itself."""
         restore_clip(checkpoint, self.model)
         super().on_load_checkpoint(checkpoint)
-
-
-def _shuffled(predictions: dict[int, str]) -> dict[int, str]:
-    """Gives each image the caption of another: the score that captions get which do not look at the image."""
-    ids = list(predictions)
-    half = max(1, len(ids) // 2)
-    return {image_id: predictions[other] for image_id, other in zip(ids, ids[half:] + ids[:half], strict=True)}

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from vlkd_pl.batch import ImageBatch, InfillingBatch, QuestionBatch
-from vlkd_pl.evaluation.panel import PanelItem
-from vlkd_pl.evaluation.report import Report
-from vlkd_pl.evaluation.table import Unit, score_table
-from vlkd_pl.metrics.vqa import VQAScores, few_answers_note, vqa_scores
+from vlkd_pl.evaluation.vqa import AnswerPrediction, VQAEvaluator
 from vlkd_pl.models.decoding import ANSWER_DECODING, CAPTION_DECODING, Decoding, answer, caption
 from vlkd_pl.models.prompts import caption_passage, question_prompt
 from vlkd_pl.models.reconstruction import Reconstruction
@@ -63,6 +60,7 @@ class VQAModule(VLKDModule):
         self.candidates = read_candidates(candidates) if candidates is not None else None
         self.lower_case = lower_case
         self.shuffled_control = shuffled_control
+        self.evaluator = VQAEvaluator(self.evaluator.panel_size)
         self.logit_scale.requires_grad_(False)  # no part of the loss: DistributedDataParallel would wait for it
 
     def compute_losses(self, batch: QuestionBatch) -> dict[str, Tensor]:  # type: ignore[override]
@@ -78,72 +76,24 @@ class VQAModule(VLKDModule):
         image_tokens = self.model.clip.encode_image(batch["image"])[batch["image_index"]]
         return {"icti": self._infilling_loss(features, infilling, image_tokens)}
 
-    def evaluate(self, batch: ImageBatch) -> list[dict[str, Any]]:
-        """Answers all questions on the images; the samples are ``AskedImage``."""
+    def evaluate(self, batch: ImageBatch) -> list[AnswerPrediction]:
+        """Answer all questions about the images; the samples are ``AskedImage``."""
         image_tokens = self.model.clip.encode_image(batch["image"])
         answers = self._answers(image_tokens, batch)
-        others = self._answers(image_tokens.roll(1, 0), batch) if self.shuffled_control else [None] * len(answers)
-        asked = [(index, question) for index, sample in enumerate(batch["samples"]) for question in sample.questions]
+        controls = self._answers(image_tokens.roll(1, 0), batch) if self.shuffled_control else [None] * len(answers)
+        questions = [(row, question) for row, sample in enumerate(batch["samples"]) for question in sample.questions]
         # the panel shows each image with one of its questions, of another kind from image to image
         panel = {sample.questions[i % len(sample.questions)].question_id for i, sample in enumerate(batch["samples"])}
         return [
-            {
-                "id": question.question_id,
-                "question": question,
-                "answer": given.text,
-                "off_prompt": given.off_prompt,
-                "answer_to_another": None if other is None else other.text,
-                "image": self.shown_image(batch["image"][index], index) if question.question_id in panel else None,
-            }
-            for (index, question), given, other in zip(asked, answers, others, strict=True)
+            AnswerPrediction(
+                question=question,
+                answer=reply.text,
+                off_prompt=reply.off_prompt,
+                shuffled_image_answer=None if control is None else control.text,
+                image=self.evaluator.panel_image(batch["image"][row], row) if question.question_id in panel else None,
+            )
+            for (row, question), reply, control in zip(questions, answers, controls, strict=True)
         ]
-
-    def compute(self, items: list[dict[str, Any]]) -> Report:
-        """Accuracy in percent: overall, in each domain of a split, and for each type of answer and of question.
-
-        ``predictions.json`` is what the evaluation server takes; without annotations it is all there is.
-        """
-        results = [{"question_id": item["id"], "answer": item["answer"]} for item in items]
-        files: dict[str, Any] = {"predictions.json": results}
-        scores = {"off_prompt": sum(item["off_prompt"] for item in items) / len(items)}
-        lines = [f"{len(items)} questions"]
-        known = [item["question"] for item in items if item["question"].answers]
-        if known:
-            columns = {}
-            by_domain = {
-                domain: [question for question in known if question.domain == domain]
-                for domain in sorted({question.domain for question in known} - {""})
-            }
-            for head, key in (("accuracy", "answer"), ("another image", "answer_to_another")):
-                given = {item["id"]: item[key] for item in items if item["question"].answers}
-                if None in given.values():
-                    continue
-                found = vqa_scores(known, given)
-                domains = {
-                    domain: vqa_scores(part, {question.question_id: given[question.question_id] for question in part})
-                    for domain, part in by_domain.items()
-                }
-                columns[head] = _rows(found, domains)
-                prefix = "accuracy" if key == "answer" else "accuracy_shuffled_image"
-                scores |= {f"{prefix}/{name}": value for name, value in columns[head].items()}
-                if key == "answer":
-                    files["scores_per_question.json"] = [
-                        result | {"accuracy": found.per_question[result["question_id"]]}
-                        for result in results
-                        if result["question_id"] in found.per_question
-                    ]
-            lines.append(score_table(list(columns), list(columns.values()), "percent", digits=2))
-        else:
-            lines.append("the answers are not known: predictions.json is for the evaluation server")
-        lines.append(f"off_prompt from the prompt: {sum(item['off_prompt'] for item in items)}")
-        shown = [
-            PanelItem(item["image"], f"{item['question'].text} {item['answer']}", "".join(item["question"].answers[:1]))
-            for item in items
-            if item["image"] is not None
-        ]
-        units: dict[str, Unit] = {name: "fraction" if name == "off_prompt" else "percent" for name in scores}
-        notes = [note for note in (few_answers_note(known),) if note]
-        return Report(scores, "\n".join(lines), files, shown, units, notes)
 
     def predict(self, batch: ImageBatch) -> list[dict[str, Any]]:
         """An answer to each question on the images."""
@@ -190,14 +140,6 @@ class VQAModule(VLKDModule):
         )
         best = [candidates[0] for candidates in found]
         return [each._replace(text=each.text.lower()) for each in best] if self.lower_case else best
-
-
-def _rows(scores: VQAScores, domains: Mapping[str, VQAScores]) -> dict[str, float]:
-    """The rows of the table; a type of question that is called as a type of answer is told apart."""
-    of_domains = {domain: part.overall for domain, part in domains.items()}
-    of_answers = {f"answer: {name}": value for name, value in sorted(scores.per_answer_type.items())}
-    of_questions = {f"question: {name}": value for name, value in sorted(scores.per_question_type.items())}
-    return {"overall": scores.overall, **of_domains, **of_answers, **of_questions}
 
 
 def read_candidates(path: str | Path) -> list[str]:

@@ -1,0 +1,132 @@
+"""The evaluation of captions against reference captions (Tables 1 and 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from vlkd_pl.evaluation.evaluator import Evaluator
+from vlkd_pl.evaluation.panel import PanelItem
+from vlkd_pl.evaluation.report import Report
+from vlkd_pl.evaluation.table import score_table
+from vlkd_pl.metrics.captions import CAPTION_METRICS, CaptionScores, caption_scores, cider_note
+
+
+class CaptionPrediction(NamedTuple):
+    """A generated caption with the reference captions of its image.
+
+    Attributes:
+        id: The image's number, or its path in a folder.
+        caption: The generated caption.
+        references: Captions that people wrote; empty where they are secret.
+        domain: NoCaps' ``in-domain``, ``near-domain`` or ``out-domain``; None for other datasets.
+        off_prompt: Whether the model left the prompt, see ``Reconstruction``.
+        image: (3, H, W) uint8 or normalized floats for the panel, or None.
+    """
+
+    id: int | str
+    caption: str
+    references: Sequence[str] = ()
+    domain: str | None = None
+    off_prompt: bool = False
+    image: Tensor | None = None
+
+
+class CaptioningEvaluator(Evaluator[CaptionPrediction]):
+    """Scores captions over all images and in each domain.
+
+    Args:
+        metrics: Names of metrics in ``CAPTION_METRICS``; METEOR and SPICE need Java.
+        panel_size: Most images that results keep for the panel; at least 0.
+
+    Example:
+        >>> evaluator = CaptioningEvaluator(metrics=["BLEU"])
+        >>> evaluator.update([CaptionPrediction(1, "a red fish swims", ["a red fish swims"])])
+        >>> evaluator.compute().scores["bleu_4"]
+        1.0
+    """
+
+    def __init__(self, metrics: Collection[str] = tuple(CAPTION_METRICS), panel_size: int = 16) -> None:
+        super().__init__(panel_size)
+        self.metrics = metrics
+
+    def report(self, results: Sequence[CaptionPrediction]) -> Report:
+        """Compute the scores; ``predictions.json`` is what COCO's and NoCaps' servers take."""
+        predictions = [{"image_id": result.id, "caption": result.caption} for result in results]
+        num_off_prompt = sum(result.off_prompt for result in results)
+        scores = {"off_prompt": num_off_prompt / len(results)}
+        files: dict[str, Any] = {"predictions.json": predictions}
+        referenced = [result for result in results if result.references]
+        lines, notes = [f"{len(results)} images, {len(referenced)} with reference captions"], []
+        columns = scores_by_domain(referenced, self.metrics) if referenced else {}
+        for domain, column in columns.items():
+            prefix = "" if domain == "all" else f"{domain}/"
+            scores |= {f"{prefix}{log_name(metric)}": value for metric, value in column.scores.items()}
+            if "CIDEr" in column.scores and (note := domain_note(referenced, domain)):
+                notes.append(note)
+        if columns:
+            per_image, not_computed = columns["all"].per_image, columns["all"].not_computed
+            files["scores_per_image.json"] = [
+                prediction | per_image[result.id]
+                for result, prediction in zip(results, predictions, strict=True)
+                if result.id in per_image
+            ]
+            lines.append(score_table(list(columns), [column.scores for column in columns.values()]))
+            lines += [f"{metric} not computed: {reason}" for metric, reason in not_computed.items()]
+        lines.append(f"off-prompt: {num_off_prompt}")
+        panel_items = [
+            PanelItem(result.image, result.caption, "".join(result.references[:1]))
+            for result in results
+            if result.image is not None
+        ]
+        return Report(scores, "\n".join(lines), files, panel_items, notes=notes)
+
+
+def scores_by_domain(
+    predictions: Sequence[CaptionPrediction], metrics: Collection[str] = tuple(CAPTION_METRICS)
+) -> dict[str, CaptionScores[int | str]]:
+    """Compute the scores of all captions, and those of each domain.
+
+    Args:
+        predictions: Captions of images with references.
+        metrics: Names of metrics in ``CAPTION_METRICS``.
+
+    Returns:
+        The scores under ``all`` and under the name of each domain.
+
+    Raises:
+        ValueError: There are no captions, or an image has no reference.
+    """
+    domains = sorted({prediction.domain for prediction in predictions if prediction.domain is not None})
+    scores = {}
+    for domain in ("all", *domains):
+        part = _of_domain(predictions, domain)
+        references = {prediction.id: prediction.references for prediction in part}
+        captions = {prediction.id: prediction.caption for prediction in part}
+        scores[domain] = caption_scores(references, captions, metrics, progress=True)
+    return scores
+
+
+def domain_note(predictions: Sequence[CaptionPrediction], domain: str) -> str:
+    """Explain a CIDEr that is 0 by its definition; see ``cider_note``.
+
+    Args:
+        predictions: Captions of images with references.
+        domain: ``all``, or the name of a domain.
+
+    Returns:
+        One line, or the empty string where CIDEr is meaningful.
+    """
+    note = cider_note({prediction.id: prediction.references for prediction in _of_domain(predictions, domain)})
+    return note if domain == "all" or not note else f"{domain}: {note}"
+
+
+def log_name(metric: str) -> str:
+    """Name that a score is logged under, such as ``bleu_4``, ``rouge_l`` or ``cider``."""
+    return metric.lower().replace("-", "_")
+
+
+def _of_domain(predictions: Sequence[CaptionPrediction], domain: str) -> list[CaptionPrediction]:
+    return [prediction for prediction in predictions if domain in ("all", prediction.domain)]
