@@ -4,7 +4,8 @@ import pytest
 from PIL import Image
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from vlkd_pl.datamodules.image_folder import ClassFolderDataModule, LabelledImage
+from vlkd_pl.data.image_folders import LabelledImage
+from vlkd_pl.datamodules.image_folder import ClassFolderDataModule
 
 
 @pytest.fixture

@@ -144,7 +144,7 @@ def test_broken_lines_are_counted_and_reported(tmp_path, monkeypatch):
     data = GLUEDataModule("sst2", str(tmp_path))
     data.setup("fit")
     assert [line.split("SST-2/")[1] for line in lines] == [
-        f"{name}.tsv: 1 broken lines are left out; first: [1]" for name in ("train", "dev")
+        f"{name}.tsv: 1 invalid lines are skipped; first: [1]" for name in ("train", "dev")
     ]
     written(tmp_path, "sst2", "test.tsv", "index\tsentence\n0\ta\n1\n")
     with pytest.raises(MisconfigurationException, match="the server needs all"):

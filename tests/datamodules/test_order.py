@@ -6,7 +6,7 @@ import pytest
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from vlkd_pl.data.sampler import EpochOrder, OrderedDataset
-from vlkd_pl.datamodules.order import OrderedDataModule
+from vlkd_pl.datamodules.base import BaseDataModule
 
 
 def order(num_done=0, **options):
@@ -45,15 +45,15 @@ def test_too_few_samples_are_told():
 
 
 def test_a_data_module_goes_on_behind_what_it_was_trained_on():
-    module = OrderedDataModule(seed=3)
+    module = BaseDataModule(seed=3)
     samples = OrderedDataset("abcdefghijk")
     whole = [samples[key] for key in module.training_order(11, 2)]
     assert sorted(whole) == sorted(set(whole))
     assert len(whole) == len(samples) - 1
-    module.trainer = SimpleNamespace(training=True, global_rank=0, world_size=1)
+    module.trainer = SimpleNamespace(training=True, predicting=False, global_rank=0, world_size=1)
     for training in (True, False, True):  # a validation between two training batches
         module.trainer.training = training
-        assert module.on_before_batch_transfer("batch", 0) == "batch"
-    resumed = OrderedDataModule(seed=3)
+        assert module.on_before_batch_transfer({"labels": []}, 0) == {"labels": []}
+    resumed = BaseDataModule(seed=3)
     resumed.load_state_dict(module.state_dict())
     assert [samples[key] for key in resumed.training_order(11, 2)] == whole[4:]

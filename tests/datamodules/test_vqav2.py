@@ -297,7 +297,7 @@ def test_a_split_of_other_questions(files, tmp_path):
         ([split_entry(1), split_entry(1)], r"more than once: remove the others of \[1\]"),
         (
             [split_entry(1, is_topk_optimal=True), split_entry(2), split_entry(3)],
-            "tells is_topk_optimal of 1 questions and not of 2",
+            "has is_topk_optimal for 1 questions but not for 2",
         ),
     ],
 )
@@ -374,7 +374,7 @@ def test_the_rows_are_those_of_the_questions_images(build, train, tmp_path):
     module = build(train=train, train_batch_size=5)
     module.setup("fit")
     (batch,) = module.train_dataloader()
-    red = module.transform(Image.open(tmp_path / "val2014" / "COCO_val2014_000000000007.jpg"))
+    red = module.images.transform(Image.open(tmp_path / "val2014" / "COCO_val2014_000000000007.jpg"))
     for row, question in zip(batch["image_index"], batch["questions"], strict=True):
         assert torch.equal(batch["image"][row], red) == (question == "What is number 4?")
 

@@ -170,8 +170,8 @@ def test_what_is_left_out_or_cut_is_reported(tmp_path, bart_folder, monkeypatch)
     data = make(tmp_path, str(bart_folder))
     data.setup("test")
     assert reports == [
-        "XSum, test: 2 documents; left out without text: 2; left out without summary: 1; "
-        "documents cut to 40 tokens: 1; summaries cut to 40 tokens: 1"
+        "XSum, test: 2 documents; skipped without text: 2; skipped without summary: 1; "
+        "documents truncated to 40 tokens: 1; summaries truncated to 40 tokens: 1"
     ]
     long, short = data.documents["test"]
     assert (long.document.number, short.document.number) == (2, 3)
@@ -185,7 +185,7 @@ def test_what_is_left_out_or_cut_is_reported(tmp_path, bart_folder, monkeypatch)
 
 def test_nothing_to_read(tmp_path, bart_folder):
     write_lines(tmp_path, [("", "a")], "test")
-    with pytest.raises(MisconfigurationException, match=r"no document in the split test of .*left out without text: 1"):
+    with pytest.raises(MisconfigurationException, match=r"no document in the split test of .*skipped without text: 1"):
         make(tmp_path, str(bart_folder)).setup("test")
     with pytest.raises(MisconfigurationException, match=r"data\.max_tokens is 60, less than the 64 tokens"):
         make(tmp_path, str(bart_folder), max_length=64)

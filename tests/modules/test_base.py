@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from vlkd_pl.datamodules.order import OrderedDataModule
+from vlkd_pl.datamodules.base import BaseDataModule
 from vlkd_pl.modules.base import TaskModule
 
 WORLD_SIZE = 2
@@ -16,7 +16,7 @@ VALUES = [2.0**number for number in range(11)]
 NUM_BATCHES = 5  # of each rank
 
 
-class Numbers(OrderedDataModule):
+class Numbers(BaseDataModule):
     def train_dataloader(self):
         batches = [{"labels": torch.tensor([value])} for value in VALUES]
         order = self.training_order(len(batches), 1)

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from PIL import Image
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
@@ -22,15 +22,17 @@ from vlkd_pl.data.image_files import (
 from vlkd_pl.images import read_image
 from vlkd_pl.text_files import Entries, read_json
 
+TrainBy = Literal["caption", "image"]
+
 
 class CaptionedImage(NamedTuple):
-    """An image with what people wrote of it.
+    """An image with its reference captions.
 
     Attributes:
-        image_id: Its number in the annotation file; in a folder of one's own its path below the folder.
-        file: Its path as the annotation file gives it; with data modules the file itself.
-        references: The captions; empty where they are kept secret.
-        domain: NoCaps' ``in-domain``, ``near-domain`` or ``out-domain``.
+        image_id: Number of the image in the annotation file; for a folder of images the path relative to the folder.
+        file: Path of the image as the annotation file has it; with data modules the path of the image file.
+        references: Captions of the image; empty if they are secret.
+        domain: ``in-domain``, ``near-domain`` or ``out-domain`` for NoCaps; None for other files.
     """
 
     image_id: int | str
@@ -41,44 +43,95 @@ class CaptionedImage(NamedTuple):
 
 @dataclass(frozen=True)
 class CaptionFiles:
-    """The files of one set of captions.
+    """The files of one set of captioned images: COCO's caption format, or Karpathy's ``dataset_coco.json``.
 
-    Args:
-        annotations: Karpathy's ``dataset_coco.json``, or a file of COCO's caption format.
-        images: Folder of the images; for ``dataset_coco.json`` also that of ``train2014`` and ``val2014``.
-        split: Of ``dataset_coco.json``, or several: Karpathy's training set is ``[train, restval]``. None for a file of
-            COCO's own format.
+    >>> import json
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     Path(folder, "boat.jpg").touch()
+    ...     content = {"images": [{"id": 7, "file_name": "boat.jpg"}],
+    ...                "annotations": [{"image_id": 7, "caption": "A boat on a lake."}]}
+    ...     _ = Path(folder, "captions.json").write_text(json.dumps(content))
+    ...     (image,) = CaptionFiles(f"{folder}/captions.json", folder).read()
+    ...     print(image.image_id, image.references)
+    7 ['A boat on a lake.']
     """
 
     annotations: str
+    """Path of the JSON file with the captions."""
     images: str
+    """Folder of the images; for ``dataset_coco.json`` the folder that holds ``train2014`` and ``val2014``."""
     split: str | list[str] | None = None
+    """Split of ``dataset_coco.json``, or a list of splits: Karpathy's training set is ``[train, restval]``. None for a
+    file of COCO's caption format."""
 
     def read(self, num_samples: int | None = None) -> list[CaptionedImage]:
-        """The images, all of which are there; with ``num_samples`` the first alone.
+        """Read the images with their captions, or the first ``num_samples`` of them.
 
         Raises:
-            FileNotFoundError: The file or an image is missing.
-            MisconfigurationException: The file is of another format, or has no such split.
+            FileNotFoundError: If the annotation file or an image is missing.
+            MisconfigurationException: If the annotation file is invalid, or does not have the split.
         """
         splits = self.split if isinstance(self.split, list) else [self.split]
         samples = [sample for split in splits for sample in read_coco_captions(self.annotations, split)]
-        return _found(samples[:num_samples], self.images, self.annotations)
+        return _with_files(samples[:num_samples], self.images, self.annotations)
+
+    def read_training(self, train_by: TrainBy) -> list[CaptionedImage]:
+        """Read the training samples.
+
+        Args:
+            train_by: ``caption`` for one sample per caption, ``image`` for one sample per image with all its captions.
+
+        Raises:
+            FileNotFoundError: If the annotation file or an image is missing.
+            MisconfigurationException: If the annotation file is invalid, or holds no caption.
+        """
+        samples = [sample for sample in self.read() if sample.references]
+        if not samples:
+            raise MisconfigurationException(f"{self.annotations} holds no caption to train on")
+        if train_by == "image":
+            return samples
+        return [sample._replace(references=[caption]) for sample in samples for caption in sample.references]
+
+
+@dataclass(frozen=True)
+class NoCapsFiles:
+    """The files of NoCaps: validation with captions and domains, or test without either."""
+
+    annotations: str
+    """Path of ``nocaps_val_4500_captions.json`` or ``nocaps_test_image_info.json``."""
+    images: str
+    """Folder of the images."""
+
+    def read(self, num_samples: int | None = None) -> list[CaptionedImage]:
+        """Read the images with their captions and domains, or the first ``num_samples`` of them.
+
+        Raises:
+            FileNotFoundError: If the annotation file or an image is missing.
+            MisconfigurationException: If the annotation file is invalid, or has captions but no domains.
+        """
+        samples = CaptionFiles(self.annotations, self.images).read(num_samples)
+        if any(sample.references and sample.domain is None for sample in samples):
+            raise MisconfigurationException(
+                f"{self.annotations} has images without the field domain: give NoCaps' file, or use COCODataModule"
+            )
+        return samples
 
 
 def read_coco_captions(path: str | Path, split: str | None = None) -> list[CaptionedImage]:
-    """Reads COCO's caption format (also NoCaps' and test sets without captions) or Karpathy's ``dataset_coco.json``.
+    """Read captions in COCO's format, which NoCaps and test sets without captions share, or Karpathy's splits.
 
     Args:
-        path: The JSON file; one without ``images`` tells captions alone.
-        split: Karpathy's ``train``, ``restval``, ``val`` or ``test``; all by default. COCO's own files have no splits.
+        path: Path of the JSON file; a file without ``images`` lists the captioned images only.
+        split: Split of Karpathy's ``dataset_coco.json``: ``train``, ``restval``, ``val`` or ``test``; all if None.
+            Files in COCO's format have no splits.
 
     Returns:
-        The images in the order of the file.
+        The images with their captions in the order of the file; ``file`` is the path that the file has for an image.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        MisconfigurationException: It is of another format, or holds no image of ``split``, or one twice.
+        FileNotFoundError: If the file does not exist.
+        MisconfigurationException: If the file is invalid, or holds no image of the split or an image twice.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no caption file at {path}: give one of COCO's format")
@@ -86,28 +139,27 @@ def read_coco_captions(path: str | Path, split: str | None = None) -> list[Capti
     content = read_json(path, file_format)
     complaint = f"{path} is not {file_format}"
     if not isinstance(content, dict) or not content.keys() & {"images", "annotations"}:
-        raise MisconfigurationException(f"{complaint}: it is no object with images and annotations")
+        raise MisconfigurationException(f"{complaint}: it must be an object with images and annotations")
     annotations = Entries(content.get("annotations", []), f"{complaint}: annotations")
     images = Entries(content["images"], f"{complaint}: images") if "images" in content else None
     if images is not None and images.items and "sentences" in images.items[0]:
-        read = _karpathys(images, split)
+        samples = _karpathy_images(images, split)
     elif split is not None:
         raise MisconfigurationException(
             f"{path} has no splits: give Karpathy's dataset_coco.json for the split {split}, or leave split out"
         )
     else:
-        read = _cocos(images, annotations)
-    if not read:
+        samples = _coco_images(images, annotations)
+    if not samples:
         of_split = f" of the split {split}: give train, restval, val or test" if split else ": give another file"
         raise MisconfigurationException(f"{path} holds no image{of_split}")
-    repeated = [image_id for image_id, count in Counter(sample.image_id for sample in read).items() if count > 1]
+    repeated = [image_id for image_id, count in Counter(sample.image_id for sample in samples).items() if count > 1]
     if repeated:
         raise MisconfigurationException(f"{path} holds images more than once: remove the others of {repeated[:3]}")
-    return read
+    return samples
 
 
-def _karpathys(images: Entries, split: str | None) -> list[CaptionedImage]:
-    """The images of a split of ``dataset_coco.json``, or of all."""
+def _karpathy_images(images: Entries, split: str | None) -> list[CaptionedImage]:
     columns = (
         images.ids("cocoid"),
         images.texts("filepath", ""),
@@ -122,8 +174,8 @@ def _karpathys(images: Entries, split: str | None) -> list[CaptionedImage]:
     ]
 
 
-def _cocos(images: Entries | None, annotations: Entries) -> list[CaptionedImage]:
-    """The images of a file of COCO's own format; without a list of them those that are captioned."""
+def _coco_images(images: Entries | None, annotations: Entries) -> list[CaptionedImage]:
+    """Join images and captions; without a list of images they are those of the captions."""
     captioned = annotations.ids("image_id")
     if images is None:
         ids: list[int | str] = list(dict.fromkeys(captioned))
@@ -143,14 +195,14 @@ class COCOCaptions(Dataset[ImageTexts]):
     """Images with all their captions, for the validation of the distillation.
 
     Args:
-        annotations: A file that ``read_coco_captions`` reads, whose images' ids are numbers.
-        images: The folder that the images lie in.
-        transform: From an image to a tensor.
-        num_samples: Images to take, the first in the file that have a caption; all by default.
+        annotations: Path of a file that ``read_coco_captions`` reads, with numbers as image ids.
+        images: Folder of the images.
+        transform: Converts an image to a tensor.
+        num_samples: Number of images to read, the first in the file that have a caption; all if None.
 
     Raises:
-        FileNotFoundError: The file or an image is missing.
-        MisconfigurationException: The file is of another format, or no image has a caption.
+        FileNotFoundError: If the annotation file or an image is missing.
+        MisconfigurationException: If the annotation file is invalid, or no image has a caption.
     """
 
     def __init__(
@@ -165,7 +217,7 @@ class COCOCaptions(Dataset[ImageTexts]):
             raise MisconfigurationException(f"{annotations} holds no image with a caption")
         if not all(isinstance(sample.image_id, int) for sample in captioned):
             raise MisconfigurationException(f"{annotations} has images whose id is not a number: give each its number")
-        self.samples = _found(captioned, images, annotations)
+        self.samples = _with_files(captioned, images, annotations)
         self.transform = transform
 
     def __len__(self) -> int:
@@ -181,14 +233,14 @@ class COCOCaptions(Dataset[ImageTexts]):
 
 
 def collate_captions(items: Sequence[tuple[Tensor | None, CaptionedImage, str]]) -> CaptioningBatch:
-    """A batch of the images that could be read, with their captions."""
+    """Collate the readable images of a batch with their captions."""
     batch = collate_images(items)
     return {**batch, "labels": [sample.references for sample in batch["samples"]]}
 
 
-def _found(samples: Sequence[CaptionedImage], images: str | Path, annotations: str | Path) -> list[CaptionedImage]:
-    """The samples with the files of their images, all of which are there."""
+def _with_files(samples: Sequence[CaptionedImage], images: str | Path, annotations: str | Path) -> list[CaptionedImage]:
+    """Replace the paths in the annotation file by those of the image files, which must exist."""
     finder = ImageFinder(images)
-    found = [sample._replace(file=finder.by_name(str(sample.file))) for sample in samples]
-    check_present([sample.file for sample in found], annotations)
-    return found
+    located = [sample._replace(file=finder.by_name(str(sample.file))) for sample in samples]
+    check_present([sample.file for sample in located], annotations)
+    return located

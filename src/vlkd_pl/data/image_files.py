@@ -1,4 +1,4 @@
-"""Image files: finding them, and datasets that read them."""
+"""Image files: finding, checking and reading them."""
 
 from __future__ import annotations
 
@@ -17,30 +17,40 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vlkd_pl.batch import ImageBatch
+from vlkd_pl.clip.tokenizer import load_clip_tokenizer
+from vlkd_pl.clip.transform import clip_transform
+from vlkd_pl.clip.weights import clip_image_size
 from vlkd_pl.distributed import gather_objects, rank, world_size
 from vlkd_pl.images import ImageError, check_image, read_image
 from vlkd_pl.text_files import iter_lines
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm"})
-"""Endings of the files that are taken from a folder; a file that is named itself may have any."""
+"""Suffixes of the files that are read from a folder; a file that is named directly may have any suffix."""
 
 _NUMBER = re.compile(r"(\d+)$")
 
 
 class Sample(Protocol):
-    """What is known of an image; each data module has its own kind."""
+    """An image file with its metadata, such as captions or questions; each data module has a type for it."""
 
     @property
     def file(self) -> Path:
-        """The image's file."""
+        """The path of the image file."""
+
+
+class SampleSource(Protocol):
+    """The files of a set of images, such as ``CaptionFiles``; equal sources have equal samples."""
+
+    def read(self, num_samples: int | None = None) -> Sequence[Sample]:
+        """Read the samples, or the first ``num_samples`` of them."""
 
 
 class ImageFile(NamedTuple):
-    """A picture of which nothing else is known.
+    """An image file without metadata.
 
     Attributes:
-        file: Its file.
-        image_id: Its path below the folder it was found in.
+        file: Path of the file.
+        image_id: Path relative to the folder that was searched.
     """
 
     file: Path
@@ -48,13 +58,13 @@ class ImageFile(NamedTuple):
 
 
 def iter_image_files(paths: Iterable[str | Path]) -> Iterator[Path]:
-    """Goes through files and, recursively, the images of folders, in the order of names, one folder at a time.
+    """Iterate over image files and, recursively, over the images of folders, sorted by name within each folder.
 
-    Links are followed, but no folder is gone through twice. A folder that cannot be read is warned of.
+    Links are followed, but no folder is visited twice. An unreadable folder is skipped with a warning.
 
     Args:
-        paths: Files, which are taken as they are, and folders, of which ``IMAGE_SUFFIXES`` are taken, but nothing
-            whose name starts with a dot.
+        paths: Files, which are yielded unchanged, and folders, of which the files with ``IMAGE_SUFFIXES`` are yielded.
+            Files and folders whose name starts with a dot are skipped.
     """
     for path in paths:
         if not os.path.isdir(path):
@@ -74,13 +84,19 @@ def iter_image_files(paths: Iterable[str | Path]) -> Iterator[Path]:
 
 
 class ImageFinder:
-    """Finds the files of images under a folder, by path, by name, or by number.
+    """Find image files in a folder by path, by name or by number.
 
     Args:
-        folder: Folder of images, with or without the sub-folders that annotation files name.
+        folder: Folder of images, with or without the subfolders that annotation files name.
 
     Raises:
-        FileNotFoundError: There is no such folder.
+        FileNotFoundError: If the folder does not exist.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     Path(folder, "COCO_val2014_000000000042.jpg").touch()
+    ...     print(ImageFinder(folder).by_number(42).name)
+    COCO_val2014_000000000042.jpg
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -90,15 +106,15 @@ class ImageFinder:
         self._by_number: dict[int, Path] | None = None
 
     def by_name(self, file_name: str) -> Path:
-        """The file ``file_name`` below the folder; else the file of that name in the folder itself."""
+        """Return the file at the path ``file_name`` in the folder, else the one of that name without subfolders."""
         path = self.folder / file_name
         return path if path.is_file() else self.folder / path.name
 
     def by_number(self, image_id: int) -> Path:
-        """The image whose name ends in the number: COCO's ``COCO_val2014_000000000042.jpg`` or ``000000000042.jpg``.
+        """Return the image whose name ends in a number, as ``COCO_val2014_000000000042.jpg`` or ``000000000042.jpg``.
 
-        Of several it is the first ``.jpg`` in the order of ``iter_image_files``, since COCO's masks are ``.png``; a
-        path where nothing lies if there is none.
+        Of several files it is the first ``.jpg`` in the order of ``iter_image_files``, since COCO's masks are ``.png``.
+        Without any it is the path at which COCO would store the image.
         """
         if self._by_number is None:
             self._by_number = {}
@@ -109,10 +125,14 @@ class ImageFinder:
 
 
 def check_present(files: Sequence[Path], named_in: str | Path) -> None:
-    """Raises unless all images are there.
+    """Check that image files exist.
+
+    Args:
+        files: Paths of the images.
+        named_in: File that lists the images, for the error message.
 
     Raises:
-        FileNotFoundError: Some are missing; the first are named.
+        FileNotFoundError: If images are missing; the message counts them and names the first three.
     """
     missing = [str(path) for path in files if not path.is_file()]
     if missing:
@@ -123,18 +143,20 @@ def check_present(files: Sequence[Path], named_in: str | Path) -> None:
 
 
 def check_readable(files: Iterable[Path], num_threads: int = 1) -> None:
-    """Decodes images once, before a model needs them; each rank takes a share, and all ranks learn the result.
+    """Decode every image once before a model is used; the ranks share the work and all raise on an error.
 
     Args:
-        files: Image files, the same on every rank.
-        num_threads: Threads of this rank; about 500 COCO images a second are decoded by a core.
+        files: Image files, the same on every rank; repeated files are decoded once.
+        num_threads: Number of threads of this rank; a core decodes about 500 images of COCO per second.
 
     Raises:
-        MisconfigurationException: Some cannot be read; the first are named.
+        MisconfigurationException: If images cannot be read; the message counts them and names the first three.
     """
     unique = list(dict.fromkeys(files))
     with ThreadPoolExecutor(max(1, num_threads)) as threads:
-        problems = gather_objects([each for each in threads.map(_problem, unique[rank() :: world_size()]) if each])
+        problems = gather_objects(
+            [problem for problem in threads.map(_problem, unique[rank() :: world_size()]) if problem]
+        )
     if problems:
         raise MisconfigurationException(
             f"{len(problems)} of {len(unique)} images cannot be read, but every one is needed: replace them; first: "
@@ -153,21 +175,21 @@ def _problem(file: Path) -> str:
 
 
 def read_lines(path: str | Path) -> list[str]:
-    """The lines of a text file that hold anything, without the white space around them; see ``iter_lines``.
+    """Read the lines of a UTF-8 text file, stripped and without empty lines.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        MisconfigurationException: It cannot be read, or is no text in UTF-8.
+        FileNotFoundError: If the file does not exist.
+        MisconfigurationException: If the file cannot be read or is not UTF-8.
     """
     return [line.strip() for line in iter_lines(path) if line.strip()]
 
 
 class ImageDataset(Dataset[tuple[Tensor | None, Any, str]]):
-    """Reads images.
+    """A dataset that reads the images of samples.
 
     Args:
-        samples: Each with its ``file``.
-        transform: From an image to a tensor.
+        samples: Samples, each with the path of its image as ``file``.
+        transform: Converts an image to a tensor.
     """
 
     def __init__(self, samples: Sequence[Sample], transform: Callable[[Image.Image], Tensor]) -> None:
@@ -178,7 +200,7 @@ class ImageDataset(Dataset[tuple[Tensor | None, Any, str]]):
         return len(self.samples)
 
     def __getitem__(self, index: int) -> tuple[Tensor | None, Any, str]:
-        """The image, what is known of it, and why it cannot be read where it is None."""
+        """Return the image, its sample and an empty text; for an unreadable image None, its sample and the reason."""
         sample = self.samples[index]
         try:
             return self.transform(read_image(sample.file)), sample, ""
@@ -187,14 +209,71 @@ class ImageDataset(Dataset[tuple[Tensor | None, Any, str]]):
 
 
 def collate_images(items: Sequence[tuple[Tensor | None, Any, str]]) -> ImageBatch:
-    """A batch of the images that could be read, with a line on each of the others."""
-    read = [(image, sample) for image, sample, _ in items if image is not None]
+    """Collate the readable images of a batch, and list the reasons why the others cannot be read."""
+    readable = [(image, sample) for image, sample, _ in items if image is not None]
     return {
-        "image": torch.stack([image for image, _ in read]) if read else torch.empty(0),
-        "samples": [sample for _, sample in read],
+        "image": torch.stack([image for image, _ in readable]) if readable else torch.empty(0),
+        "samples": [sample for _, sample in readable],
         "unreadable": [reason for image, _, reason in items if image is None],
     }
 
 
+class EvaluationImages:
+    """The images that a data module evaluates, prepared as a CLIP takes them.
+
+    Args:
+        clip: Name, file or folder of the CLIP, for its image size and its tokenizer.
+        image_size: Width and height of a prepared image in pixels; those of the CLIP if None.
+        num_samples: Number of images to read, the first of their source; all if None.
+        num_threads: Number of threads that check the images.
+
+    Attributes:
+        transform: Converts an image to a uint8 tensor (3, H, W).
+        tokenizer: Tokenizer of the CLIP.
+
+    Raises:
+        MisconfigurationException: If the image size of the CLIP is unknown, or ``num_samples`` is below 1.
+
+    >>> images = EvaluationImages("ViT-B/16")
+    >>> images.transform(Image.new("RGB", (300, 200))).shape
+    torch.Size([3, 224, 224])
+    """
+
+    def __init__(
+        self, clip: str, image_size: int | None = None, num_samples: int | None = None, num_threads: int = 1
+    ) -> None:
+        if num_samples is not None and num_samples < 1:
+            raise MisconfigurationException(f"data.num_samples is {num_samples}: give at least 1, or null for all")
+        self.transform = clip_transform(image_size or clip_image_size(clip))
+        self.tokenizer = load_clip_tokenizer(clip)
+        self.num_samples = num_samples
+        self.num_threads = num_threads
+        self._source: SampleSource | None = None
+        self._samples: Sequence[Any] = []
+
+    def read(self, source: SampleSource, stage: str) -> Sequence[Any]:
+        """Read the samples of a source, unless they are those that were read last.
+
+        Args:
+            source: The files to read.
+            stage: Lightning's stage. Every image is decoded before the first is used, except for ``predict``, which
+                skips and reports unreadable images.
+
+        Raises:
+            FileNotFoundError: If a file or an image is missing.
+            MisconfigurationException: If a file is invalid, or an image cannot be read.
+        """
+        if source != self._source:
+            samples = source.read(self.num_samples)
+            if stage != "predict":
+                check_readable((sample.file for sample in samples), self.num_threads)
+            self._source, self._samples = source, samples
+        return self._samples
+
+    def dataset(self) -> ImageDataset:
+        """Return a dataset of the images that were read last, in order."""
+        return ImageDataset(self._samples, self.transform)
+
+
 def _warn_of_folder(error: OSError) -> None:
-    warnings.warn(f"the folder {error.filename} is left out, since it cannot be read: {error.strerror}", stacklevel=2)
+    warnings.warn(f"the folder {error.filename} is skipped, since it cannot be read: {error.strerror}", stacklevel=2)

@@ -1,4 +1,4 @@
-"""A dataset of questions about images, for training."""
+"""Training batches of questions about images."""
 
 from __future__ import annotations
 
@@ -20,14 +20,17 @@ Target = Literal["drawn", "most_common"]
 
 
 def target_answer(question: Question, target: Target, epoch: int, seed: int = 0) -> str:
-    """The answer to train on.
+    """Choose the answer of a question that is trained on.
 
     Args:
-        question: With its answers.
-        target: ``drawn``: one of people's answers, so that each is drawn by its share of them; or ``most_common``, of
-            several the one that was given first.
-        epoch: Decides what is drawn, together with the question and
-        seed: this.
+        question: Question with its answers.
+        target: ``drawn`` for the answer of a random annotator, so that an answer is drawn by its share of them;
+            ``most_common`` for the most common answer, of several the first.
+        epoch: Number of the epoch; with the question and the seed it decides which answer is drawn.
+        seed: Seed of the draw.
+
+    >>> target_answer(Question(1, 42, "Is it red?", ("no", "yes", "yes")), "most_common", epoch=0)
+    'yes'
     """
     if target == "most_common":
         return Counter(question.answers).most_common(1)[0][0]
@@ -36,13 +39,13 @@ def target_answer(question: Question, target: Target, epoch: int, seed: int = 0)
 
 
 class QuestionDataset(Dataset[tuple[Tensor | None, Question, str, str]]):
-    """Reads the images of questions, and draws their answers.
+    """A dataset that reads the images of questions and draws their answers; its keys are those of ``EpochOrder``.
 
     Args:
-        samples: The questions.
-        transform: From an image to a tensor.
-        target: Which answer; see ``target_answer``.
-        seed: Decides what is drawn.
+        samples: Questions, each with its image.
+        transform: Converts an image to a tensor.
+        target: Which answer is trained on; see ``target_answer``.
+        seed: Seed of the drawn answers.
     """
 
     def __init__(
@@ -56,10 +59,10 @@ class QuestionDataset(Dataset[tuple[Tensor | None, Question, str, str]]):
         return len(self.images)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor | None, Question, str, str]:
-        """The image, the question, the answer, and why the image cannot be read where it is None.
+        """Return the image, the question, the answer, and an empty text; for an unreadable image None and the reason.
 
         Args:
-            key: The epoch and the sample's number.
+            key: Number of the epoch and index of the sample.
         """
         epoch, index = key
         image, (question, _), reason = self.images[index]
@@ -67,14 +70,14 @@ class QuestionDataset(Dataset[tuple[Tensor | None, Question, str, str]]):
 
 
 def collate_questions(items: Sequence[tuple[Tensor | None, Question, str, str]]) -> QuestionBatch:
-    """A batch of the questions whose images could be read, each image once."""
+    """Collate the questions whose images are readable; an image of several questions is in the batch once."""
     images = {question.image_id: image for image, question, _, _ in items if image is not None}
     rows = {image_id: row for row, image_id in enumerate(images)}
-    read = [(question, answer) for _, question, answer, _ in items if question.image_id in rows]
+    pairs = [(question, answer) for _, question, answer, _ in items if question.image_id in rows]
     return {
         "image": torch.stack(list(images.values())) if images else torch.empty(0),
-        "image_index": torch.tensor([rows[question.image_id] for question, _ in read], dtype=torch.int64),
-        "questions": [question.text for question, _ in read],
-        "labels": [answer for _, answer in read],
+        "image_index": torch.tensor([rows[question.image_id] for question, _ in pairs], dtype=torch.int64),
+        "questions": [question.text for question, _ in pairs],
+        "labels": [answer for _, answer in pairs],
         "unreadable": [reason for image, _, _, reason in items if image is None],
     }

@@ -13,26 +13,27 @@ from typing import Any, NamedTuple
 
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
+from vlkd_pl.data.image_files import ImageFinder, check_present
 from vlkd_pl.text_files import Entries, Pairs, is_encodable, json_object, read_json
 
 Paths = str | Path | Sequence[str | Path]
-"""A file, or several that together are one set."""
+"""Path of a file, or a list of paths of files that form one set."""
 
 _DOMAINS = {True: "in-domain", False: "out-of-domain"}
 
 
 class Question(NamedTuple):
-    """A question, with the answers of ten people where they are known.
+    """A question about an image, with the answers of ten annotators where they are public.
 
     Attributes:
-        question_id: Its number.
-        image_id: Its image's number.
+        question_id: Number of the question.
+        image_id: Number of the image.
         text: The question.
-        answers: The answers; empty where they are kept secret.
+        answers: The answers; empty if they are secret.
         answer_type: ``yes/no``, ``number`` or ``other``.
-        question_type: What the annotations sort questions by: in VQA v2 their first words, ``what color is the``; in
-            OK-VQA the knowledge they need, ``Cooking and Food``.
-        domain: ``in-domain`` or ``out-of-domain`` in a split of VL-T5's; see ``read_split``.
+        question_type: Category in the annotations: the first words for VQA v2, as ``what color is the``; the kind of
+            knowledge for OK-VQA, as ``Cooking and Food``.
+        domain: ``in-domain`` or ``out-of-domain`` in a split of VL-T5; empty otherwise.
     """
 
     question_id: int
@@ -48,9 +49,9 @@ class AskedImage(NamedTuple):
     """An image with all its questions.
 
     Attributes:
-        image_id: Its number.
-        file: Its file.
-        questions: At least one.
+        image_id: Number of the image.
+        file: Path of the image.
+        questions: The questions, at least one.
     """
 
     image_id: int
@@ -62,8 +63,8 @@ class AskedQuestion(NamedTuple):
     """A question to train on.
 
     Attributes:
-        question: With its answers.
-        file: Its image's file.
+        question: The question with its answers.
+        file: Path of the image.
     """
 
     question: Question
@@ -72,134 +73,192 @@ class AskedQuestion(NamedTuple):
 
 @dataclass(frozen=True)
 class QuestionFiles:
-    """The files of one set of questions.
+    """The files of one set of questions: VQA v2's format, which OK-VQA shares.
 
-    Args:
-        questions: ``v2_OpenEnded_mscoco_val2014_questions.json`` or another of its format, or several.
-        images: Folder of the images, whose names end in their numbers.
-        annotations: ``v2_mscoco_val2014_annotations.json``, or several; None where the answers are secret.
-        split: Takes the questions of this file alone, see ``read_split``.
+    >>> import json
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     Path(folder, "000000000042.jpg").touch()
+    ...     content = {"questions": [{"question_id": 421, "image_id": 42, "question": "Is it red?"}]}
+    ...     _ = Path(folder, "questions.json").write_text(json.dumps(content))
+    ...     (image,) = QuestionFiles(f"{folder}/questions.json", folder).read()
+    ...     print(image.file.name, image.questions[0].text)
+    000000000042.jpg Is it red?
     """
 
     questions: str | list[str]
+    """Path of ``v2_OpenEnded_mscoco_val2014_questions.json`` or another file of its format, or a list of paths."""
     images: str
+    """Folder of the images, whose names end in their numbers."""
     annotations: str | list[str] | None = None
+    """Path of ``v2_mscoco_val2014_annotations.json`` or another file of its format, or a list of paths; None if the
+    answers are secret."""
     split: str | None = None
+    """Path of a split of VL-T5, such as ``karpathy_test.json``, to use its questions only; None to use all."""
 
-    def read(self) -> list[Question]:
-        """The questions; see ``read_questions``."""
-        return read_questions(self.questions, self.annotations, self.split)
+    def read(self, num_samples: int | None = None) -> list[AskedImage]:
+        """Read the images with their questions, in the order of the first questions; or the first ``num_samples``.
+
+        Raises:
+            FileNotFoundError: If a file or an image is missing.
+            MisconfigurationException: If a file is invalid, or the files do not hold the same questions.
+        """
+        finder = ImageFinder(self.images)
+        questions_of: dict[int, list[Question]] = {}
+        for question in read_questions(self.questions, self.annotations, self.split):
+            questions_of.setdefault(question.image_id, []).append(question)
+        samples = [
+            AskedImage(image_id, finder.by_number(image_id), questions)
+            for image_id, questions in list(questions_of.items())[:num_samples]
+        ]
+        check_present([sample.file for sample in samples], joined_names(self.questions))
+        return samples
+
+    def read_training(self, share: float = 1.0, seed: int = 0) -> list[AskedQuestion]:
+        """Read the questions to train on, with their answers.
+
+        Args:
+            share: Share of the questions that is used, above 0 and at most 1; see ``uniform_subset``.
+            seed: Seed that decides which questions are used.
+
+        Raises:
+            FileNotFoundError: If a file or an image is missing.
+            MisconfigurationException: If a file is invalid, or answers are missing.
+        """
+        if self.annotations is None:
+            raise MisconfigurationException("there is nothing to train on: give data.train.annotations")
+        finder = ImageFinder(self.images)
+        questions = uniform_subset(read_questions(self.questions, self.annotations, self.split), share, seed)
+        if unanswered := [question.question_id for question in questions if not question.answers]:
+            raise MisconfigurationException(
+                f"{joined_names(self.annotations)} holds no answer to {len(unanswered)} of {len(questions)} questions "
+                f"to train on: leave them out; first: {unanswered[:3]}"
+            )
+        files = {image_id: finder.by_number(image_id) for image_id in {question.image_id for question in questions}}
+        check_present(list(files.values()), joined_names(self.questions))
+        return [AskedQuestion(question, files[question.image_id]) for question in questions]
 
 
 def read_questions(
     questions: Paths, annotations: Paths | None = None, split: str | Path | None = None
 ) -> list[Question]:
-    """Reads the official questions and annotations of VQA v2 or OK-VQA.
+    """Read questions and annotations in the format of VQA v2 and OK-VQA.
 
     Args:
-        questions: The JSON file with ``questions``, or several.
-        annotations: The JSON file with ``annotations`` for each of the questions, or several; None where they are kept
-            secret.
-        split: A file that ``read_split`` reads; its questions alone are taken, with their domains.
+        questions: Path of a JSON file with ``questions``, or a list of paths.
+        annotations: Path of a JSON file with ``annotations`` of the same questions, or a list of paths; None if the
+            answers are secret.
+        split: Path of a file that ``read_split`` reads, to return its questions with their domains; None for all.
 
     Returns:
         The questions in the order of their files.
 
     Raises:
-        FileNotFoundError: A file is missing.
-        MisconfigurationException: A file is of another format, has nothing in it or a question twice, or they do not
-            hold the same questions.
+        FileNotFoundError: If a file does not exist.
+        MisconfigurationException: If a file is invalid or empty, a question is repeated, or the files do not hold the
+            same questions.
     """
-    read = [question for path in _each(questions) for question in _read_asked(path)]
-    asked = _ids(questions, [question.question_id for question in read])
+    samples = [question for path in _path_list(questions) for question in _read_question_file(path)]
+    asked_ids = _unique_ids(questions, [question.question_id for question in samples])
     if annotations is not None:
-        known = [each for path in _each(annotations) for each in _read_answered(path)]
-        answered = _ids(annotations, [number for number, _ in known])
-        if asked != answered:
+        annotated = [item for path in _path_list(annotations) for item in _read_annotation_file(path)]
+        answered_ids = _unique_ids(annotations, [number for number, _ in annotated])
+        if asked_ids != answered_ids:
             raise MisconfigurationException(
                 f"{joined_names(questions)} and {joined_names(annotations)} are not of the same questions, "
-                f"{len(asked - answered)} have no answers and {len(answered - asked)} are not asked: give the files "
-                f"of one split; first: {sorted(asked ^ answered)[:3]}"
+                f"{len(asked_ids - answered_ids)} have no answers and {len(answered_ids - asked_ids)} are not asked: "
+                f"give the files of one split; first: {sorted(asked_ids ^ answered_ids)[:3]}"
             )
-        answers = dict(known)
-        read = [Question(*each[:3], *answers[each.question_id]) for each in read]
+        answers = dict(annotated)
+        samples = [Question(*question[:3], *answers[question.question_id]) for question in samples]
     if split is None:
-        return read
+        return samples
     domains = read_split(split)
-    if missing := domains.keys() - asked:
+    if missing := domains.keys() - asked_ids:
         raise MisconfigurationException(
             f"{len(missing)} of {len(domains)} questions of {split} are not in {joined_names(questions)}: give "
             "all files that the split was made of, for VL-T5's those of train2014 and val2014; first: "
             f"{sorted(missing)[:3]}"
         )
-    return [each._replace(domain=domains[each.question_id]) for each in read if each.question_id in domains]
+    return [
+        question._replace(domain=domains[question.question_id])
+        for question in samples
+        if question.question_id in domains
+    ]
 
 
 def read_split(path: str | Path) -> dict[int, str]:
-    """Reads a split in the format of VL-T5 (Cho et al., 2021): ``karpathy_train.json``, ``_val`` or ``_test``.
+    """Read a split in the format of VL-T5 (Cho et al., 2021): ``karpathy_train.json``, ``_val`` or ``_test``.
 
     The test split has 26,280 questions on the images of Karpathy's test split. In 24,722 of them the best answers are
     among the 3,129 that VL-T5 counts as common; they are *in-domain*, and ``is_topk_optimal`` is true. The other 1,558
     are *out-of-domain*.
 
     Args:
-        path: A JSON list with ``question_id`` and, for all or none, ``is_topk_optimal``.
+        path: Path of a JSON list with ``question_id`` and, for all questions or none, ``is_topk_optimal``.
 
     Returns:
-        For each question ``in-domain``, ``out-of-domain`` or, where the file does not tell, the empty string.
+        The domain of each question by its number: ``in-domain``, ``out-of-domain``, or an empty text if the file has no
+        domains.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        MisconfigurationException: It is of another format, has nothing in it or a question twice, or tells the domain
-            of some questions only.
+        FileNotFoundError: If the file does not exist.
+        MisconfigurationException: If the file is invalid or empty, a question is repeated, or some questions only have
+            a domain.
     """
     content, complaint = _content(path, "questions", "VL-T5's format")
     entries = Entries(content, complaint)
     numbers = entries.numbers("question_id")
     is_common = entries.values("is_topk_optimal", {bool}, "true or false", None)
     domains = ["" if common is None else _DOMAINS[common] for common in is_common]
-    _ids(path, numbers)
+    _unique_ids(path, numbers)
     if 0 < domains.count("") < len(domains):
         raise MisconfigurationException(
-            f"{path} tells is_topk_optimal of {len(domains) - domains.count('')} questions and not of "
+            f"{path} has is_topk_optimal for {len(domains) - domains.count('')} questions but not for "
             f"{domains.count('')}: give it for all or for none"
         )
     return dict(zip(numbers, domains, strict=True))
 
 
 def uniform_subset(questions: Sequence[Question], share: float, seed: int = 0) -> list[Question]:
-    """A uniform subset of questions, the same on every machine and in whichever order they come.
+    """Draw a uniform subset of questions, the same on every machine and in any order of the questions.
 
-    It holds those with the smallest hashes of seed and number, so that a larger share holds the smaller one's too.
+    It consists of the questions with the smallest hashes of seed and number, so that a larger share contains a smaller
+    one.
 
     Args:
-        questions: N questions.
-        share: Of them, above 0 and at most 1.
-        seed: Decides which.
+        questions: List of N questions.
+        share: Share of the questions, above 0 and at most 1.
+        seed: Seed that decides which questions are drawn.
 
     Returns:
-        The nearest whole number to share × N of them, one at least, in their order.
+        About share × N questions, rounded and at least one, in their order.
+
+    >>> questions = [Question(number, 1, "Is it red?") for number in range(5)]
+    >>> [question.question_id for question in uniform_subset(questions, share=0.4)]
+    [0, 4]
     """
     size = max(1, round(share * len(questions)))
-    kept = set(sorted((question.question_id for question in questions), key=lambda number: _hash(seed, number))[:size])
-    return [question for question in questions if question.question_id in kept]
+    chosen = set(
+        sorted((question.question_id for question in questions), key=lambda number: _hash(seed, number))[:size]
+    )
+    return [question for question in questions if question.question_id in chosen]
 
 
-def _read_asked(path: str | Path) -> list[Question]:
+def _read_question_file(path: str | Path) -> list[Question]:
     entries = _entries(*_content(path, "questions"), "questions")
     texts = entries.texts("question")
     columns = entries.numbers("question_id"), entries.numbers("image_id"), texts
-    read = [Question(*each) for each in zip(*columns, strict=True)]
-    _ids(path, [question.question_id for question in read])
+    questions = [Question(*row) for row in zip(*columns, strict=True)]
+    _unique_ids(path, [question.question_id for question in questions])
     if not all(map(str.strip, texts)):
-        raise MisconfigurationException(
-            f"{path}: the question {next(each.question_id for each in read if not each.text.strip())} has no text"
-        )
-    return read
+        empty = next(question.question_id for question in questions if not question.text.strip())
+        raise MisconfigurationException(f"{path}: the question {empty} has no text")
+    return questions
 
 
-def _read_answered(path: str | Path) -> list[tuple[int, tuple[tuple[str, ...], str, str]]]:
-    """For each question its number, its answers, and their and its type."""
+def _read_annotation_file(path: str | Path) -> list[tuple[int, tuple[tuple[str, ...], str, str]]]:
+    """Return the number of each question with its answers, answer type and question type."""
     content, complaint = _content(path, "annotations", make_object=_answer_text)
     entries = _entries(content, complaint, "annotations")
     answers = entries.values("answers", {list}, "a list")
@@ -224,16 +283,16 @@ def _read_answered(path: str | Path) -> list[tuple[int, tuple[tuple[str, ...], s
 def _content(
     path: str | Path, key: str, of_format: str = "VQA v2's format", make_object: Callable[[Pairs], Any] = json_object
 ) -> tuple[Any, str]:
-    """What the file holds, and how a message begins that says it is of another format."""
+    """Read a JSON file; return its content and the beginning of a message that it is invalid."""
     if not Path(path).is_file():
-        raise FileNotFoundError(f"there is no file at {path}: give one with the {key} in {of_format}")
+        raise FileNotFoundError(f"no file at {path}: give one with the {key} in {of_format}")
     file_format = f"a file of {key} in {of_format}"
     return read_json(path, file_format, make_object), f"{path} is not {file_format}"
 
 
 def _entries(content: Any, complaint: str, key: str) -> Entries:
     if not isinstance(content, dict) or key not in content:
-        raise MisconfigurationException(f"{complaint}: it is no object with {key}")
+        raise MisconfigurationException(f"{complaint}: it must be an object with {key}")
     return Entries(content[key], f"{complaint}: {key}")
 
 
@@ -244,8 +303,8 @@ def _answer_text(pairs: Pairs) -> Any:
     return sys.intern(text) if type(text) is str and len(item) == len(pairs) else json_object(pairs)
 
 
-def _ids(paths: Paths, numbers: Sequence[int]) -> set[int]:
-    """The numbers of the questions in files; there are some, each once."""
+def _unique_ids(paths: Paths, numbers: Sequence[int]) -> set[int]:
+    """Check that files hold questions, and each of them once; return their numbers."""
     if not numbers:
         raise MisconfigurationException(f"{joined_names(paths)} holds no question: give another file")
     counts = Counter(numbers)
@@ -257,13 +316,13 @@ def _ids(paths: Paths, numbers: Sequence[int]) -> set[int]:
     return set(counts)
 
 
-def _each(paths: Paths) -> Sequence[str | Path]:
+def _path_list(paths: Paths) -> Sequence[str | Path]:
     return [paths] if isinstance(paths, str | Path) else paths
 
 
 def joined_names(paths: Paths) -> str:
-    """The names of one or several files, for messages."""
-    return " and ".join(map(str, _each(paths)))
+    """Join the paths of one or several files for a message."""
+    return " and ".join(map(str, _path_list(paths)))
 
 
 def _hash(seed: int, number: int) -> bytes:

@@ -1,182 +1,115 @@
-"""Images in files with what is known of them: what every evaluation reads."""
+"""The base of all data modules: the training order, its state in checkpoints, and the data loader."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader, Dataset
 
-from vlkd_pl.batch import ImageBatch
-from vlkd_pl.clip.tokenizer import CLIPTokenizer, load_clip_tokenizer
-from vlkd_pl.clip.transform import clip_transform
-from vlkd_pl.clip.weights import clip_image_size
-from vlkd_pl.data.image_files import (
-    ImageDataset,
-    Sample,
-    check_readable,
-    collate_images,
-)
+from vlkd_pl.data.sampler import EpochOrder
 from vlkd_pl.data.workers import worker_init_fn
-from vlkd_pl.datamodules.order import OrderedDataModule
 
 
-class ImageDataModule(OrderedDataModule, ABC):
-    """Images for validation, test and prediction; a subclass says which, in ``read_samples``.
+class BaseDataModule(pl.LightningDataModule):
+    """Shuffles training samples reproducibly, and resumes the order from a checkpoint.
 
-    Prediction goes on without the images that cannot be read, and names them; training and scores need every image.
+    A data module subclasses it directly, reads its files in ``setup``, and builds its loaders with ``loader``.
 
     Args:
-        clip: CLIP's name, file or folder, for its tokenizer and image size.
-        image_size: Width and height of an image in pixels; CLIP's own by default.
-        batch_size: Images in a batch of one process.
-        num_workers: Worker processes of one process.
-        num_samples: Images to take, the first of all; all by default.
-        seed: Decides the order of training, where there is one.
+        num_workers: Number of worker processes of each rank; 0 loads in the main process.
+        seed: Seed of the training order.
 
-    Raises:
-        MisconfigurationException: CLIP's image size is unknown, or ``num_samples`` is below 1.
+    >>> data = BaseDataModule(seed=3)
+    >>> list(data.training_order(num_samples=5, batch_size=2))
+    [(0, 2), (0, 1), (0, 0), (0, 4)]
+    >>> data.load_state_dict({"num_trained_batches": 1})
+    >>> list(data.training_order(num_samples=5, batch_size=2))
+    [(0, 0), (0, 4)]
     """
 
-    def __init__(
-        self,
-        clip: str,
-        image_size: int | None = None,
-        batch_size: int = 32,
-        num_workers: int = 4,
-        num_samples: int | None = None,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(seed)
-        if num_samples is not None and num_samples < 1:
-            raise MisconfigurationException(f"data.num_samples is {num_samples}: give at least 1, or null for all")
-        self.clip = clip
-        self.transform = clip_transform(image_size or clip_image_size(clip))
-        self.batch_size = batch_size
+    def __init__(self, num_workers: int = 0, seed: int = 0) -> None:
+        super().__init__()
         self.num_workers = num_workers
-        self.num_samples = num_samples
-        self.samples: Sequence[Sample] = []
-        self._clip_tokenizer: CLIPTokenizer | None = None
-
-    @abstractmethod
-    def read_samples(self) -> Sequence[Sample]:
-        """What there is to evaluate, one sample for each image."""
+        self.seed = seed
+        self.num_trained_batches = 0
 
     @property
-    def clip_tokenizer(self) -> CLIPTokenizer:
-        """CLIP's tokenizer, loaded on first use."""
-        if self._clip_tokenizer is None:
-            self._clip_tokenizer = load_clip_tokenizer(self.clip)
-        return self._clip_tokenizer
+    def rank(self) -> int:
+        """The number of this process among all ranks; 0 without a trainer."""
+        return self.trainer.global_rank if self.trainer is not None else 0
 
-    def setup(self, stage: str) -> None:
-        """Reads what there is, once; images that are to be scored are all decoded before the first is used.
+    @property
+    def world_size(self) -> int:
+        """The number of ranks; 1 without a trainer."""
+        return self.trainer.world_size if self.trainer is not None else 1
 
-        Raises:
-            FileNotFoundError: A file or image is missing.
-            MisconfigurationException: A file is of another format, there is nothing in it, or an image cannot be read.
+    def training_order(self, num_samples: int, batch_size: int) -> EpochOrder:
+        """Shuffle samples for this rank, from the first batch that it has not been trained on.
+
+        Args:
+            num_samples: Number of training samples of all ranks.
+            batch_size: Number of samples in a batch of one rank.
         """
-        if not self.samples:
-            samples = self.read_samples()[: self.num_samples]
-            if stage != "predict":
-                check_readable((sample.file for sample in samples), self.num_workers)
-            self.samples = samples
-
-    def val_dataloader(self) -> DataLoader[ImageBatch]:
-        """The images, in order."""
-        return self._evaluation_loader()
-
-    def test_dataloader(self) -> DataLoader[ImageBatch]:
-        """The images, in order."""
-        return self._evaluation_loader()
-
-    def predict_dataloader(self) -> DataLoader[ImageBatch]:
-        """The images, in order."""
-        return self._evaluation_loader()
-
-    def on_before_batch_transfer(self, batch: ImageBatch, dataloader_idx: int) -> ImageBatch:
-        """Also stops training and test at an image that cannot be read; workers' errors are many lines long.
-
-        Raises:
-            MisconfigurationException: An image cannot be read.
-        """
-        if batch["unreadable"] and self.trainer is not None and not self.trainer.predicting:
-            raise MisconfigurationException(
-                f"the image {batch['unreadable'][0]}: it cannot be read, but every image is needed: replace it"
-            )
-        counted: ImageBatch = super().on_before_batch_transfer(batch, dataloader_idx)
-        return counted
-
-    def _evaluation_loader(self) -> DataLoader[ImageBatch]:
-        return self.loader(ImageDataset(self.samples, self.transform), self.batch_size, collate_images)
+        return EpochOrder(
+            num_samples, batch_size, lambda: self.num_trained_batches, self.seed, self.rank, self.world_size
+        )
 
     def loader(
-        self, dataset: Dataset[Any], batch_size: int, collate: Callable[[Any], Any], **options: Any
+        self,
+        dataset: Dataset[Any],
+        batch_size: int | None,
+        collate: Callable[[Any], Any] | None = None,
+        order: EpochOrder | None = None,
+        isolate_random_state: bool = True,
     ) -> DataLoader[Any]:
-        """A loader with the options that are the same for all."""
+        """Build a data loader with the options that all data modules share.
+
+        Args:
+            dataset: Dataset of samples, or of batches where ``batch_size`` is None.
+            batch_size: Number of samples in a batch of one rank; None for a dataset of batches.
+            collate: Makes a batch of a list of samples; PyTorch's default collation if None.
+            order: Training order of a dataset whose keys are pairs of epoch and index; None to load in order.
+            isolate_random_state: Whether the seed of the workers is drawn from a generator of the loader, so that
+                starting the loader does not shift the random numbers of training.
+        """
         return DataLoader[Any](
             dataset,
             batch_size=batch_size,
+            sampler=order,
             num_workers=self.num_workers,
             collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=worker_init_fn,
-            generator=torch.Generator(),  # or else evaluation and resuming would shift the random numbers of training
-            **options,
+            generator=torch.Generator() if isolate_random_state else None,
         )
 
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Refuse a batch with an unreadable image, and count a training batch when it is used, not when it is loaded.
 
-class TrainedImageDataModule(ImageDataModule):
-    """Images to train on and to evaluate.
-
-    Args:
-        test_files: What test and prediction take, of a kind that the subclass reads.
-        val_files: The same of the validation of a training; ``test_files`` by default.
-        train_files: The same of training.
-        train_batch_size: Samples in a training batch of one process.
-        **options: See ``ImageDataModule``; ``num_samples`` is of the images to evaluate.
-    """
-
-    def __init__(
-        self, test_files: Any, val_files: Any, train_files: Any, train_batch_size: int, **options: Any
-    ) -> None:
-        super().__init__(**options)
-        self.test_files = test_files
-        self.val_files = val_files or test_files
-        self.train_files = train_files
-        self.train_batch_size = train_batch_size
-        self.evaluated = test_files
-        self.training: Sequence[Any] = []
-
-    @abstractmethod
-    def read_training(self) -> Sequence[Sample]:
-        """What there is to train on, one sample for each place in an epoch."""
-
-    @abstractmethod
-    def training_dataset(self) -> tuple[Dataset[Any], Callable[[Any], Any]]:
-        """What reads ``training`` by the keys of ``EpochOrder``, and what makes a batch of it."""
-
-    def setup(self, stage: str) -> None:
-        """Reads the files of a stage, once, and looks for every image before the first is used.
+        Only prediction accepts a batch that lacks some of its images.
 
         Raises:
-            FileNotFoundError: A file or image is missing.
-            MisconfigurationException: A file is of another format, or there is nothing to evaluate or to train on.
+            MisconfigurationException: If an image cannot be read during training, validation or test. It is raised
+                here since the traceback of a worker process would hide it.
         """
-        evaluated = self.val_files if stage in ("fit", "validate") else self.test_files
-        if evaluated != self.evaluated:
-            self.evaluated, self.samples = evaluated, []
-        super().setup(stage)
-        if stage == "fit" and not self.training:
-            if self.train_files is None:
-                raise MisconfigurationException("there is nothing to train on: give data.train")
-            self.training = self.read_training()
+        if self.trainer is None:
+            return batch
+        if batch.get("unreadable") and not self.trainer.predicting:
+            raise MisconfigurationException(
+                f"the image {batch['unreadable'][0]}: it cannot be read, but every image is needed: replace it"
+            )
+        if self.trainer.training:
+            self.num_trained_batches += 1
+        return batch
 
-    def train_dataloader(self) -> DataLoader[Any]:
-        """The samples, shuffled in each epoch; a resumed run goes on where it was."""
-        dataset, collate = self.training_dataset()
-        order = self.training_order(len(self.training), self.train_batch_size)
-        return self.loader(dataset, self.train_batch_size, collate, sampler=order, drop_last=True)
+    def state_dict(self) -> dict[str, Any]:
+        """Return the number of batches that each rank has been trained on."""
+        return {"num_trained_batches": self.num_trained_batches}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Resume the training order after the batches of a checkpoint."""
+        self.num_trained_batches = state_dict.get("num_trained_batches", 0)

@@ -23,7 +23,7 @@ from vlkd_pl.data.image_files import check_readable
 from vlkd_pl.data.infilling import TextInfilling
 from vlkd_pl.data.stream import ShardStream, TextCorpus
 from vlkd_pl.data.workers import worker_init_fn
-from vlkd_pl.datamodules.order import OrderedDataModule
+from vlkd_pl.datamodules.base import BaseDataModule
 from vlkd_pl.distributed import gather_objects
 from vlkd_pl.features.cache import FeatureCache
 from vlkd_pl.features.dataset import CachedPairs, ready
@@ -37,7 +37,7 @@ from vlkd_pl.shards.subset import UniformSubset
 _MIN_SEEN = 1000
 
 
-class CC3MDataModule(OrderedDataModule):
+class CC3MDataModule(BaseDataModule):
     """Streams image-text pairs for distillation (Section 3.3) and reads COCO-format captions for evaluation.
 
     From a cache of ``vlkd-pl cache`` the pairs come in an order over the whole data set, each epoch another; a pass
@@ -117,12 +117,11 @@ class CC3MDataModule(OrderedDataModule):
         features_copy: str | None = None,
         shuffle_buffer_bytes: int = 1 << 30,
     ) -> None:
-        super().__init__(seed)
+        super().__init__(num_workers, seed)
         if batch_size < 1:
             raise MisconfigurationException(f"data.batch_size is {batch_size}: give at least 1")
         self.shard_patterns = shards
         self.batch_size = batch_size
-        self.num_workers = num_workers
         self.shuffle_buffer = shuffle_buffer
         self.shuffle_buffer_bytes = shuffle_buffer_bytes
         self.subset_size = subset_size

@@ -1,151 +1,186 @@
-"""A folder of one's own images."""
+"""Folders of images, for prediction, retrieval and classification."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Sequence
 
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from torch.utils.data import DataLoader
 
+from vlkd_pl.batch import ImageBatch
 from vlkd_pl.data.coco_files import CaptionedImage
-from vlkd_pl.data.image_files import (
-    ImageFile,
-    ImageFinder,
-    iter_image_files,
-    read_lines,
-)
-from vlkd_pl.datamodules.base import ImageDataModule
+from vlkd_pl.data.image_files import EvaluationImages, ImageFile, collate_images
+from vlkd_pl.data.image_folders import CaptionFolder, ClassFolder, ImageFolder, LabelledImage
+from vlkd_pl.datamodules.base import BaseDataModule
 
 
-class FolderDataModule(ImageDataModule):
-    """The images of a folder of one's own, for ``vlkd-pl predict``.
+class FolderDataModule(BaseDataModule):
+    """The images of a folder, for ``vlkd-pl predict``.
 
     Args:
-        images: A folder, searched recursively; or an image file.
-        **options: See ``ImageDataModule``.
+        images: Path of a folder, which is searched recursively, or of an image file.
+        clip: Name, file or folder of the CLIP, for its image size and its tokenizer.
+        image_size: Width and height of a prepared image in pixels; those of the CLIP if None.
+        batch_size: Number of images in a batch of one rank.
+        num_workers: Number of worker processes of each rank.
+        num_samples: Number of images to evaluate, the first of the folder; all if None.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> from PIL import Image
+    >>> with TemporaryDirectory() as folder:
+    ...     Image.new("RGB", (300, 200)).save(f"{folder}/boat.png")
+    ...     data = FolderDataModule(folder, "ViT-B/16", num_workers=0)
+    ...     data.setup("predict")
+    ...     batch = next(iter(data.predict_dataloader()))
+    >>> batch["image"].shape, [sample.image_id for sample in batch["samples"]]
+    (torch.Size([1, 3, 224, 224]), ['boat.png'])
     """
 
-    def __init__(self, images: str, **options: Any) -> None:
-        super().__init__(**options)
-        self.images = images
+    def __init__(
+        self,
+        images: str,
+        clip: str,
+        image_size: int | None = None,
+        batch_size: int = 32,
+        num_workers: int = 4,
+        num_samples: int | None = None,
+    ) -> None:
+        super().__init__(num_workers)
+        self.batch_size = batch_size
+        self.files = ImageFolder(images)
+        self.images = EvaluationImages(clip, image_size, num_samples, num_workers)
+        self.clip_tokenizer = self.images.tokenizer
+        self.samples: Sequence[ImageFile] = []
 
-    def read_samples(self) -> list[ImageFile]:
-        """All images of the folder.
+    def setup(self, stage: str) -> None:
+        """List the images, and check them unless they are for prediction.
 
         Raises:
-            FileNotFoundError: There is no such folder, or no image in it.
+            FileNotFoundError: If the folder does not exist or holds no image.
+            MisconfigurationException: If an image cannot be read.
         """
-        if Path(self.images).is_file():
-            return [ImageFile(Path(self.images), Path(self.images).name)]
-        folder = ImageFinder(self.images).folder
-        images = [ImageFile(path, path.relative_to(folder).as_posix()) for path in iter_image_files([folder])]
-        if not images:
-            raise FileNotFoundError(f"there are no images in {folder}: give another folder as data.images")
-        return images
+        self.samples = self.images.read(self.files, stage)
+
+    def test_dataloader(self) -> DataLoader[ImageBatch]:
+        """Load the images, in order."""
+        return self.loader(self.images.dataset(), self.batch_size, collate_images)
+
+    val_dataloader = predict_dataloader = test_dataloader
 
 
-class CaptionFolderDataModule(ImageDataModule):
-    """A folder of one's own images, each with its captions in a text file of the same name, one a line.
+class CaptionFolderDataModule(BaseDataModule):
+    """A folder of images, each with its captions in a text file of the same name, one per line.
 
     Args:
-        images: A folder, searched recursively; img2dataset's ``files`` output has this layout.
-        **options: See ``ImageDataModule``.
+        images: Path of the folder, which is searched recursively; the ``files`` output of img2dataset has this layout.
+        clip: Name, file or folder of the CLIP, for its image size and its tokenizer.
+        image_size: Width and height of a prepared image in pixels; those of the CLIP if None.
+        batch_size: Number of images in a batch of one rank.
+        num_workers: Number of worker processes of each rank.
+        num_samples: Number of images to evaluate, the first of the folder; all if None.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> from pathlib import Path
+    >>> from PIL import Image
+    >>> with TemporaryDirectory() as folder:
+    ...     Image.new("RGB", (300, 200)).save(f"{folder}/boat.png")
+    ...     _ = Path(folder, "boat.txt").write_text("A boat on a lake.")
+    ...     data = CaptionFolderDataModule(folder, "ViT-B/16", num_workers=0)
+    ...     data.setup("test")
+    >>> data.samples[0].references
+    ['A boat on a lake.']
     """
 
-    def __init__(self, images: str, **options: Any) -> None:
-        super().__init__(**options)
-        self.images = images
+    def __init__(
+        self,
+        images: str,
+        clip: str,
+        image_size: int | None = None,
+        batch_size: int = 32,
+        num_workers: int = 4,
+        num_samples: int | None = None,
+    ) -> None:
+        super().__init__(num_workers)
+        self.batch_size = batch_size
+        self.files = CaptionFolder(images)
+        self.images = EvaluationImages(clip, image_size, num_samples, num_workers)
+        self.clip_tokenizer = self.images.tokenizer
+        self.samples: Sequence[CaptionedImage] = []
 
-    def read_samples(self) -> list[CaptionedImage]:
-        """All images, each with its captions.
+    def setup(self, stage: str) -> None:
+        """Read the captions, and check the images unless they are for prediction.
 
         Raises:
-            FileNotFoundError: There is no such folder, or no image in it, or an image has no text file or an empty
-                one.
-            MisconfigurationException: A text file is not UTF-8.
+            FileNotFoundError: If the folder does not exist or holds no image, or if an image has no caption.
+            MisconfigurationException: If a text file is not UTF-8, or an image cannot be read.
         """
-        folder, samples, without = ImageFinder(self.images).folder, [], []
-        for path in iter_image_files([folder]):
-            text = path.with_suffix(".txt")
-            references = read_lines(text) if text.is_file() else []
-            if references:
-                samples.append(CaptionedImage(path.relative_to(folder).as_posix(), path, references))
-            else:
-                without.append(str(path))
-        if without:
-            raise FileNotFoundError(
-                f"{len(without)} of {len(samples) + len(without)} images in {folder} have no captions in a .txt file "
-                f"beside them: write them, or take the images away; first: {', '.join(without[:3])}"
-            )
-        if not samples:
-            raise FileNotFoundError(f"there are no images in {folder}: give another folder as data.images")
-        return samples
+        self.samples = self.images.read(self.files, stage)
+
+    def test_dataloader(self) -> DataLoader[ImageBatch]:
+        """Load the images, in order."""
+        return self.loader(self.images.dataset(), self.batch_size, collate_images)
+
+    val_dataloader = predict_dataloader = test_dataloader
 
 
-class LabelledImage(NamedTuple):
-    """An image with its class.
-
-    Attributes:
-        image_id: Its path below the folder.
-        file: Its file.
-        label: The number of its class.
-    """
-
-    image_id: str
-    file: Path
-    label: int
-
-
-class ClassFolderDataModule(ImageDataModule):
+class ClassFolderDataModule(BaseDataModule):
     """A folder with one folder of images for each class, the layout of ImageNet and of torchvision's ``ImageFolder``.
 
     Args:
-        images: The folder.
-        class_names: Text file with a name a line, in the order of the sorted folders; by default the folders' own
-            names, with spaces for underscores.
-        **options: See ``ImageDataModule``.
+        images: Path of the folder.
+        clip: Name, file or folder of the CLIP, for its image size and its tokenizer.
+        class_names: Path of a text file with one class name per line, in the order of the sorted folders. If None, the
+            classes have the names of their folders, with spaces for underscores.
+        image_size: Width and height of a prepared image in pixels; those of the CLIP if None.
+        batch_size: Number of images in a batch of one rank.
+        num_workers: Number of worker processes of each rank.
+        num_samples: Number of images to evaluate, the first of all; all if None.
+
+    Attributes:
+        class_names: Names of the classes in the order of their numbers, after ``setup``.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> from pathlib import Path
+    >>> from PIL import Image
+    >>> with TemporaryDirectory() as folder:
+    ...     Path(folder, "red_fish").mkdir()
+    ...     Image.new("RGB", (300, 200)).save(f"{folder}/red_fish/1.png")
+    ...     data = ClassFolderDataModule(folder, "ViT-B/16", num_workers=0)
+    ...     data.setup("test")
+    >>> data.class_names, data.samples[0].label
+    (['red fish'], 0)
     """
 
-    def __init__(self, images: str, class_names: str | None = None, **options: Any) -> None:
-        super().__init__(**options)
-        self.images = images
-        self.class_names_file = class_names
+    def __init__(
+        self,
+        images: str,
+        clip: str,
+        class_names: str | None = None,
+        image_size: int | None = None,
+        batch_size: int = 32,
+        num_workers: int = 4,
+        num_samples: int | None = None,
+    ) -> None:
+        super().__init__(num_workers)
+        self.batch_size = batch_size
+        self.files = ClassFolder(images, class_names)
         self.class_names: list[str] = []
+        self.images = EvaluationImages(clip, image_size, num_samples, num_workers)
+        self.clip_tokenizer = self.images.tokenizer
+        self.samples: Sequence[LabelledImage] = []
 
-    def read_samples(self) -> list[LabelledImage]:
-        """All images of all classes.
+    def setup(self, stage: str) -> None:
+        """Read the class names, list the images, and check them unless they are for prediction.
 
         Raises:
-            FileNotFoundError: The folder or the file of names is missing, or a class has no image.
-            MisconfigurationException: There are not as many names as folders, or their file is not UTF-8.
+            FileNotFoundError: If the folder or the file of names does not exist, or a class has no image.
+            MisconfigurationException: If the numbers of names and folders differ, the file of names is not UTF-8, or an
+                image cannot be read.
         """
-        root = ImageFinder(self.images).folder
-        folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-        if not folders:
-            raise FileNotFoundError(f"there are no folders in {root}: give one folder of images for each class")
-        self.class_names = [folder.name.replace("_", " ") for folder in folders]
-        if self.class_names_file is not None:
-            if not Path(self.class_names_file).is_file():
-                raise FileNotFoundError(
-                    f"there is no file of class names at {self.class_names_file}: give a name a line"
-                )
-            self.class_names = read_lines(self.class_names_file)
-            if len(self.class_names) != len(folders):
-                raise MisconfigurationException(
-                    f"{self.class_names_file} names {len(self.class_names)} classes, but {root} has {len(folders)} "
-                    "folders: give a name a line, in the order of the sorted folders"
-                )
-        samples = [
-            LabelledImage(path.relative_to(root).as_posix(), path, label)
-            for label, folder in enumerate(folders)
-            for path in iter_image_files([folder])
-        ]
-        empty = [
-            folders[label].name for label in sorted(set(range(len(folders))) - {sample.label for sample in samples})
-        ]
-        if empty:
-            raise FileNotFoundError(
-                f"{len(empty)} of {len(folders)} folders in {root} have no images: fill or remove them; first: "
-                f"{', '.join(empty[:3])}"
-            )
-        return samples
+        self.class_names = self.files.read_class_names()
+        self.samples = self.images.read(self.files, stage)
+
+    def test_dataloader(self) -> DataLoader[ImageBatch]:
+        """Load the images, in order."""
+        return self.loader(self.images.dataset(), self.batch_size, collate_images)
+
+    val_dataloader = predict_dataloader = test_dataloader

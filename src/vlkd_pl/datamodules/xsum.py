@@ -1,14 +1,12 @@
-"""Documents with summaries of a sentence: XSum (Narayan et al., 2018), from files or Hugging Face ``datasets``."""
+"""XSum, documents with summaries of one sentence, from files or from Hugging Face ``datasets``."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import Any
 
 import numpy as np
-import torch
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_info
 from torch.utils.data import DataLoader
@@ -16,35 +14,45 @@ from transformers import PreTrainedTokenizerBase
 
 from vlkd_pl.batch import SummaryBatch
 from vlkd_pl.data.infilling import Ids
-from vlkd_pl.data.sampler import EpochOrder, OrderedDataset
-from vlkd_pl.data.workers import worker_init_fn
+from vlkd_pl.data.sampler import OrderedDataset
 from vlkd_pl.data.xsum_files import Document, DocumentBatches, EncodedDocument, iter_documents, token_batches
-from vlkd_pl.datamodules.order import OrderedDataModule
+from vlkd_pl.datamodules.base import BaseDataModule
 from vlkd_pl.models.bart import load_bart_tokenizer
 
 _CHUNK_SIZE = 1000
 
 
-class XSUMDataModule(OrderedDataModule):
-    """XSum: documents of the BBC, each with a sentence that says what it is about.
+class XSUMDataModule(BaseDataModule):
+    r"""XSum (Narayan et al., 2018): documents of the BBC, each with a summary of one sentence.
 
-    Documents without text or without summary are left out, and longer ones cut; both are counted, and reported when a
+    Documents without text or summary are skipped, and long ones are truncated; both are counted and reported when a
     split is read.
 
     Args:
-        model: The model folder or BART whose tokenizer is used; see ``TextModel.load``.
-        source: Where the documents are; see ``iter_documents``.
-        revision: Of a data set on Hugging Face: ``refs/convert/parquet`` where its main one is a loading script, which
-            ``datasets`` runs no more since 4.0.
-        max_length: Most tokens of a document or summary: BART's positions.
-        max_tokens: Most tokens of the documents in a training batch of one process, with padding.
-        eval_batch_size: Documents in an evaluation batch of one process; all are of about the same length.
-        num_eval_samples: Documents of an evaluation, the first of the split; all by default.
-        num_workers: Worker processes of one process.
-        seed: Decides the batches of training and their order.
+        model: Model folder, or name or folder of a BART, for the tokenizer; on the command line it is the model's.
+        source: Folder or Hugging Face name of the documents; see ``iter_documents``.
+        revision: Revision of a dataset on Hugging Face; ``refs/convert/parquet`` for a dataset whose main revision is a
+            loading script, which ``datasets`` does not run since 4.0.
+        max_length: Largest number of tokens of a document or summary; longer ones are truncated.
+        max_tokens: Largest number of tokens of the documents in a training batch of one rank, with padding.
+        eval_batch_size: Number of documents in an evaluation batch of one rank; they are of similar length.
+        num_eval_samples: Number of documents to evaluate, the first of the split; all if None.
+        num_workers: Number of worker processes of each rank.
+        seed: Seed of the training batches and of their order.
 
     Raises:
-        MisconfigurationException: A batch of ``max_tokens`` has no room for one document.
+        MisconfigurationException: If a batch of ``max_tokens`` is too small for one document.
+
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
+    >>> from vlkd_pl.sample.writers import MODELS
+    >>> with TemporaryDirectory() as folder:
+    ...     _ = Path(folder, "test.source").write_text("A fish swims in a lake. It is red.\n")
+    ...     _ = Path(folder, "test.target").write_text("A red fish swims.\n")
+    ...     data = XSUMDataModule(str(MODELS / "bart"), folder, num_workers=0)
+    ...     data.setup("test")
+    >>> data.documents["test"][0].document.summary
+    'A red fish swims.'
     """
 
     def __init__(
@@ -59,7 +67,7 @@ class XSUMDataModule(OrderedDataModule):
         num_workers: int = 2,
         seed: int = 0,
     ) -> None:
-        super().__init__(seed)
+        super().__init__(num_workers, seed)
         if max_tokens < max_length:
             raise MisconfigurationException(
                 f"data.max_tokens is {max_tokens}, less than the {max_length} tokens of one document: raise it, or "
@@ -72,79 +80,62 @@ class XSUMDataModule(OrderedDataModule):
         self.max_tokens = max_tokens
         self.eval_batch_size = eval_batch_size
         self.num_eval_samples = num_eval_samples
-        self.num_workers = num_workers
         self.documents: dict[str, list[EncodedDocument]] = {}
 
     def setup(self, stage: str) -> None:
-        """Reads the splits of a stage: ``test`` for prediction too, where no summary is needed.
+        """Read the splits of a stage; prediction reads ``test`` and needs no summaries.
 
         Raises:
-            FileNotFoundError: The documents are not there.
-            MisconfigurationException: They are of another format, or there is none in a split.
+            FileNotFoundError: If the documents are missing.
+            MisconfigurationException: If a file is invalid, or a split holds no document.
         """
         for split in {"fit": ("train", "val"), "validate": ("val",)}.get(stage, ("test",)):
             if split not in self.documents or stage == "predict":
                 self.documents[split] = self._read(split, summaries=stage != "predict")
 
     def train_dataloader(self) -> DataLoader[SummaryBatch]:
-        """Batches of about as many tokens, shuffled in each epoch; a resumed run goes on where it was."""
+        """Load batches of similar token counts, shuffled in each epoch; a resumed run continues within its epoch."""
         documents = self.documents["train"]
-        lengths = [max(len(each.ids), len(each.summary_ids)) for each in documents]
+        lengths = [max(len(document.ids), len(document.summary_ids)) for document in documents]
         batches = token_batches(lengths, self.max_tokens, self.seed)
-        return self._loader(documents, batches, sampler=self.training_order(len(batches), 1))
+        dataset = OrderedDataset(DocumentBatches(documents, batches, self.tokenizer.pad_token_id))
+        return self.loader(dataset, None, order=self.training_order(len(batches), 1))
 
     def val_dataloader(self) -> DataLoader[SummaryBatch]:
-        """All documents of ``val``, the longest first."""
+        """Load the documents of ``val``, the longest first."""
         return self._evaluation_loader("val")
 
     def test_dataloader(self) -> DataLoader[SummaryBatch]:
-        """All documents of ``test``, the longest first."""
+        """Load the documents of ``test``, the longest first."""
         return self._evaluation_loader("test")
 
-    def predict_dataloader(self) -> DataLoader[SummaryBatch]:
-        """All documents of ``test``, the longest first."""
-        return self._evaluation_loader("test")
+    predict_dataloader = test_dataloader
 
     def _read(self, split: str, summaries: bool) -> list[EncodedDocument]:
         counts: Counter[str] = Counter()
-        read = iter_documents(self.source, split, self.revision, summaries)
-        kept = _with_text(read, summaries, counts)
+        documents = _with_text(iter_documents(self.source, split, self.revision, summaries), summaries, counts)
         if split != "train":
-            kept = islice(kept, self.num_eval_samples)
-        encoded = list(_encoded(kept, self.tokenizer, self.max_length, counts))
-        told = "".join(f"; {what}: {count}" for what, count in counts.items())
+            documents = islice(documents, self.num_eval_samples)
+        encoded = list(_encoded(documents, self.tokenizer, self.max_length, counts))
+        losses = "".join(f"; {reason}: {count}" for reason, count in counts.items())
         if not encoded:
-            raise MisconfigurationException(f"there is no document in the split {split} of {self.source}{told}")
-        rank_zero_info(f"XSum, {split}: {len(encoded)} documents{told}")
+            raise MisconfigurationException(f"there is no document in the split {split} of {self.source}{losses}")
+        rank_zero_info(f"XSum, {split}: {len(encoded)} documents{losses}")
         return encoded
 
     def _evaluation_loader(self, split: str) -> DataLoader[SummaryBatch]:
         documents = self.documents[split]
         order = sorted(range(len(documents)), key=lambda index: -len(documents[index].ids))
         batches = [order[first : first + self.eval_batch_size] for first in range(0, len(order), self.eval_batch_size)]
-        return self._loader(documents, batches)
-
-    def _loader(
-        self, documents: list[EncodedDocument], batches: list[list[int]], sampler: EpochOrder | None = None
-    ) -> DataLoader[SummaryBatch]:
-        prepared = DocumentBatches(documents, batches, self.tokenizer.pad_token_id)
-        return DataLoader[Any](
-            prepared if sampler is None else OrderedDataset(prepared),
-            batch_size=None,
-            sampler=sampler,
-            num_workers=self.num_workers,
-            worker_init_fn=worker_init_fn,
-            pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),  # or else evaluation would shift the random numbers of training
-        )
+        return self.loader(DocumentBatches(documents, batches, self.tokenizer.pad_token_id), None)
 
 
 def _with_text(documents: Iterable[Document], summaries: bool, counts: Counter[str]) -> Iterator[Document]:
     for document in documents:
         if not document.text:
-            counts["left out without text"] += 1
+            counts["skipped without text"] += 1
         elif summaries and not document.summary:
-            counts["left out without summary"] += 1
+            counts["skipped without summary"] += 1
         else:
             yield document
 
@@ -155,7 +146,7 @@ def _encoded(
     def token_ids(texts: list[str], what: str) -> Iterator[Ids]:
         for ids in tokenizer(texts, verbose=False)["input_ids"]:
             if len(ids) > max_length:
-                counts[f"{what} cut to {max_length} tokens"] += 1
+                counts[f"{what} truncated to {max_length} tokens"] += 1
                 ids = [*ids[: max_length - 1], ids[-1]]
             yield np.array(ids, dtype=np.int64)
 

@@ -1,3 +1,0 @@
-"""Images in one folder for each class, for zero-shot classification."""
-
-from __future__ import annotations
