@@ -23,9 +23,9 @@ from vlkd_pl.batch import ShardEnd
 from vlkd_pl.datamodules.cc3m import CC3MDataModule
 from vlkd_pl.features.cache import write_index
 from vlkd_pl.features.format import FeatureSettings, FeatureType, FeatureWriter
+from vlkd_pl.sample import BART_FOLDER, CLIP_FOLDER
 from vlkd_pl.sample.language import random_caption
 from vlkd_pl.sample.scenes import random_scene
-from vlkd_pl.sample.writers import MODELS
 from vlkd_pl.shards.decoder import SKIP_REASONS
 
 GEOMETRIES = {"ViT-B/16, pooled": (1, 512, 60_000), "RN50x16, 145 tokens": (145, 768, 6_000)}
@@ -71,9 +71,7 @@ def write(folder: Path, num_tokens: int, dim: int, num_samples: int, dtype: Feat
 def measure(folder: str, batch_size: int, num_workers: list[int], seconds: float) -> None:
     rates = {}
     for workers in num_workers:
-        module = CC3MDataModule(
-            "", str(MODELS / "clip"), str(MODELS / "bart"), batch_size, workers, image_size=64, features=folder
-        )
+        module = CC3MDataModule("", CLIP_FOLDER, BART_FOLDER, batch_size, workers, image_size=64, features=folder)
         module.setup("fit")
         batches = _endless(module)
         next(batches)

@@ -67,7 +67,7 @@ Writer = Callable[[int], None]
 
 
 def compare(task: str, writers: dict[str, Writer], batch_size: int, options: argparse.Namespace, clock: Clock) -> None:
-    """Prints the rates of one task and batch size."""
+    """Print the rates of one task and batch size."""
     dtype = getattr(torch, options.dtype)
     enabled = dtype != torch.float32
     seconds: dict[str, list[float]] = {name: [] for name in writers}

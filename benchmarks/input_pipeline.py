@@ -90,7 +90,7 @@ def stage_times(data: CC3MDataModule, shard: Path, whole: float, clock: Clock) -
         clock: Measures.
     """
     raws = list(read_shard(str(shard)))
-    samples = [data.decoder.decoded(raw) for raw in raws]
+    samples = [data.decoder.decode(raw) for raw in raws]
     images = [sample["image"] for sample in samples]
     batches = [images[start : start + data.batch_size] for start in range(0, len(images), data.batch_size)]
     texts, keys = ([sample[part] for sample in samples] for part in ("text", "key"))
@@ -105,7 +105,7 @@ def stage_times(data: CC3MDataModule, shard: Path, whole: float, clock: Clock) -
 
     def decode() -> None:
         for raw in raws:
-            data.decoder.decoded(raw)
+            data.decoder.decode(raw)
 
     transform = data.decoder.transform
     prepared = taken(decode)
@@ -129,7 +129,7 @@ def stage_times(data: CC3MDataModule, shard: Path, whole: float, clock: Clock) -
 
 
 def write_shard(path: Path, num: int, size: tuple[int, int], quality: int) -> list[bytes]:
-    """Writes images with captions as img2dataset does, and returns the images' files."""
+    """Write images with captions as img2dataset does, and return the images' files."""
     rng = np.random.default_rng(0)
     words = vocabulary_words()
     contents = []

@@ -229,11 +229,11 @@ class StepTimer(pl.Callback):
         self.start = 0.0
 
     def on_train_batch_start(self, *_: Any) -> None:
-        """Starts the clock."""
+        """Start the clock."""
         self.start = self.clock.now()
 
     def on_train_batch_end(self, *_: Any) -> None:
-        """Stops the clock."""
+        """Stop the clock."""
         self.seconds.append(self.clock.now() - self.start)
         self.rates.append(self.rate())
 

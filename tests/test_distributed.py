@@ -161,7 +161,7 @@ def test_the_mean_of_counts(ranks):
 
 def test_batches_that_differ_are_refused_on_all_ranks(ranks):
     for result in ranks:
-        assert "the batches of the ranks hold 3, 4 samples, but must be equally large" in result["unequal"]
+        assert "the ranks have batches of 3, 4 samples, but all must have the same size" in result["unequal"]
 
 
 def test_the_first_rank_gets_all(ranks):

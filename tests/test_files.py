@@ -8,7 +8,7 @@ from contextlib import suppress
 import pytest
 from killing import Killed, kill_at
 
-from vlkd_pl.files import atomic_write, complete_update, file_sha256, finish, updated_together, write_text
+from vlkd_pl.files import atomic_update, atomic_write, complete_update, file_sha256, finish, write_text
 
 
 def test_a_file_has_its_name_when_it_is_whole(tmp_path):
@@ -75,7 +75,7 @@ def test_checksums_are_of_all_or_of_the_rest(tmp_path):
 
 
 def write_together(folder, text):
-    with updated_together(folder, "first") as incomplete:
+    with atomic_update(folder, "first") as incomplete:
         for path in ("first", "second", "sub/third", f"sub/{text}"):
             (incomplete / path).parent.mkdir(exist_ok=True)
             (incomplete / path).write_text(text)
@@ -118,7 +118,7 @@ def test_what_is_not_replaced_stays(tmp_path):
     write_together(tmp_path, "old")
     write_together(tmp_path, "new")
     assert (tmp_path / "notes.txt").read_text() == "mine"
-    with suppress(OSError), updated_together(tmp_path, "first") as incomplete:
+    with suppress(OSError), atomic_update(tmp_path, "first") as incomplete:
         (incomplete / "first").write_text("newer")
         raise OSError("full")
     assert {path.name for path in tmp_path.iterdir()} == {"first", "second", "sub", "notes.txt"}

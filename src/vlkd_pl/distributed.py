@@ -1,4 +1,4 @@
-"""What ranks tell each other."""
+"""Collective operations of the ranks of a distributed run; each works without ranks too."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Item = TypeVar("Item")
 
 
 def is_distributed() -> bool:
-    """Whether this process is one of several ranks."""
+    """Return whether this process is one of several ranks."""
     return (
         torch.distributed.is_available()
         and torch.distributed.is_initialized()
@@ -23,23 +23,23 @@ def is_distributed() -> bool:
 
 
 def rank() -> int:
-    """The number of this process among all ranks; 0 without ranks."""
+    """The rank of this process, from 0; 0 in a run of one process."""
     return torch.distributed.get_rank() if is_distributed() else 0
 
 
 def world_size() -> int:
-    """The number of ranks; 1 without."""
+    """The number of ranks; 1 in a run of one process."""
     return torch.distributed.get_world_size() if is_distributed() else 1
 
 
 def gather_with_gradient(tensor: Tensor) -> Tensor:
-    """The tensors of all ranks, one after the other; gradients flow back to the rank that each came from.
+    """Concatenate the tensors of all ranks; gradients flow back to the rank that each row came from.
 
     Args:
-        tensor: (B, …), of the same shape on every rank.
+        tensor: Tensor (B, …) of the same shape on every rank.
 
     Returns:
-        (ranks · B, …); ``tensor`` itself without ranks.
+        Tensor (world size · B, …) in the order of ranks; ``tensor`` itself in a run of one process.
     """
     if not is_distributed():
         return tensor
@@ -48,7 +48,7 @@ def gather_with_gradient(tensor: Tensor) -> Tensor:
 
 
 class _Gather(torch.autograd.Function):
-    """PyTorch's own in ``torch.distributed.nn.functional`` is deprecated, and what replaces it is private."""
+    """All-gather with gradients; PyTorch deprecates its public one, and the replacement is private."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
@@ -58,20 +58,22 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        """All ranks have a part in what each gave: the sum of their gradients for it."""
+        """Sum the gradients that all ranks have for this rank's rows."""
         total = gradients[0].clone(memory_format=torch.contiguous_format)
         torch.distributed.all_reduce(total)
         return total.chunk(torch.distributed.get_world_size())[rank()]
 
 
 def mean_over_ranks(count: Tensor) -> Tensor:
-    """The mean of each rank's count, which what ranks average has to be divided by; to be called on all ranks.
+    """The mean of a count over all ranks; a collective operation.
+
+    A sum divided by it becomes, once ranks are averaged, the mean over the items of all ranks.
 
     Args:
-        count: A number, of any type; it gets no gradient.
+        count: Scalar of any type; it gets no gradient.
 
     Returns:
-        Scalar, float32; ``count`` itself without ranks.
+        Scalar float32; ``count`` itself in a run of one process.
     """
     if not is_distributed():
         return count
@@ -81,29 +83,29 @@ def mean_over_ranks(count: Tensor) -> Tensor:
 
 
 def check_equal_batches(size: int, device: torch.device) -> None:
-    """Looks whether the batches of all ranks are equally large, as gathering and averaging over ranks take for granted.
+    """Check that the batches of all ranks have the same size, which all-gather and averaging over ranks rely on.
 
     Args:
         size: Samples in this rank's batch.
-        device: Where ranks tell each other.
+        device: Device of the tensors that the ranks exchange.
 
     Raises:
-        MisconfigurationException: They are not; on all ranks, so that none waits for another.
+        MisconfigurationException: Batches differ in size; raised on all ranks, so that none waits for another.
     """
     if not is_distributed():
         return
     sizes = [torch.tensor([size], device=device) for _ in range(torch.distributed.get_world_size())]
     torch.distributed.all_gather(sizes, sizes[rank()].clone())
-    told = [int(size) for size in torch.cat(sizes).tolist()]
-    if len(set(told)) > 1:
+    rank_sizes = [int(size) for size in torch.cat(sizes).tolist()]
+    if len(set(rank_sizes)) > 1:
         raise MisconfigurationException(
-            f"the batches of the ranks hold {', '.join(map(str, told))} samples, but must be equally large: let the "
-            "data loader leave out what does not fill a batch of every rank (drop_last)"
+            f"the ranks have batches of {', '.join(map(str, rank_sizes))} samples, but all must have the same size: "
+            "set drop_last in the data loader"
         )
 
 
 def gather_objects(items: list[Item]) -> list[Item]:
-    """The items of all ranks in the order of ranks; the list itself without ranks."""
+    """Concatenate the lists of all ranks, in the order of ranks; any picklable items."""
     if not is_distributed():
         return items
     gathered: list[list[Item]] = [[] for _ in range(torch.distributed.get_world_size())]
@@ -112,21 +114,24 @@ def gather_objects(items: list[Item]) -> list[Item]:
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether each rank holds a shard of a tensor (a ``DTensor``)."""
+    """Return whether each rank holds a shard of a tensor (a ``DTensor``)."""
     return isinstance(tensor, DTensor)
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """A sharded tensor from the shards of all ranks, on each of them; any other as it is."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """Assemble a sharded tensor from the shards of all ranks, on each rank; any other tensor stays as it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def sharded_as(like: Tensor, tensor: Tensor) -> Tensor:
-    """This rank's shard of a tensor that all ranks have whole.
+    """Shard a full tensor in the way a parameter is sharded.
 
     Args:
-        like: A parameter. Where it is not sharded, or not of the tensor's shape, the tensor stays as it is.
-        tensor: The same on all ranks.
+        like: Parameter. If it is not sharded, or has another shape than the tensor, the tensor stays as it is.
+        tensor: Full tensor, equal on all ranks.
+
+    Returns:
+        This rank's shard, as a ``DTensor``.
     """
     if not isinstance(like, DTensor) or like.shape != tensor.shape:
         return tensor
@@ -134,13 +139,17 @@ def sharded_as(like: Tensor, tensor: Tensor) -> Tensor:
 
 
 def gather_on_first_rank(tensor: Tensor) -> Tensor | None:
-    """The tensors of all ranks, stacked (ranks, …), on the first rank; None on the others.
+    """Stack the tensors of all ranks on rank 0.
 
-    Of a sharded tensor the ranks have one between them: (1, …).
+    Args:
+        tensor: Tensor of the same shape on every rank, or a tensor sharded over the ranks.
+
+    Returns:
+        Tensor (world size, …) on rank 0, or (1, …) of a sharded tensor; None on the other ranks.
     """
     is_first = rank() == 0
     if not is_distributed() or is_sharded(tensor):
-        gathered = [whole(tensor)]  # on all ranks
+        gathered = [full_tensor(tensor)]  # on all ranks
     else:
         gathered = [torch.empty_like(tensor) for _ in range(torch.distributed.get_world_size())] if is_first else []
         torch.distributed.gather(tensor.contiguous(), gathered or None)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 
 class ModelFileError(ValueError):
-    """A file or folder of weights, of a configuration or of a tokenizer is corrupt, incomplete or of another model.
+    """A model file is corrupt, incomplete or belongs to another model.
 
     Raised by everything that loads a CLIP, a BART, a model folder or a checkpoint. The message is one line: what is
     wrong, in which file, and what to do.
@@ -15,15 +15,15 @@ class ModelFileError(ValueError):
 
 
 class MissingPackageError(ImportError):
-    """A package that one feature needs is not installed. The message is one line and names the extra that brings it."""
+    """A package that an optional feature needs is not installed; the message names the extra that installs it."""
 
 
 def missing_package(reason: object, extra: str) -> MissingPackageError:
-    """The error for a package that an extra of this package brings.
+    """The error that says which extra installs a missing package.
 
     Args:
-        reason: What is missing.
-        extra: Name of the extra, as ``setup.cfg`` has it.
+        reason: What is missing, as the message begins.
+        extra: Name of the extra in ``setup.cfg``.
     """
     return MissingPackageError(
         f"{reason}: it comes with the extra {extra}; run pip install '.[{extra}]' in the checkout of vlkd_pl"
@@ -32,13 +32,19 @@ def missing_package(reason: object, extra: str) -> MissingPackageError:
 
 @contextmanager
 def needs_extra(extra: str) -> Iterator[None]:
-    """Imports inside are of packages that an extra of this package brings.
+    """Report a failed import inside the ``with`` block as the missing extra.
 
     Args:
-        extra: Name of the extra.
+        extra: Name of the extra in ``setup.cfg`` that installs the imported packages.
 
     Raises:
-        MissingPackageError: An import fails.
+        MissingPackageError: An import failed.
+
+    Example:
+        >>> with needs_extra("demo"):
+        ...     import a_package_that_is_missing
+        Traceback (most recent call last):
+        vlkd_pl.errors.MissingPackageError: No module named 'a_package_that_is_missing': it comes with the extra demo...
     """
     try:
         yield

@@ -15,20 +15,31 @@ _INCOMING, _INCOMPLETE = ".incoming", ".incoming.part"
 
 @contextmanager
 def atomic_write(path: Path, part: Path | None = None) -> Iterator[IO[bytes]]:
-    """Opens a file that gets its name when all that was written to it is on the disk.
+    """Write a file atomically: readers see the old content or the new, never a part.
 
-    Where that fails, what was at ``path`` stays, and the part is removed; a process that is killed leaves it.
+    The file is written under another name, flushed to disk and renamed. If that fails, an earlier file at ``path``
+    stays and the part is removed; a killed process leaves its part behind.
 
     Args:
-        path: The file.
-        part: Where it is written, on the same disk; ``{path}.part`` by default. Processes that may write the same file
-            at a time need one each.
+        path: The file to write.
+        part: Temporary name, on the same disk; ``{path}.part`` by default. Processes that may write the same file at
+            the same time need different ones.
 
     Yields:
-        The open file.
+        The temporary file, open for writing bytes.
 
     Raises:
-        OSError: It cannot be written.
+        OSError: The file cannot be written.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     path = Path(folder, "scores.json")
+        ...     with atomic_write(path) as file:
+        ...         _ = file.write(b"{}")
+        ...     path.read_text()
+        '{}'
     """
     file = (path.with_name(f"{path.name}.part") if part is None else part).open("wb")
     try:
@@ -41,14 +52,14 @@ def atomic_write(path: Path, part: Path | None = None) -> Iterator[IO[bytes]]:
 
 
 def finish(file: IO[bytes], path: Path) -> None:
-    """Gives an open file its name, when all that was written to it is on the disk, and closes it.
+    """Give an open file its name, once all that was written to it is on the disk, and close it.
 
     Args:
-        file: Open for writing on the same disk, under another name.
-        path: Its name.
+        file: File open for writing on the same disk, under a temporary name.
+        path: Name that the file gets.
 
     Raises:
-        OSError: It cannot be written.
+        OSError: The file cannot be written or renamed.
     """
     file.flush()
     os.fsync(file.fileno())
@@ -58,7 +69,7 @@ def finish(file: IO[bytes], path: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Wait until a file, or the list of a directory's files, is on the disk."""
+    """Wait until a file, or a directory's list of files, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -67,23 +78,23 @@ def _sync(path: Path) -> None:
 
 
 @contextmanager
-def updated_together(folder: Path, first: str) -> Iterator[Path]:
-    """Replace several files and subdirectories of a directory as one.
+def atomic_update(folder: Path, first: str) -> Iterator[Path]:
+    """Replace several files and subdirectories of a directory atomically.
 
-    They are written to a hidden subdirectory, which gets another name when all of it is on the disk: from then on the
-    update counts as done, and ``complete_update`` moves what a killed process has not moved yet. What is not replaced
-    stays as it is. Where writing fails, everything does.
+    The new ones are written to a hidden subdirectory, which is renamed once all of it is on the disk. From then on the
+    update counts as done: ``complete_update`` moves what a killed process has not moved yet. Files that are not
+    replaced stay. If writing fails, nothing changes.
 
     Args:
-        folder: The directory; made if it is missing.
-        first: The file that readers open first. It is taken away before the others are replaced and put back when all
-            are, so that a reader that does not know of updates never sees files of both kinds.
+        folder: The directory; created if it is missing.
+        first: Name of the file that readers open first. It is removed before the others are replaced and put back
+            last, so that no reader sees old and new files together.
 
     Yields:
         The directory to write the new files and subdirectories to.
 
     Raises:
-        OSError: They cannot be written.
+        OSError: The directory cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     complete_update(folder, first)
@@ -102,11 +113,11 @@ def updated_together(folder: Path, first: str) -> Iterator[Path]:
 
 
 def complete_update(folder: Path, first: str) -> None:
-    """Finish an update of a directory whose process was killed after everything had been written.
+    """Finish an ``atomic_update`` whose process was killed after all had been written.
 
     Args:
         folder: The directory.
-        first: See ``updated_together``.
+        first: Name of the file that readers open first, as for ``atomic_update``.
 
     Raises:
         OSError: The directory cannot be written.
@@ -128,20 +139,20 @@ def complete_update(folder: Path, first: str) -> None:
 
 
 def write_text(path: Path, text: str, part: Path | None = None) -> None:
-    """Writes a file in UTF-8, as ``atomic_write`` does."""
+    """Write a text file in UTF-8 atomically; see ``atomic_write``."""
     with atomic_write(path, part) as file:
         file.write(text.encode())
 
 
 def file_sha256(path: Path, offset: int = 0) -> str:
-    """The sha256 of a file from a byte on, in hexadecimal.
+    """The sha256 of a file in hexadecimal.
 
     Args:
         path: The file.
-        offset: The byte.
+        offset: Number of bytes at the start that are skipped.
 
     Raises:
-        OSError: It cannot be read.
+        OSError: The file cannot be read.
     """
     digest = hashlib.sha256()
     with path.open("rb") as file:

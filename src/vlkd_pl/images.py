@@ -58,7 +58,7 @@ class ImageSizeError(ImageError):
 
 
 def check_image_size(width: int, height: int, max_pixels: int = MAX_PIXELS) -> None:
-    """Refuses an image by its size, before it is decoded or scaled.
+    """Refuse an image by its size, before it is decoded or scaled.
 
     Args:
         width: Width in pixels.
@@ -80,7 +80,7 @@ def check_image_size(width: int, height: int, max_pixels: int = MAX_PIXELS) -> N
 
 @contextmanager
 def open_image(file: str | Path | IO[bytes], max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
-    """Opens an image without decoding it.
+    """Open an image without decoding it.
 
     Pillow is given the file without its metadata (EXIF, XMP, ICC profiles, comments, indices of further images), since
     it parses them together with the pixels and damaged ones would make a good image unreadable.
@@ -111,7 +111,7 @@ def open_image(file: str | Path | IO[bytes], max_pixels: int = MAX_PIXELS) -> It
 
 
 def read_image(file: str | Path | IO[bytes], max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Reads an image as RGB, turned upright.
+    """Read an image as RGB, turned upright.
 
     Args:
         file: See ``open_image``.
@@ -125,7 +125,7 @@ def read_image(file: str | Path | IO[bytes], max_pixels: int = MAX_PIXELS) -> Im
 
 
 def check_image(file: str | Path) -> None:
-    """Decodes an image to find out whether it can be read, a JPEG at an eighth of its size.
+    """Decode an image to find out whether it can be read, a JPEG at an eighth of its size.
 
     Raises:
         ImageError: See ``read_image``.
@@ -136,7 +136,7 @@ def check_image(file: str | Path) -> None:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """Turns an image as its EXIF orientation tag says; a damaged tag, and what XMP says, are ignored.
+    """Turn an image as its EXIF orientation tag says; a damaged tag, and what XMP says, are ignored.
 
     Args:
         image: An image of ``open_image``, or one that was opened or made elsewhere.
@@ -157,7 +157,7 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """Converts an image to RGB and turns it upright; 16-bit grey becomes 8-bit, which Pillow itself would clip.
+    """Convert an image to RGB and turn it upright; 16-bit grey becomes 8-bit, which Pillow itself would clip.
 
     Raises:
         ImageError: The image is corrupt, or its pixels are floats, whose white level is unknown.

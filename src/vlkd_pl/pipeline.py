@@ -76,7 +76,7 @@ class VLKD:
 
     @classmethod
     def from_pretrained(cls, model: str | Path, device: str | torch.device | None = None, batch_size: int = 16) -> VLKD:
-        """Loads a model.
+        """Load a model.
 
         Args:
             model: A folder that ``vlkd-pl fit`` wrote, or the name of one on the Hugging Face hub.
@@ -96,7 +96,7 @@ class VLKD:
     def caption(
         self, images: ImageInput | Sequence[ImageInput], num_masks: int = 6, decoding: Decoding = CAPTION_DECODING
     ) -> str | list[str]:
-        """Captions one image or several.
+        """Caption one image or several.
 
         Args:
             images: An image, a sequence of images, or the path of a folder of images.
@@ -125,7 +125,7 @@ class VLKD:
         decoding: Decoding = CAPTION_DECODING,
         scores: bool = False,
     ) -> Iterator[CaptionResult]:
-        """Captions images one batch after the other, in constant memory.
+        """Caption images one batch after the other, in constant memory.
 
         Args:
             images: An image or an iterable of images; a path of a folder stands for all images in it and below it.
@@ -158,7 +158,7 @@ class VLKD:
     def answer(
         self, image: ImageInput, question: str | Sequence[str], caption_first: bool = False, **options: Any
     ) -> str | list[str]:
-        """Answers one question or several about an image.
+        """Answer one question or several about an image.
 
         Args:
             image: The image.
@@ -190,7 +190,7 @@ class VLKD:
         caption_masks: int = 6,
         scores: bool = False,
     ) -> list[list[Reconstruction]]:
-        """Answers questions about an image, with alternatives.
+        """Answer questions about an image, with alternatives.
 
         Args:
             image: The image.
@@ -243,7 +243,7 @@ class VLKD:
     def search(
         self, words: str, images: ImageInput | Iterable[ImageInput], top: int = 10
     ) -> tuple[list[SearchResult], list[SearchResult]]:
-        """Finds the images nearest to words in the joint space, by the distilled text encoder, in constant memory.
+        """Find the images nearest to words in the joint space, by the distilled text encoder, in constant memory.
 
         Args:
             words: What the images show.
@@ -316,7 +316,7 @@ def usable_device(device: str | torch.device | None) -> torch.device:
 
 
 def iter_images(images: ImageInput | Iterable[ImageInput]) -> Iterator[ImageInput]:
-    """Goes through images, with the images of a folder in its place; a string is one path, never an iterable.
+    """Go through images, with the images of a folder in its place; a string is one path, never an iterable.
 
     Args:
         images: An image, the path of a folder, or an iterable of both.
@@ -349,7 +349,7 @@ def _iter_images(images: Iterable[ImageInput]) -> Iterator[ImageInput]:
 
 
 def to_image(image: ImageInput) -> Image.Image:
-    """Reads an image as RGB, turned as its orientation tag says.
+    """Read an image as RGB, turned as its orientation tag says.
 
     Args:
         image: A file, a PIL image or an array.

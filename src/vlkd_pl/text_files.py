@@ -18,14 +18,14 @@ _SHOWN = 60
 
 
 def refuse(message: str) -> NoReturn:
-    """Raises a ``MisconfigurationException``; Lightning is imported then alone, since that takes seconds."""
+    """Raise a ``MisconfigurationException``; Lightning is imported then alone, since that takes seconds."""
     from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
     raise MisconfigurationException(message)
 
 
 def iter_lines(path: str | Path) -> Iterator[str]:
-    """Reads a text file line by line.
+    """Read a text file line by line.
 
     Args:
         path: A file in UTF-8, with a byte order mark or without.
@@ -78,7 +78,7 @@ def json_object(pairs: Pairs) -> dict[str, Any]:
 def read_json(
     path: str | Path, file_format: str = "a JSON file", make_object: Callable[[Pairs], Any] = json_object
 ) -> Any:
-    """Reads a JSON file.
+    """Read a JSON file.
 
     Args:
         path: A file in UTF-8, with a byte order mark or without.
@@ -105,7 +105,7 @@ def read_json(
 
 
 def parse_json(text: str, complaint: str, make_object: Callable[[Pairs], Any] = json_object) -> Any:
-    """Parses JSON.
+    """Parse JSON.
 
     Args:
         text: What is parsed.
@@ -235,7 +235,7 @@ class Entries:
 
 
 def is_encodable(text: str) -> bool:
-    """Whether a text can be written in UTF-8: JSON may hold half of a surrogate pair."""
+    """Return whether a text can be written in UTF-8: JSON may hold half of a surrogate pair."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -272,7 +272,7 @@ def test_too_little_room_is_told_before_anything_is_written(world, shards, tmp_p
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"data__init_args__shards": "nowhere/*.tar"}, "no shard fits nowhere"),
+        ({"data__init_args__shards": "nowhere/*.tar"}, "no file matches nowhere"),
         ({"model__init_args__clip": "nowhere", "data__init_args__image_size": 64}, "there is no CLIP at nowhere"),
         ({"data__init_args__image_size": 32}, "was made with image_size 64, not 32: give another --output"),
         ({"data__init_args__skip_non_rgb": "false"}, "was made with skip_non_rgb True, not False"),

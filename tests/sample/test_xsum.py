@@ -6,9 +6,9 @@ import pytest
 
 from vlkd_pl.data.xsum_files import iter_documents
 from vlkd_pl.models.bart import load_bart_tokenizer
+from vlkd_pl.sample import BART_FOLDER
 from vlkd_pl.sample.language import FACTS, captions
 from vlkd_pl.sample.scenes import Item, Scene, distinct_scenes
-from vlkd_pl.sample.writers import MODELS
 from vlkd_pl.sample.xsum import document, write_documents
 
 SCENES = distinct_scenes(random.Random(0), "train", 300)
@@ -55,7 +55,7 @@ def test_layouts(scene, told):
 
 
 def test_documents_and_summaries_fit_the_small_bart():
-    tokenizer, rng = load_bart_tokenizer(str(MODELS / "bart")), random.Random(0)
+    tokenizer, rng = load_bart_tokenizer(BART_FOLDER), random.Random(0)
     texts = [document(scene, rng) for scene in SCENES]
     assert max(map(len, tokenizer(texts)["input_ids"])) <= tokenizer.model_max_length
     assert max(map(len, tokenizer([captions(scene)[0] for scene in SCENES])["input_ids"])) <= 30

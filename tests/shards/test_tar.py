@@ -278,7 +278,7 @@ def test_an_existing_folder_is_taken_literally(tmp_path, folder):
         Path(path).write_bytes(tar())
     for rest in ("*.tar", "{00000..00002}.tar", "0000[0-2].tar", "{00000,0000[12]}.tar"):
         assert find_shards(f"{tmp_path}/{folder}/{rest}") == shards
-    with pytest.raises(FileNotFoundError, match=r"no shard fits .*/\*\.nothing"):
+    with pytest.raises(FileNotFoundError, match=r"no file matches .*/\*\.nothing"):
         find_shards(f"{tmp_path}/{folder}/*.nothing")
 
 

@@ -44,7 +44,7 @@ class FrozenCLIP(nn.Module):
 
     @classmethod
     def load(cls, clip: str | Path, sha256: str | None = None, download_root: str | None = None) -> FrozenCLIP:
-        """Loads a CLIP by name or from a file or folder.
+        """Load a CLIP by name or from a file or folder.
 
         Args:
             clip: One of ``CLIP_NAMES``; or a TorchScript archive as OpenAI publishes them, a state dict (``.pt`` or
@@ -92,7 +92,7 @@ class FrozenCLIP(nn.Module):
         return frozen
 
     def save(self, folder: str | Path) -> None:
-        """Writes ``clip.safetensors``, in half precision where that loses nothing, and the merges if it has its own."""
+        """Write ``clip.safetensors``, in half precision where that loses nothing, and the merges if it has its own."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         weights = {name: value.detach().cpu().contiguous() for name, value in self.clip.state_dict().items()}
@@ -104,7 +104,7 @@ class FrozenCLIP(nn.Module):
             (folder / MERGES_FILE).write_bytes(self.merges)
 
     def train(self, mode: bool = True) -> FrozenCLIP:
-        """Stays in evaluation mode, so that no training moves the BatchNorm statistics."""
+        """Stay in evaluation mode, so that no training moves the BatchNorm statistics."""
         return super().train(False)
 
     @property

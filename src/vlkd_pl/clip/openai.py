@@ -65,7 +65,7 @@ CLIP_URLS = {name: f"{_PUBLISHED}/{file}" for name, file in _FILES.items()}
 
 
 def download(url: str, root: str) -> str:
-    """Downloads one of OpenAI's files, unless it is there.
+    """Download one of OpenAI's files, unless it is there.
 
     Args:
         url: One of ``CLIP_URLS``.

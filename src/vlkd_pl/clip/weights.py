@@ -44,7 +44,7 @@ _NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")
 
 
 def build_clip(weights: dict[str, Tensor], source: str = "weights") -> CLIP:
-    """Builds a CLIP of the sizes that its weights tell, in float32.
+    """Build a CLIP of the sizes that its weights tell, in float32.
 
     As ``clip.model.build_model``, without its conversion to half precision. Nothing is built before the shapes are
     known to be those of a CLIP.
@@ -128,7 +128,7 @@ def clip_sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
 
 
 def check_clip_class(path: Path) -> None:
-    """Checks that a file is known to hold a CLIP of OpenAI's class, which equal shapes do not tell.
+    """Check that a file is known to hold a CLIP of OpenAI's class, which equal shapes do not tell.
 
     Raises:
         ModelFileError: It may be another trainer's.
@@ -150,7 +150,7 @@ def check_clip_class(path: Path) -> None:
 
 
 def download_clip(name: str, download_root: str | None) -> Path:
-    """Downloads one of OpenAI's CLIPs, unless it is in the folder already.
+    """Download one of OpenAI's CLIPs, unless it is in the folder already.
 
     Args:
         name: One of ``CLIP_NAMES``.

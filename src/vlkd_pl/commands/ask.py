@@ -11,7 +11,7 @@ from vlkd_pl.commands.output import print_json
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Prints the answer to each question."""
+    """Print the answer to each question."""
     parser = argparse.ArgumentParser(
         prog="vlkd-pl ask", description="Answers questions about an image with a distilled model."
     )

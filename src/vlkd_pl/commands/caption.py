@@ -11,7 +11,7 @@ from vlkd_pl.commands.output import print_json
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Prints each image and its caption; a file that is no image is named and skipped, and the status is 1."""
+    """Print each image and its caption; a file that is no image is named and skipped, and the status is 1."""
     parser = argparse.ArgumentParser(
         prog="vlkd-pl caption", description="Captions images with a distilled model, one line each."
     )

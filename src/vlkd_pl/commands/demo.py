@@ -17,7 +17,7 @@ from vlkd_pl.errors import missing_package
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Serves the page until it is interrupted."""
+    """Serve the page until it is interrupted."""
     parser = argparse.ArgumentParser(
         prog="vlkd-pl demo", description="Serves a page that captions an image and answers questions about it."
     )

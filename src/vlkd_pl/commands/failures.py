@@ -75,14 +75,14 @@ def worker_failure(error: BaseException) -> str | None:
 
 
 def _exit_codes(chain: Sequence[BaseException]) -> set[int]:
-    """The exit codes of dead data workers, where PyTorch notices one before the system's signal tells of it."""
+    """The exit codes of dead data workers, of which PyTorch may notice one before the signal of the system arrives."""
     frames = (frame for error in chain for frame, _ in walk_tb(error.__traceback__))
     workers = (worker for frame in frames for worker in getattr(frame.f_locals.get("self"), "_workers", ()))
     return {code for worker in workers if (code := worker.exitcode) is not None}
 
 
 def _is_of_handed_files(error: BaseException) -> bool:
-    """Whether a worker could not hand over an open file; where it has too many, the main process reads nothing."""
+    """Return whether a worker failed to hand an open file to the main process, as it does with too many open files."""
     return isinstance(error, EOFError | ConnectionError) and any(
         frame.f_code.co_filename == resource_sharer.__file__ for frame, _ in walk_tb(error.__traceback__)
     )

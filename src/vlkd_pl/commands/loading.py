@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Adds ``--model``, ``--device`` and ``--batch-size``."""
+    """Add ``--model``, ``--device`` and ``--batch-size``."""
     parser.add_argument(
         "--model",
         required=True,
@@ -31,7 +31,7 @@ def positive(text: str) -> int:
 
 
 def load_model(options: argparse.Namespace, command: str) -> VLKD | None:
-    """Loads the model that the options name; None where it cannot be had, and one line then says why."""
+    """Load the model that the options name; None where it cannot be had, and one line then says why."""
     import transformers
 
     from vlkd_pl.pipeline import VLKD

@@ -27,7 +27,7 @@ _TRAINING_REMEDIES = {"not_rgb": "skip_non_rgb false", "too_large": "max_image_p
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Prepares or checks a data set.
+    """Prepare or check a dataset.
 
     Returns:
         0, or 1 where something is missing or wrong, which is then told.
@@ -123,7 +123,7 @@ def _cc3m(options: argparse.Namespace) -> int:
     from vlkd_pl.prepare.limits import SampleLimits
     from vlkd_pl.prepare.reshard import begin, prepare_shards, shard_request
     from vlkd_pl.shards.addresses import is_address
-    from vlkd_pl.shards.decoder import told_by_reason
+    from vlkd_pl.shards.decoder import skip_summary
     from vlkd_pl.shards.reader import find_shards
 
     folder: Path = options.folder
@@ -164,7 +164,7 @@ def _cc3m(options: argparse.Namespace) -> int:
         print(f"{links['failed_to_resize']:,} of the rest led to no image")
         if links.get("broken_lines"):
             print(f"{links['broken_lines']:,} lines of {source} hold no link")
-    print(f"{manifest['read']:,} samples read, lost: {told_by_reason(manifest['lost'])}")
+    print(f"{manifest['read']:,} samples read, lost: {skip_summary(manifest['lost'])}")
     print(_summary(manifest, folder))
     return 0
 
@@ -177,9 +177,9 @@ def _summary(manifest: dict[str, Any], folder: Path) -> str:
 
 def _skipped_in_training(skipped: Mapping[str, int]) -> str:
     """A further line on good samples that training skips by default; empty where there are none."""
-    from vlkd_pl.shards.decoder import told_by_reason
+    from vlkd_pl.shards.decoder import skip_summary
 
-    told = told_by_reason(skipped, "")
+    told = skip_summary(skipped, "")
     remedies = [f"--data.init_args.{_TRAINING_REMEDIES[reason]}" for reason in skipped if reason in _TRAINING_REMEDIES]
     return f"\nkept, but skipped in training by default: {told} (used with {', '.join(remedies)})" if told else ""
 

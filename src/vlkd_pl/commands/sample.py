@@ -10,7 +10,7 @@ from vlkd_pl.sample.writers import write_world
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Writes the sample world to a folder."""
+    """Write the sample world to a folder."""
     parser = argparse.ArgumentParser(
         prog="vlkd-pl sample",
         description="Draws a world of pictogram scenes and writes it as webdataset shards and a text corpus, with the "

@@ -11,7 +11,7 @@ from vlkd_pl.commands.output import print_json
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Prints the images nearest to the words; a file that is no image is named and skipped, and the status is 1."""
+    """Print the images nearest to the words; a file that is no image is named and skipped, and the status is 1."""
     parser = argparse.ArgumentParser(
         prog="vlkd-pl search",
         description="Finds the images that words tell of: the nearest in the joint space, as the distilled text "

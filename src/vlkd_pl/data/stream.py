@@ -14,7 +14,7 @@ from vlkd_pl.batch import ImageText, ImageTextBatch, InfillingBatch, StreamPosit
 from vlkd_pl.data.collate import Collator
 from vlkd_pl.data.infilling import TextInfilling
 from vlkd_pl.shards.decoder import PAIR_PARTS, RawSample, SampleDecoder
-from vlkd_pl.shards.reader import BROKEN_SHARD, KeepSample, read_shard
+from vlkd_pl.shards.reader import SHARD_ERRORS, KeepSample, read_shard
 from vlkd_pl.text_files import iter_lines
 
 
@@ -158,7 +158,7 @@ class ShardStream(IterableDataset[ImageTextBatch]):
     def _kept(self, path: str, worker: int) -> Iterator[RawSample]:
         try:
             yield from read_shard(path, self.keep, PAIR_PARTS, on_retry=lambda: self.decoder.count("retries", worker))
-        except BROKEN_SHARD:
+        except SHARD_ERRORS:
             self.decoder.count("broken_tar", worker)
 
 

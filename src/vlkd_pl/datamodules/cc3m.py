@@ -30,7 +30,7 @@ from vlkd_pl.features.dataset import CachedPairs, ready
 from vlkd_pl.features.remote_copy import default_copy, fetch_cache
 from vlkd_pl.models.bart import load_bart_tokenizer
 from vlkd_pl.shards.addresses import is_address
-from vlkd_pl.shards.decoder import MAX_IMAGE_PIXELS, SampleDecoder, told_by_reason
+from vlkd_pl.shards.decoder import MAX_IMAGE_PIXELS, SampleDecoder, skip_summary
 from vlkd_pl.shards.reader import KeepSample, find_shards, read_captions
 from vlkd_pl.shards.subset import UniformSubset
 
@@ -181,7 +181,7 @@ class CC3MDataModule(BaseDataModule):
                 image to evaluate on cannot be read, or cached features are damaged or were made in another way.
         """
         if stage == "fit":
-            self.decoder.forget()
+            self.decoder.reset_counts()
             if self.features is not None:
                 self._open_cache(self._features_folder)
             else:
@@ -305,7 +305,7 @@ class CC3MDataModule(BaseDataModule):
         totals = {reason: sum(skipped[reason] for skipped in of_ranks) for reason in self.skipped}
         num_retries = sum(gather_objects([self.decoder.num_retries]))
         retried = f"; {num_retries} reads tried again" if num_retries else ""
-        return f"data: {num_seen} samples read, skipped: {told_by_reason(totals)}{retried}"
+        return f"data: {num_seen} samples read, skipped: {skip_summary(totals)}{retried}"
 
     @property
     def _world_size(self) -> int:

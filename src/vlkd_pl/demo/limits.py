@@ -46,7 +46,7 @@ class RequestLimits:
         receive: Callable[[], Awaitable[_Message]],
         send: Callable[[_Message], Awaitable[None]],
     ) -> None:
-        """Serves a request; a body that is too large ends it with status 413."""
+        """Serve a request; a body that is too large ends it with status 413."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -77,7 +77,7 @@ class RequestLimits:
                 self.prune()
 
     def prune(self) -> None:
-        """Deletes the oldest uploads beyond the bounds."""
+        """Delete the oldest uploads beyond the bounds."""
         uploads = []
         for file in _files(self.folder) - self.kept:
             with suppress(FileNotFoundError):  # another upload may just move it to its place

@@ -87,7 +87,7 @@ class Example(NamedTuple):
 
 
 def draw_examples(folder: Path, seed: int = 0) -> list[Example]:
-    """Draws scenes of the sample world, with a question about each.
+    """Draw scenes of the sample world, with a question about each.
 
     Args:
         folder: Gets the images; made where it is missing.
@@ -105,7 +105,7 @@ def draw_examples(folder: Path, seed: int = 0) -> list[Example]:
 
 
 def image_problem(file: str | Path, max_upload_mb: int, max_pixels: int) -> str:
-    """Tells from a file's size and header, before anything is decoded, why it is not taken.
+    """Tell from a file's size and header, before anything is decoded, why it is not taken.
 
     Args:
         file: What was uploaded.
@@ -128,7 +128,7 @@ def image_problem(file: str | Path, max_upload_mb: int, max_pixels: int) -> str:
 
 
 def find_examples(folder: Path, max_upload_mb: int = 10, max_pixels: int = 50_000_000) -> list[Example]:
-    """Finds the first twelve images that are taken in a folder, searched recursively; without questions.
+    """Find the first twelve images that are taken in a folder, searched recursively; without questions.
 
     Args:
         folder: The folder.
@@ -148,7 +148,7 @@ def build_page(
     max_upload_mb: int = 10,
     max_pixels: int = 50_000_000,
 ) -> gr.Blocks:
-    """Builds the page; the model works for one visitor at a time.
+    """Build the page; the model works for one visitor at a time.
 
     Args:
         model: The model to try.
@@ -284,7 +284,7 @@ def build_page(
 
 
 def launch(page: gr.Blocks, host: str = "127.0.0.1", port: int = 7860, max_upload_mb: int = 10) -> str:
-    """Serves a page from threads of its own. Neither they nor the page ask anything of another machine.
+    """Serve a page from threads of its own. Neither they nor the page ask anything of another machine.
 
     The upload folder, which the environment variable ``GRADIO_TEMP_DIR`` names, must be the page's own: beyond
     ``MAX_UPLOADS`` the oldest files in it are deleted.
@@ -338,7 +338,7 @@ class _Page(gr.Blocks):
         self.example_files = {file.resolve() for file in examples}
 
     async def preprocess_data(self, block_fn: Any, inputs: list[Any], *arguments: Any, **options: Any) -> Any:
-        """Checks what a client sent before Gradio looks at it."""
+        """Check what a client sent before Gradio looks at it."""
         return await super().preprocess_data(block_fn, list(map(self._checked, inputs)), *arguments, **options)
 
     def _checked(self, value: Any) -> Any:

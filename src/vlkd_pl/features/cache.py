@@ -37,7 +37,7 @@ from vlkd_pl.features.format import (
     parse_index,
 )
 from vlkd_pl.files import write_text
-from vlkd_pl.shards.decoder import SKIP_REASONS, told_by_reason
+from vlkd_pl.shards.decoder import SKIP_REASONS, skip_summary
 from vlkd_pl.shards.subset import subset_threshold
 
 _REMEDY = "give the same vlkd-pl cache command again"
@@ -112,7 +112,7 @@ class FeatureCache:
     @property
     def losses(self) -> str:
         """What was skipped when it was made."""
-        return f"skipped of {len(self.files)} shards: {told_by_reason(self.skipped)}"
+        return f"skipped of {len(self.files)} shards: {skip_summary(self.skipped)}"
 
     def check_clip(self, fingerprint: str, image_features: str) -> None:
         """Compares with a model.

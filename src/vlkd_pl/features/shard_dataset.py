@@ -17,7 +17,7 @@ from vlkd_pl.data.workers import worker_init_fn
 from vlkd_pl.features.cache import finished_file
 from vlkd_pl.features.format import SUFFIX, FeatureSettings
 from vlkd_pl.shards.decoder import PAIR_PARTS, SKIP_REASONS, SampleDecoder
-from vlkd_pl.shards.reader import BROKEN_SHARD, KeepSample, ShardSample, shard_samples
+from vlkd_pl.shards.reader import SHARD_ERRORS, KeepSample, ShardSample, shard_samples
 from vlkd_pl.shards.subset import key_hash
 
 
@@ -82,7 +82,7 @@ class UncachedShards(IterableDataset[ShardBatch]):
                 key_hashes.append(key_hash(shard_sample.raw["__key__"]))
             if not shard_sample.is_kept:
                 continue
-            sample = self.decoder.decoded(shard_sample.raw)
+            sample = self.decoder.decode(shard_sample.raw)
             if isinstance(sample, str):
                 skipped[sample] += 1
                 continue
@@ -107,7 +107,7 @@ class UncachedShards(IterableDataset[ShardBatch]):
     def _samples(self, path: str, skipped: dict[str, int]) -> Iterator[ShardSample]:
         try:
             yield from shard_samples(path, self.keep, PAIR_PARTS)
-        except BROKEN_SHARD:
+        except SHARD_ERRORS:
             skipped["broken_tar"] += 1
 
 

@@ -40,7 +40,7 @@ def ttdm_loss(clip_text_embedding: Tensor, bart_text_embedding: Tensor, reductio
 
 @torch.no_grad()
 def clamp_logit_scale_(logit_scale: Tensor) -> None:
-    """Puts ln(1/τ) back to CLIP's bound, after each optimizer step.
+    """Put ln(1/τ) back to CLIP's bound, after each optimizer step.
 
     Within the forward pass a clamp would have gradient 0 above the bound, and τ would never return from there.
 

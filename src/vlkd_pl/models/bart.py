@@ -44,7 +44,7 @@ _LOGITS_BIAS = "final_logits_bias"
 
 
 def load_bart(bart: str) -> tuple[BartForConditionalGeneration, PreTrainedTokenizerBase]:
-    """Loads a BART in float32 and in evaluation mode, and its tokenizer.
+    """Load a BART in float32 and in evaluation mode, and its tokenizer.
 
     Args:
         bart: A folder with ``config.json``, weights and the tokenizer's files; or a Hugging Face name.
@@ -64,7 +64,7 @@ def load_bart(bart: str) -> tuple[BartForConditionalGeneration, PreTrainedTokeni
 
 
 def load_bart_tokenizer(bart: str) -> PreTrainedTokenizerBase:
-    """Loads the tokenizer of a BART.
+    """Load the tokenizer of a BART.
 
     Args:
         bart: Hugging Face name; or a folder: a BART's, a model's that ``vlkd-pl fit`` wrote, or a tokenizer's alone.
@@ -80,7 +80,7 @@ def load_bart_tokenizer(bart: str) -> PreTrainedTokenizerBase:
 
 
 def read_bart_config(folder: Path) -> BartConfig:
-    """Reads what a BART's ``config.json`` tells of its architecture.
+    """Read what a BART's ``config.json`` tells of its architecture.
 
     Args:
         folder: The BART's.
@@ -201,7 +201,7 @@ def _build(folder: Path, config: BartConfig, weights: dict[str, Tensor]) -> Bart
 
 
 def _share_embeddings(folder: Path, config: BartConfig, weights: dict[str, Tensor]) -> None:
-    """Gives the embeddings all their names, of which files hold one or several."""
+    """Give the embeddings all their names, of which files hold one or several."""
     shared = _EMBEDDINGS if config.tie_word_embeddings else _EMBEDDINGS[:-1]
     present = [name for name in shared if name in weights]
     for name in present:

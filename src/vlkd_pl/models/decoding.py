@@ -77,7 +77,7 @@ def caption(
     decoding: Decoding = CAPTION_DECODING,
     scores: bool = False,
 ) -> list[list[Reconstruction]]:
-    """Captions with the prompt "A picture of <mask>×m." (Section 4.3.1).
+    """Caption with the prompt "A picture of <mask>×m." (Section 4.3.1).
 
     Args:
         model: The distilled model.
@@ -108,7 +108,7 @@ def answer(
     candidates: Sequence[str] | None = None,
     scores: bool = False,
 ) -> list[list[Reconstruction]]:
-    """Answers with the prompt "{question} Answer: <mask>." (Section 4.3.2).
+    """Answer with the prompt "{question} Answer: <mask>." (Section 4.3.2).
 
     Args:
         model: The distilled model.
@@ -157,7 +157,7 @@ def reconstruct(
     image_index: Sequence[int] | None = None,
     scores: bool = False,
 ) -> list[list[Reconstruction]]:
-    """Writes out prompts, given images.
+    """Write out prompts, given images.
 
     Prompts are decoded together with those that have as many tokens before their masks, so that none is padded.
 

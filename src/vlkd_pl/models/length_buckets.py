@@ -12,7 +12,7 @@ from torch.nn import functional
 def in_length_groups(
     function: Callable[..., Tensor], inputs: Sequence[Tensor], masks: Sequence[Tensor], num_groups: int
 ) -> Tensor:
-    """Applies a function to each group of rows, cut to its own longest; for one that rows and padding do not change.
+    """Apply a function to each group of rows, cut to its own longest; for one that rows and padding do not change.
 
     There are as many groups whatever the lengths are, and of the same sizes to one row, so that the ranks of a sharded
     model call the function equally often.

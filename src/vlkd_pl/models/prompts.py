@@ -27,7 +27,7 @@ class Prompt(NamedTuple):
         return f"{self.before} {text}{self.after}"
 
     def read(self, reconstruction: str, is_continuation: bool) -> tuple[str, bool]:
-        """Extracts the text in place of the masks.
+        """Extract the text in place of the masks.
 
         It undoes ``filled`` for any text of one line: whatever full stops a text holds, ``after`` is removed once, and
         only where the reconstruction ends in it. White space of any length is read as one space.

@@ -32,7 +32,7 @@ def rank(
     candidates: Sequence[str],
     image_index: Sequence[int] | None = None,
 ) -> list[list[Reconstruction]]:
-    """Ranks given texts by their likelihood in place of the masks.
+    """Rank given texts by their likelihood in place of the masks.
 
     The decoder reads what stands before the masks once, and each candidate after it from there.
 

@@ -39,7 +39,7 @@ no_repeat_ngram_size=3, where fairseq counts neither the start token nor, in max
 
 @torch.no_grad()
 def summarize(model: TextModel, features: Tensor, mask: Tensor, decoding: SummaryDecoding) -> list[str]:
-    """Writes a summary of each document.
+    """Write a summary of each document.
 
     All settings go to ``generate`` itself, so that none stored with the BART comes in unseen: bart-large's own have
     four beams.

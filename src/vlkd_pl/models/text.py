@@ -38,7 +38,7 @@ class TextModel(nn.Module):
 
     @classmethod
     def load(cls, model: str, route: TextRoute = "around") -> TextModel:
-        """Loads a BART.
+        """Load a BART.
 
         Args:
             model: A folder that ``VLKDModel.save_pretrained`` wrote; or a plain BART: a Hugging Face name, or a folder.
@@ -93,7 +93,7 @@ class TextModel(nn.Module):
         return logits
 
     def set_dropout(self, dropout: float, attention_dropout: float, activation_dropout: float = 0.0) -> None:
-        """Sets the probabilities of dropout in training, whatever those are that the BART was loaded with.
+        """Set the probabilities of dropout in training, whatever those are that the BART was loaded with.
 
         Args:
             dropout: Of the embeddings and of each layer's output.

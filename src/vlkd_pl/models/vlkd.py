@@ -17,7 +17,7 @@ from transformers.models.bart.modeling_bart import shift_tokens_right
 
 from vlkd_pl.clip.frozen import FrozenCLIP
 from vlkd_pl.errors import ModelFileError
-from vlkd_pl.files import complete_update, updated_together
+from vlkd_pl.files import atomic_update, complete_update
 from vlkd_pl.models.bart import clean_tokenizer, load_bart
 from vlkd_pl.weights.model_files import model_folder, read_config
 from vlkd_pl.weights.reader import read_weights
@@ -78,7 +78,7 @@ class VLKDModel(nn.Module, ModelHubMixin):
     def load(
         cls, clip: str, bart: str, image_features: ImageFeatures = "pooled", clip_sha256: str | None = None
     ) -> VLKDModel:
-        """Joins a CLIP and a BART that know nothing of each other yet.
+        """Join a CLIP and a BART that know nothing of each other yet.
 
         Args:
             clip: Name, file or folder; see ``FrozenCLIP.load``.
@@ -95,13 +95,13 @@ class VLKDModel(nn.Module, ModelHubMixin):
     # Ways to train
 
     def checkpoint_activations(self) -> None:
-        """Keeps of BART's layers only what goes in; in training they are computed again for the backward pass."""
+        """Keep of BART's layers only what goes in; in training they are computed again for the backward pass."""
         # transformers 5 renamed it
         enable = getattr(self.bart, "activation_checkpointing_enable", None) or self.bart.gradient_checkpointing_enable
         enable({"use_reentrant": False})
 
     def compile_training(self) -> None:
-        """Compiles the encoder and the decoder with teacher forcing, for texts of any length; not generation."""
+        """Compile the encoder and the decoder with teacher forcing, for texts of any length; not generation."""
         for name in ("encode_text", "decode_features"):
             setattr(self, name, torch.compile(getattr(self, name), dynamic=True))
 
@@ -217,7 +217,7 @@ class VLKDModel(nn.Module, ModelHubMixin):
     def initialize_from_text(
         self, bart_embedding: Tensor, clip_embedding: Tensor, mean_feature_norm: float, ridge: float = 1e-2
     ) -> None:
-        """Starts the projections where the two embeddings of a text already meet; this is ours, not the paper's.
+        """Start the projections where the two embeddings of a text already meet; this is ours, not the paper's.
 
         W_e is a ridge regression from the one to the other, drawn towards the rotation that fits best instead of
         towards zero. Texts tell little about some directions of BART's space: towards zero, W_e would all but lose
@@ -265,7 +265,7 @@ class VLKDModel(nn.Module, ModelHubMixin):
             OSError: The folder cannot be written; an earlier model stays.
         """
         folder = Path(save_directory)
-        with updated_together(folder, _CONFIG) as incomplete:
+        with atomic_update(folder, _CONFIG) as incomplete:
             address: str | None = super().save_pretrained(incomplete, **({"repo_id": folder.name} | options))
             if (folder / "README.md").exists():
                 (incomplete / "README.md").unlink(missing_ok=True)
@@ -282,7 +282,7 @@ class VLKDModel(nn.Module, ModelHubMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> VLKDModel:
-        """Loads a model that ``save_pretrained`` wrote.
+        """Load a model that ``save_pretrained`` wrote.
 
         Args:
             pretrained_model_name_or_path: Its folder, or its name on the Hugging Face hub.
@@ -313,7 +313,7 @@ class VLKDModel(nn.Module, ModelHubMixin):
 
 
 def read_image_features(folder: Path) -> ImageFeatures:
-    """Reads V of Eq. (1) from the ``config.json`` of a model folder.
+    """Read V of Eq. (1) from the ``config.json`` of a model folder.
 
     Args:
         folder: A folder that ``VLKDModel.save_pretrained`` wrote.

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from vlkd_pl.batch import ImageBatch
-from vlkd_pl.distributed import whole
+from vlkd_pl.distributed import full_tensor
 from vlkd_pl.evaluation.evaluator import Evaluator
 from vlkd_pl.evaluation.panel import caption_panel, log_panel
 from vlkd_pl.training.checkpoint import check_weights
@@ -212,7 +212,7 @@ class TaskModule(pl.LightningModule, ABC):
         """
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
-        full_norm = whole(norm)
+        full_norm = full_tensor(norm)
         self.log("train/grad_norm", full_norm)
         if self._gradient_scaler is None:
             if self.skipped_steps.must_skip(self.trainer, full_norm):

@@ -61,7 +61,7 @@ class FileReport(NamedTuple):
 
 
 def check_files(benchmark: str, folder: Path, images: Path) -> Iterator[FileReport]:
-    """Checks the official files of a benchmark.
+    """Check the official files of a benchmark.
 
     Args:
         benchmark: One of ``BENCHMARKS``.

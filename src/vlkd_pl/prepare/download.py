@@ -29,7 +29,7 @@ _MOST_COMMON = 20
 def download(
     tsv: Path, folder: Path, image_size: int, num_processes: int, num_threads: int
 ) -> tuple[list[str], dict[str, Any]]:
-    """Downloads images into shards of 10,000 links; goes on where it was cut.
+    """Download images into shards of 10,000 links; goes on where it was cut.
 
     Args:
         tsv: CC3M's list, which has no header: caption, tab, address.
@@ -91,7 +91,7 @@ def link_counts(shards: Sequence[str]) -> dict[str, Any] | None:
 
 
 def _write_links(tsv: Path, path: Path) -> tuple[int, int]:
-    """Writes the list with a header and in quotation marks; returns the number of links and of broken lines."""
+    """Write the list with a header and in quotation marks; returns the number of links and of broken lines."""
     num_links = num_broken = 0
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8", newline="") as file:
@@ -151,7 +151,7 @@ def _call_img2dataset(links: Path, output: Path, image_size: int, num_processes:
 
 
 def _end_together(life: Connection, others_end: Connection, download: Callable[[], Any]) -> None:
-    """Ends with all processes that it starts when the one that started it ends, however that is.
+    """End with all processes that it starts when the one that started it ends, however that is.
 
     Left alone, img2dataset's workers would write into the same shards as those of the next run.
 

@@ -61,17 +61,17 @@ class PreparationDecoder:
         self._lenient = SampleDecoder(_size, max_pixels, skip_non_rgb=False, num_workers=0)
 
     def __call__(self, raw: RawSample) -> tuple[ImageText | str, str | None]:
-        """Decodes a sample.
+        """Decode a sample.
 
         Returns:
             The sample, whose ``image`` is its width and height, or the reason why it is not readable; and the reason
             why training skips a readable one, or None.
         """
-        sample = self._in_training.decoded(raw)
+        sample = self._in_training.decode(raw)
         if not isinstance(sample, str):
             return sample, None
         reason = sample
-        sample = self._lenient.decoded(raw)
+        sample = self._lenient.decode(raw)
         return sample, None if isinstance(sample, str) else reason
 
 

@@ -27,7 +27,7 @@ from vlkd_pl.prepare.manifest import MANIFEST, file_record, read_manifest
 from vlkd_pl.shards.decoder import (
     RawSample,
     image_extension,
-    told_by_reason,
+    skip_summary,
 )
 from vlkd_pl.shards.reader import read_shard
 
@@ -69,7 +69,7 @@ class ShardCheck(Dataset[int]):
         return len(self.sources)
 
     def __getitem__(self, index: int) -> int:
-        """Checks a shard.
+        """Check a shard.
 
         Raises:
             OSError: It cannot be read, or the note not be written.
@@ -148,7 +148,7 @@ class ShardWriter(Dataset[int]):
         return len(self.parts)
 
     def __getitem__(self, index: int) -> int:
-        """Writes a shard.
+        """Write a shard.
 
         Raises:
             OSError: A shard cannot be read or written.
@@ -189,7 +189,7 @@ def prepare_shards(
     num_workers: int,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Checks shards and writes their good samples into new ones of ``samples_per_shard``, ``{folder}/00000.tar`` ….
+    """Check shards and write their good samples into new ones of ``samples_per_shard``, ``{folder}/00000.tar`` ….
 
     Each shard is read twice: first all are checked, each on its own; then each new shard is written on its own. Both
     go on where they were cut, and what they write does not depend on cuts or on the number of workers.
@@ -227,7 +227,7 @@ def prepare_shards(
     lost = {reason: sum(note["lost"].get(reason, 0) for note in checked) for reason in LOSS_REASONS}
     if not any(part.places for part in kept):
         raise MisconfigurationException(
-            f"of {len(sources)} shards no sample is good ({told_by_reason(lost, 'they are empty')})"
+            f"of {len(sources)} shards no sample is good ({skip_summary(lost, 'they are empty')})"
         )
     parts = list(_parts(kept, samples_per_shard))
     writer = ShardWriter(parts, [index * samples_per_shard for index in range(len(parts))], folder, notes)
@@ -258,7 +258,7 @@ def prepare_shards(
 
 
 def begin(folder: Path, request: dict[str, Any]) -> dict[str, Any] | None:
-    """Makes a folder ready for what is asked for, which may have been begun or finished there before.
+    """Make a folder ready for what is asked for, which may have been begun or finished there before.
 
     Args:
         folder: Is made where there is none.
@@ -298,7 +298,7 @@ def shard_request(sources: Sequence[str], limits: SampleLimits, samples_per_shar
 
 
 def _parts(kept: Sequence[_Part], samples_per_shard: int) -> Iterator[list[_Part]]:
-    """Cuts what is kept into new shards."""
+    """Cut what is kept into new shards."""
     shard: list[_Part] = []
     room = samples_per_shard
     for source, places in kept:
@@ -344,7 +344,7 @@ def _each(dataset: Dataset[int], what: str, num_workers: int, progress: Progress
 
 
 def make_loader(dataset: Dataset[Any], num_workers: int) -> DataLoader[Any]:
-    """Does the work of a data set, in order; its workers end with this process, also where it is killed."""
+    """Do the work of a data set, in order; its workers end with this process, also where it is killed."""
     return DataLoader(
         dataset,
         batch_size=None,

@@ -14,9 +14,9 @@ from vlkd_pl.prepare.limits import LOSS_REASONS, PreparationDecoder, SampleLimit
 from vlkd_pl.prepare.manifest import MANIFEST, file_record, read_manifest
 from vlkd_pl.prepare.reshard import Progress, make_loader
 from vlkd_pl.shards.decoder import (
-    told_by_reason,
+    skip_summary,
 )
-from vlkd_pl.shards.reader import BROKEN_SHARD, count_samples, read_shard
+from vlkd_pl.shards.reader import SHARD_ERRORS, count_samples, read_shard
 
 
 class ShardReport(NamedTuple):
@@ -67,17 +67,17 @@ class ShardVerification(Dataset[ShardReport]):
         return len(self.names)
 
     def __getitem__(self, index: int) -> ShardReport:
-        """Verifies a shard."""
+        """Verify a shard."""
         name = self.names[index]
         try:
             if self.has_manifest:
                 return ShardReport(name, *self._compared(self.folder / name, self.listed.get(name)), {})
             return ShardReport(name, *_decoded(self.folder / name))
-        except BROKEN_SHARD as error:
+        except SHARD_ERRORS as error:
             return ShardReport(name, 0, f"cannot be read: {error}", {})
 
     def reports(self, num_workers: int, progress: Progress) -> Iterator[ShardReport]:
-        """Verifies all shards, in order, by so many processes."""
+        """Verify all shards, in order, by so many processes."""
         for number, report in enumerate(make_loader(self, num_workers), start=1):
             progress("verifying", number, len(self))
             yield ShardReport(*report)
@@ -113,7 +113,7 @@ def _decoded(path: Path) -> tuple[int, str, dict[str, int]]:
             elif skip_reason is not None:
                 skipped[skip_reason] += 1
     except tarfile.ReadError as error:
-        problems.append(f"is broken after {keys.total()} samples: {error}")
+        problems.append(f"is corrupt after {keys.total()} samples: {error}")
     lost["repeated_key"] = keys.total() - len(keys)
-    problems.append(told_by_reason({reason: lost[reason] for reason in LOSS_REASONS}, ""))
+    problems.append(skip_summary({reason: lost[reason] for reason in LOSS_REASONS}, ""))
     return keys.total(), ", ".join(filter(None, problems)), dict(skipped)

@@ -30,7 +30,7 @@ _STSB_COLUMNS = ["index", "genre", "filename", "year", "old_index", "source1", "
 
 
 def write_glue(folder: Path, num_train: int, num_evaluation: int, rng: random.Random) -> None:
-    """Writes the eight tasks in the layouts of the official files, ``{folder}/CoLA/train.tsv`` and so on.
+    """Write the eight tasks in the layouts of the official files, ``{folder}/CoLA/train.tsv`` and so on.
 
     What is told comes from scenes of the split ``train``, for evaluation from scenes of ``val`` and ``test``; labels
     of the test sets are left out, as the official ones are. What the labels say of captions:

@@ -63,7 +63,7 @@ class ScenePairs(IterableDataset[dict[str, torch.Tensor]]):
 
 
 def grouped_scenes(rng: random.Random, split: Split, num_scenes: int, group_size: int) -> list[Scene]:
-    """Draws ``num_scenes`` scenes with different descriptions, each ``group_size`` of them a chain of small changes."""
+    """Draw ``num_scenes`` scenes with different descriptions, each ``group_size`` of them a chain of small changes."""
     scenes: dict[str, Scene] = {}
     while len(scenes) < num_scenes:
         scene = random_scene(rng, split)

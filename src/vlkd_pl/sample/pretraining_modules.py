@@ -48,13 +48,13 @@ class PretrainingModule(pl.LightningModule, ABC):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_train_end(self) -> None:
-        """Writes the trained model to ``output``."""
+        """Write the trained model to ``output``."""
         if self.trainer.is_global_zero:
             self.export(self.output)
 
     @abstractmethod
     def export(self, folder: Path) -> None:
-        """Writes the model as the folder that a ``--model.clip`` or ``--model.bart`` takes."""
+        """Write the model as the folder that a ``--model.clip`` or ``--model.bart`` takes."""
 
 
 class CLIPPretrainingModule(PretrainingModule):
@@ -123,23 +123,23 @@ class CLIPPretrainingModule(PretrainingModule):
         return loss
 
     def optimizer_step(self, *args: Any, **options: Any) -> None:
-        """Bounds the temperature after the step."""
+        """Bound the temperature after the step."""
         super().optimizer_step(*args, **options)
         clamp_logit_scale_(self.clip.logit_scale)
 
     def validation_step(self, batch: dict[str, Tensor], batch_index: int) -> None:
-        """Keeps the batch's embeddings."""
+        """Keep the batch's embeddings."""
         self.eval_embeddings.append(self.embed(batch))
 
     def on_validation_epoch_end(self) -> None:
-        """Logs recall@1 over all validation pairs."""
+        """Log recall@1 over all validation pairs."""
         image, text = (torch.cat(parts) for parts in zip(*self.eval_embeddings, strict=True))
         self.eval_embeddings.clear()
         recall = recall_at_k(image, text, torch.arange(len(image)), ks=(1,))
         self.log_dict({f"val/{name}": value for name, value in recall.items()}, prog_bar=True)
 
     def export(self, folder: Path) -> None:
-        """Writes ``clip.safetensors`` in half precision, and the merges."""
+        """Write ``clip.safetensors`` in half precision, and the merges."""
         # OpenAI's own files hold half-precision weights; FrozenCLIP computes with them in float32.
         for value in self.clip.state_dict().values():
             if value.is_floating_point():
@@ -211,7 +211,7 @@ class BARTPretrainingModule(PretrainingModule):
         return loss
 
     def validation_step(self, batch: InfillingBatch, batch_index: int) -> None:
-        """Logs the loss, and the share of texts whose every masked token is the likeliest one."""
+        """Log the loss, and the share of texts whose every masked token is the likeliest one."""
         logits = self.logits(batch)
         right = (logits.argmax(-1) == batch["labels"]) | (batch["labels"] == -100)
         size = len(right)
@@ -232,6 +232,6 @@ class BARTPretrainingModule(PretrainingModule):
         ).logits
 
     def export(self, folder: Path) -> None:
-        """Writes a Hugging Face folder with the tokenizer, in half precision."""
+        """Write a Hugging Face folder with the tokenizer, in half precision."""
         self.bart.half().save_pretrained(folder)
         clean_tokenizer(self.tokenizer).save_pretrained(folder)

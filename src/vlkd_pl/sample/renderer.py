@@ -35,7 +35,7 @@ Points = list[tuple[float, float]]
 
 
 def render(scene: Scene, rng: random.Random) -> Image.Image:
-    """Draws ``scene``; ``rng`` decides the ground's texture, the sizes and the exact positions.
+    """Draw ``scene``; ``rng`` decides the ground's texture, the sizes and the exact positions.
 
     Returns:
         An RGB image of ``IMAGE_SIZE`` by ``IMAGE_SIZE`` pixels.

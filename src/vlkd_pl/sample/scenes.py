@@ -82,7 +82,7 @@ class Scene:
 
 
 def random_scene(rng: random.Random, split: Split) -> Scene:
-    """Draws a scene of ``split``; layouts come in the shares of ``LAYOUT_WEIGHTS``."""
+    """Draw a scene of ``split``; layouts come in the shares of ``LAYOUT_WEIGHTS``."""
     layout = rng.choices(list(LAYOUT_WEIGHTS), list(LAYOUT_WEIGHTS.values()))[0]
     while True:
         scene = _random_scene_of(rng, layout)
@@ -91,7 +91,7 @@ def random_scene(rng: random.Random, split: Split) -> Scene:
 
 
 def distinct_scenes(rng: random.Random, split: Split, num_scenes: int) -> list[Scene]:
-    """Draws ``num_scenes`` scenes of ``split``, no two with the same description."""
+    """Draw ``num_scenes`` scenes of ``split``, no two with the same description."""
     scenes: dict[str, Scene] = {}
     while len(scenes) < num_scenes:
         scene = random_scene(rng, split)
@@ -100,7 +100,7 @@ def distinct_scenes(rng: random.Random, split: Split, num_scenes: int) -> list[S
 
 
 def near_scenes(rng: random.Random, scene: Scene) -> Iterator[Scene]:
-    """Yields, without end, scenes that differ from ``scene`` in one thing: hard negatives for contrastive training."""
+    """Yield, without end, scenes that differ from ``scene`` in one thing: hard negatives for contrastive training."""
     while True:
         changes = ["color", "object", "place"]
         if scene.layout == "one":

@@ -47,7 +47,7 @@ def clip_merges() -> bytes:
 
 
 def train_bart_tokenizer(folder: Path, num_lines: int = 20_000) -> int:
-    """Trains a byte-level BPE on the text corpus and writes it as a BART tokenizer.
+    """Train a byte-level BPE on the text corpus and write it as a BART tokenizer.
 
     Args:
         folder: Where ``vocab.json``, ``merges.txt`` and their settings go.
@@ -81,7 +81,7 @@ def _lines(num_lines: int) -> Iterator[str]:
 
 
 def main() -> None:
-    """Writes both vocabularies: ``python -m vlkd_pl.sample.tokenizers FOLDER``."""
+    """Write both vocabularies: ``python -m vlkd_pl.sample.tokenizers FOLDER``."""
     folder = Path(sys.argv[1])
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "merges.txt.gz").write_bytes(clip_merges())

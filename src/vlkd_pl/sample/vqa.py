@@ -45,7 +45,7 @@ _TOLD_BY_THE_QUESTION = ("how many things are there?", "when is it?")
 
 
 def write_questions(folder: Path, split: str, scenes: list[Scene], first_id: int, rng: random.Random) -> None:
-    """Writes the questions on a split's scenes, with ten answers each.
+    """Write the questions on a split's scenes, with ten answers each.
 
     Questions on what the image shows go to ``vqa_questions_{split}.json`` and ``vqa_annotations_{split}.json`` (VQA
     v2's format, https://visualqa.org/download.html), those whose answer stands in the text corpus alone to

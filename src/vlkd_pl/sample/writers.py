@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from vlkd_pl.sample import BART_FOLDER, CLIP_FOLDER
 from vlkd_pl.sample.glue import write_glue
 from vlkd_pl.sample.language import captions, random_caption, random_line
 from vlkd_pl.sample.renderer import IMAGE_SIZE, render
@@ -31,9 +32,6 @@ from vlkd_pl.sample.scenes import (
 from vlkd_pl.sample.vqa import DATE, file_info, write_questions
 from vlkd_pl.sample.xsum import write_documents
 
-MODELS = Path(__file__).parent / "models"
-"""The small CLIP and the small BART that ship with the package."""
-
 Domain = Literal["in-domain", "near-domain", "out-domain"]
 """NoCaps' domains: of a scene's combinations of color and object, training shows all, some or none."""
 
@@ -50,7 +48,7 @@ def write_world(
     seed: int,
     num_finetuning: int = 2000,
 ) -> None:
-    """Writes the whole sample world.
+    """Write the whole sample world.
 
     Args:
         folder: Gets, for training,
@@ -97,12 +95,12 @@ def write_world(
     for split in ("train", "val", "test"):
         write_documents(folder / "xsum", split, list(scenes[split].values()), random.Random(f"xsum {split} {seed}"))
     write_glue(folder / "glue", num_finetuning, num_evaluation, random.Random(f"glue {seed}"))
-    for name in ("clip", "bart"):
-        shutil.copytree(MODELS / name, folder / name, dirs_exist_ok=True)
+    for source in (CLIP_FOLDER, BART_FOLDER):
+        shutil.copytree(source, folder / Path(source).name, dirs_exist_ok=True)
 
 
 def write_shards(folder: Path, num_pairs: int, num_shards: int, rng: random.Random) -> None:
-    """Writes tar files of ``key.jpg``, ``key.txt`` and ``key.json``, as img2dataset does."""
+    """Write tar files of ``key.jpg``, ``key.txt`` and ``key.json``, as img2dataset does."""
     from webdataset.writer import TarWriter  # imports torch, which the command's --help need not
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -123,7 +121,7 @@ def write_shards(folder: Path, num_pairs: int, num_shards: int, rng: random.Rand
 
 
 def write_corpus(path: Path, num_texts: int, rng: random.Random) -> None:
-    """Writes one passage a line."""
+    """Write one passage a line."""
     lines: list[str] = []
     while len(lines) < num_texts:
         line = random_line(rng)
@@ -135,7 +133,7 @@ def write_corpus(path: Path, num_texts: int, rng: random.Random) -> None:
 
 
 def write_coco_captions(folder: Path, split: str, scenes: list[Scene], first_id: int, rng: random.Random) -> None:
-    """Writes ``captions_{split}.json`` in COCO's caption format, and the images under ``images/{split}/``."""
+    """Write ``captions_{split}.json`` in COCO's caption format, and the images under ``images/{split}/``."""
     images, annotations = [], []
     (folder / "images" / split).mkdir(parents=True, exist_ok=True)
     for image_id, scene in enumerate(scenes, start=first_id):
@@ -152,7 +150,7 @@ def write_coco_captions(folder: Path, split: str, scenes: list[Scene], first_id:
 
 
 def write_karpathy(folder: Path, scenes: Mapping[str, Mapping[int, Scene]]) -> None:
-    """Writes ``dataset_coco.json``: the images and captions of ``write_coco_captions`` in Karpathy's format.
+    """Write ``dataset_coco.json``: the images and captions of ``write_coco_captions`` in Karpathy's format.
 
     Args:
         folder: Gets the file; an image is ``images/{filepath}/{filename}``.
@@ -181,7 +179,7 @@ def write_karpathy(folder: Path, scenes: Mapping[str, Mapping[int, Scene]]) -> N
 
 
 def write_nocaps(folder: Path, num_domain: int, rng: random.Random) -> None:
-    """Writes ``nocaps_val_captions.json`` and ``nocaps_test_image_info.json``, the images under ``images/nocaps/``.
+    """Write ``nocaps_val_captions.json`` and ``nocaps_test_image_info.json``, the images under ``images/nocaps/``.
 
     The format is NoCaps' (https://nocaps.org/download); the test file keeps captions and domains to itself. All scenes
     are held out of training, but one description may come twice: few scenes hold unseen combinations alone.
@@ -227,7 +225,7 @@ def write_nocaps(folder: Path, num_domain: int, rng: random.Random) -> None:
 
 
 def write_classes(folder: Path, num_class: int, rng: random.Random) -> None:
-    """Writes images of one object under ``classes/test/{object}/``, and ``class_names.txt``, one class a line.
+    """Write images of one object under ``classes/test/{object}/``, and ``class_names.txt``, one class a line.
 
     The scenes are those of the split ``test``, and come more than once: its images differ, its descriptions are few.
 

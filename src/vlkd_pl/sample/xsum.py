@@ -13,7 +13,7 @@ _ROW = ("on the left", "in the middle", "on the right")
 
 
 def write_documents(folder: Path, split: str, scenes: list[Scene], rng: random.Random) -> None:
-    """Writes ``{split}.source`` and ``{split}.target``: a document and its summary a line.
+    """Write ``{split}.source`` and ``{split}.target``: a document and its summary a line.
 
     A document tells a scene in pieces, in any order, among facts about its objects that do not belong to the scene; the
     summary is the scene's first caption. Of a pair the document may tell the opposite relation.

@@ -1,1 +1,1 @@
-"""From the address of a webdataset shard to samples."""
+"""Webdataset shards: finding them, reading their samples, and decoding these."""

@@ -1,4 +1,4 @@
-"""Addresses of files that are not on a local disk, and which of them are read."""
+"""Addresses of remote files, and which of them are allowed."""
 
 from __future__ import annotations
 
@@ -9,57 +9,68 @@ import fsspec
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 URL_SCHEMES = ("s3", "gs", "gcs", "http", "https")
-"""The schemes of the addresses that are read: S3, Google Cloud Storage, and HTTP."""
+"""Schemes of the addresses that are allowed: S3, Google Cloud Storage, and HTTP."""
 
 SCHEMES_VARIABLE = "VLKD_PL_URL_SCHEMES"
-"""The environment variable that names further schemes of fsspec to read, separated by commas."""
+"""Environment variable with further schemes of fsspec to allow, separated by commas."""
 
 _SCHEME = re.compile(r"[A-Za-z][\w+.-]+:")
 
 
 def is_address(path: str) -> bool:
-    """Whether a path is an address for fsspec, such as ``s3://bucket/a.tar``, and not that of a local file."""
+    """Return whether a path is a remote address rather than a local path.
+
+    Example:
+        >>> is_address("s3://bucket/00000.tar"), is_address("data/00000.tar")
+        (True, False)
+    """
     return "://" in path
 
 
 def check_address(path: str) -> None:
-    """Makes sure that a path is a local one, or an address of ``URL_SCHEMES`` or of a scheme that the user allows.
+    """Check that a path is local, or an address with a scheme of ``URL_SCHEMES`` or of ``VLKD_PL_URL_SCHEMES``.
 
-    Of a chained address, as ``zip://a.tar::s3://bucket/a.zip``, the scheme of every link must be allowed.
+    In a chained address, such as ``zip://a.tar::s3://bucket/a.zip``, every scheme must be allowed.
 
     Args:
-        path: A path or address, whose braces have been expanded.
+        path: A path or an address, with its braces expanded.
 
     Raises:
-        MisconfigurationException: It is a command, as webdataset's ``pipe:``, or of another scheme; or the package
-            that reads it is missing.
+        MisconfigurationException: The path is a command, like webdataset's ``pipe:``; its scheme is not allowed; or
+            the package that reads the scheme is missing.
+
+    Example:
+        >>> check_address("https://example.com/00000.tar")
+        >>> check_address("pipe:curl https://example.com/00000.tar")
+        Traceback (most recent call last):
+        lightning_fabric.utilities.exceptions.MisconfigurationException: pipe:curl https://... is neither a path nor...
     """
     if not is_address(path) and not _SCHEME.match(path):
         return
-    refusal = f"{path} is neither a path nor an address that is read ({'://, '.join(URL_SCHEMES)}://)"
+    refusal = f"{path} is neither a path nor an allowed address ({'://, '.join(URL_SCHEMES)}://)"
     if not is_address(path):
         raise MisconfigurationException(f"{refusal}: commands are not run")
     allowed = {*URL_SCHEMES, *os.environ.get(SCHEMES_VARIABLE, "").replace(",", " ").split()}
     refused = [scheme for scheme in _schemes(path) if scheme not in allowed]
     if refused:
         raise MisconfigurationException(
-            f"{refusal}: commands are not run, a local file is given by its path, and other schemes are read where the "
-            f"environment variable {SCHEMES_VARIABLE} names them, here {','.join(dict.fromkeys(refused))}"
+            f"{refusal}: commands are not run; for a local file give its path; to allow a scheme, name it in "
+            f"{SCHEMES_VARIABLE}={','.join(dict.fromkeys(refused))}"
         )
     for scheme in _schemes(path):
         try:
             fsspec.get_filesystem_class(scheme)
         except ValueError as error:
-            raise MisconfigurationException(f"{path} is of a scheme that fsspec does not know: {scheme}") from error
+            raise MisconfigurationException(f"{path}: fsspec does not support the scheme {scheme}") from error
         except ImportError as error:
             raise MisconfigurationException(
-                f"{path} needs a further package ({error}): for S3 and GCS run pip install '.[remote]' in the "
+                f"{path} needs a missing package ({error}): for S3 and GCS run pip install '.[remote]' in the "
                 "checkout of vlkd_pl"
             ) from error
 
 
 def _schemes(path: str) -> list[str]:
-    """The schemes of the links of an address, as fsspec takes them apart."""
+    """The scheme of each link of a chained address, as fsspec splits it."""
     links = path.split("::")
     return [
         link.split("://")[0] if "://" in link else link if re.fullmatch("[a-z]+", link) else "file" for link in links

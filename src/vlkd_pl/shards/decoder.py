@@ -1,4 +1,4 @@
-"""From the parts of a sample to an image and its text; counts what is skipped."""
+"""Decoding of raw samples to an image and its text, with counts of the samples that are skipped."""
 
 from __future__ import annotations
 
@@ -18,35 +18,43 @@ RawSample = dict[str, Any]
 
 
 SKIP_REASONS = ("broken_tar", "missing_part", "unreadable_image", "not_rgb", "too_large", "empty_text")
-"""Why a sample is skipped; ``broken_tar`` counts shards, of which the rest is lost."""
+"""Reasons for skipping a sample; ``broken_tar`` counts corrupt shards, whose remaining samples are lost."""
 
 COUNTED = (*SKIP_REASONS, "retries", "seen")
-"""What is counted; ``retries`` are reads tried again, ``seen`` are raw samples looked at."""
+"""The counters of a decoder; ``retries`` are repeated reads, ``seen`` are raw samples, good or bad."""
 
 _IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 MAX_IMAGE_PIXELS = 50_000_000
-"""Pixels of an image in training at most, by default."""
+"""Default maximum of an image's pixels (width times height) in training."""
 
 PAIR_PARTS = (*_IMAGE_EXTENSIONS, "txt")
-"""Extensions of the parts of a sample that make a pair."""
+"""Extensions of the image and the text of a sample."""
 
 SAMPLE_PARTS = (*PAIR_PARTS, "json")
-"""Those and img2dataset's metadata; members with other extensions are not read."""
+"""Extensions that are read: image, text, and img2dataset's metadata; other members are skipped."""
 
 _INVISIBLE_CATEGORIES = ("Cc", "Cf", "Mn", "Me", "Zl", "Zp", "Zs")
 _INVISIBLE_CHARACTERS = "\u115f\u1160\u2800\u3164\uffa0\ufffd"  # fillers, an empty pattern, and undecodable bytes
 
 
 class SampleDecoder:
-    """Makes samples of raw ones, and counts those that are no good.
+    """Decoder of raw samples, which counts the samples that it skips and why.
 
     Args:
-        transform: From an image to a tensor.
-        max_image_pixels: Images with more are skipped before they are decoded.
-        skip_non_rgb: Whether images of another mode are skipped; they are converted otherwise.
-        num_workers: Workers that count.
-        draft_size: JPEG images are decoded at a half, a quarter or an eighth of their size where that leaves this
-            many pixels of the shorter side; None for their full size.
+        transform: Function from an RGB image to a tensor.
+        max_image_pixels: Maximum of an image's pixels; larger images are skipped before they are decoded.
+        skip_non_rgb: Whether to skip images of another mode than RGB; otherwise they are converted.
+        num_workers: Number of data workers that share the counts; 0 for the main process alone.
+        draft_size: Minimum of the shorter side, in pixels, down to which JPEG images are decoded at a half, a quarter
+            or an eighth of their size; None to decode all at full size.
+
+    Example:
+        >>> from vlkd_pl.clip.transform import clip_transform
+        >>> decoder = SampleDecoder(clip_transform(64), MAX_IMAGE_PIXELS, skip_non_rgb=True, num_workers=0)
+        >>> decoder({"__key__": "0", "txt": b"a red fish"}, worker=0) is None
+        True
+        >>> skip_summary(decoder.skipped)
+        '1 missing_part'
     """
 
     def __init__(
@@ -62,24 +70,24 @@ class SampleDecoder:
         self.skip_non_rgb = skip_non_rgb
         self.num_workers = num_workers
         self.draft_size = draft_size
-        self.forget()
+        self.reset_counts()
 
-    def forget(self) -> None:
-        """Begins to count, in this process and its workers alone: ranks that are forked would share the counts."""
-        # one row for each worker, which alone writes it; shared with the main process
+    def reset_counts(self) -> None:
+        """Set all counts to 0, in memory that this process shares with its workers but not with forked ranks."""
+        # one row for each worker, which alone writes to it
         self.counts = torch.zeros(max(1, self.num_workers), len(COUNTED), dtype=torch.int64).share_memory_()
 
     def __call__(self, raw: RawSample, worker: int) -> ImageText | None:
-        """The sample, or None where it is skipped."""
+        """Decode and count a raw sample; None if it is skipped."""
         self.count("seen", worker)
-        sample = self.decoded(raw)
+        sample = self.decode(raw)
         if isinstance(sample, str):
             self.count(sample, worker)
             return None
         return sample
 
-    def decoded(self, raw: RawSample) -> ImageText | str:
-        """The sample, or the reason why it is no good; it is not counted."""
+    def decode(self, raw: RawSample) -> ImageText | str:
+        """Decode a raw sample without counting it; the reason of ``SKIP_REASONS`` if it is to be skipped."""
         extension = image_extension(raw)
         if extension is None or "txt" not in raw:
             return "missing_part"
@@ -100,44 +108,58 @@ class SampleDecoder:
             return "unreadable_image"
         return {"image": self.transform(pixels), "text": text, "key": raw["__key__"]}
 
-    def count(self, what: str, worker: int) -> None:
-        """Counts one thing of ``COUNTED``."""
-        self.counts.numpy()[worker, COUNTED.index(what)] += 1  # through torch it would take as long as reading a header
+    def count(self, counter: str, worker: int) -> None:
+        """Add 1 to a counter of ``COUNTED``, in the row of a worker."""
+        self.counts.numpy()[worker, COUNTED.index(counter)] += 1  # torch would take as long as reading a header
 
     @property
     def num_seen(self) -> int:
-        """Raw samples looked at by all workers."""
+        """Number of raw samples that all workers have decoded or skipped."""
         return int(self.counts[:, COUNTED.index("seen")].sum())
 
     @property
     def num_retries(self) -> int:
-        """Reads that were tried again, by all workers."""
+        """Number of reads that all workers have repeated."""
         return int(self.counts[:, COUNTED.index("retries")].sum())
 
     @property
     def skipped(self) -> dict[str, int]:
-        """How much was skipped for each reason, by all workers."""
+        """Number of samples that all workers have skipped, by reason."""
         return dict(zip(SKIP_REASONS, self.counts.sum(0).tolist(), strict=False))
 
 
-def told_by_reason(skipped: Mapping[str, int], nothing: str = "none") -> str:
-    """What was skipped, in words; ``nothing`` where nothing was."""
+def skip_summary(skipped: Mapping[str, int], nothing: str = "none") -> str:
+    """Format the counts of skipped samples as text.
+
+    Args:
+        skipped: Number of samples by reason; reasons with 0 are left out.
+        nothing: Text for no skipped sample.
+
+    Example:
+        >>> skip_summary({"too_large": 1200, "not_rgb": 0, "empty_text": 3})
+        '1,200 too_large, 3 empty_text'
+    """
     return ", ".join(f"{num:,} {reason}" for reason, num in skipped.items() if num) or nothing
 
 
 def image_extension(raw: RawSample) -> str | None:
-    """The extension of the part that is the image; None where there is none."""
+    """The extension of a raw sample's image part; None without an image."""
     return next((extension for extension in _IMAGE_EXTENSIONS if extension in raw), None)
 
 
 def caption(raw: RawSample) -> str:
-    """The text of a raw sample; empty where it has none, or none that can be seen: see ``is_blank``."""
+    """The text of a raw sample; empty if it is missing or blank (``is_blank``)."""
     text: str = raw.get("txt", b"").decode("utf-8", "replace").strip()
     return "" if is_blank(text) else text
 
 
 def is_blank(text: str) -> bool:
-    """Whether a text has nothing to read: only white space, NUL and control characters, and such as have no width."""
+    r"""Return whether a text holds only white space, control characters and characters without width.
+
+    Example:
+        >>> is_blank(" \u200b\n"), is_blank(" a fish")
+        (True, False)
+    """
     return all(
         unicodedata.category(character) in _INVISIBLE_CATEGORIES or character in _INVISIBLE_CHARACTERS
         for character in text

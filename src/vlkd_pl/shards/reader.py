@@ -1,4 +1,4 @@
-"""Reads webdataset shards: finds them, takes samples out of them, and counts what is no good."""
+"""Reading of webdataset shards: from the patterns that name them to raw samples."""
 
 from __future__ import annotations
 
@@ -17,28 +17,41 @@ from vlkd_pl.shards.remote import expand_wildcards, missing_files, open_file
 from vlkd_pl.shards.tar import tar_members
 
 KeepSample = Callable[[str, str, int], bool]
-"""Whether to take a sample, by its key, the path of its shard, and its place among all samples of the shard."""
+"""Function of a sample's key, its shard's path and its index in the shard that says whether to read the sample."""
 
-BROKEN_SHARD = (tarfile.ReadError, OSError)
-"""What reading a shard raises where it is corrupt or out of reach."""
+SHARD_ERRORS = (tarfile.ReadError, OSError)
+"""Exceptions of reading a shard that is corrupt or cannot be reached."""
 
 _METADATA = re.compile(r"__[^/]*__(/|$)|(.*/)?__MACOSX/")  # webdataset's own, and what macOS adds
 
 
 def find_shards(patterns: str | Sequence[str]) -> list[str]:
-    """The shards that patterns name.
+    """Expand patterns to the list of shards that they match.
 
     The path of an existing file is taken literally, and so is the longest existing folder that a pattern begins with,
-    whatever ``[``, ``]``, ``{``, ``}`` and ``*`` they contain. Of the rest braces are expanded, and then wildcards.
+    even if they contain ``[``, ``]``, ``{``, ``}`` or ``*``. In the rest, braces are expanded, and then wildcards.
 
     Args:
         patterns: Paths, or addresses (``s3://``, ``gs://``, ``https://``; see ``check_address``), with braces
-            (``{00000..00331}.tar``) or wildcards (``*.tar``), the latter where the files can be listed.
+            (``{00000..00331}.tar``) or, where files can be listed, wildcards (``*.tar``).
+
+    Returns:
+        Paths and addresses of the shards, in the order of the patterns.
 
     Raises:
-        FileNotFoundError: A named shard does not exist, or a wildcard finds none.
-        MisconfigurationException: A pattern is a command, an address of a scheme that is not allowed, or has braces
-            that do not match.
+        FileNotFoundError: A shard does not exist, or a wildcard matches no file.
+        MisconfigurationException: A pattern is a command, an address whose scheme is not allowed, or has unbalanced
+            braces.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     for number in range(3):
+        ...         Path(folder, f"{number:05d}.tar").touch()
+        ...     shards = find_shards(f"{folder}/{{00000..00001}}.tar")
+        >>> [Path(shard).name for shard in shards]
+        ['00000.tar', '00001.tar']
     """
     shards: list[str] = []
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
@@ -49,10 +62,10 @@ def find_shards(patterns: str | Sequence[str]) -> list[str]:
             raise MisconfigurationException(f"data.shards: the braces of {pattern} do not match ({error})") from error
         for path in expanded:
             check_address(folder + path)
-            found = expand_wildcards(path, folder)
-            if not found:
-                raise FileNotFoundError(f"data.shards: no shard fits {folder + path}: give the paths of .tar files")
-            shards += found
+            matches = expand_wildcards(path, folder)
+            if not matches:
+                raise FileNotFoundError(f"data.shards: no file matches {folder + path}: give the paths of .tar files")
+            shards += matches
     missing = missing_files(shards)
     if missing:
         raise FileNotFoundError(
@@ -62,7 +75,7 @@ def find_shards(patterns: str | Sequence[str]) -> list[str]:
 
 
 def _split_literal(pattern: str) -> tuple[str, str]:
-    """The part of a pattern that exists, a file or its longest folder, and the rest."""
+    """Split a pattern into the file or longest folder that exists, and the rest."""
     if is_address(pattern):
         return "", pattern
     if Path(pattern).is_file():
@@ -75,17 +88,21 @@ def _split_literal(pattern: str) -> tuple[str, str]:
 
 
 def sample_name(name: str) -> tuple[str, str] | None:
-    """The key and the extension that a member's name gives, as webdataset splits it.
+    """Split a tar member's name into the key and the extension of a sample, as webdataset does.
 
-    The key is the path up to the first dot of the file's name; the extension is the rest, in lower case. A sample is
-    the members with one key that follow one another; where an extension comes again, a new sample begins.
+    The key is the path up to the first dot of the file's name; the extension is the rest, in lower case. Consecutive
+    members with the same key form a sample; a repeated extension begins a new one.
 
     Args:
-        name: Name of a member of a tar.
+        name: Name of a member of a tar file.
 
     Returns:
-        None for a file that is no part of a sample: without key or extension, hidden as the ``._`` files of macOS, or
-        in ``__MACOSX`` or webdataset's metadata.
+        Key and extension; None for a file that belongs to no sample: one without key or extension, a hidden file such
+        as the ``._`` files of macOS, or one of ``__MACOSX`` or of webdataset's metadata.
+
+    Example:
+        >>> sample_name("a/000000017.jpg"), sample_name("._000000017.jpg")
+        (('a/000000017', 'jpg'), None)
     """
     folder, slash, base = name.rpartition("/")
     stem, dot, extension = base.partition(".")
@@ -98,10 +115,10 @@ class ShardSample(NamedTuple):
     """A sample of a shard.
 
     Attributes:
-        raw: ``__key__``, and the bytes of the parts that were read by their extensions.
-        extensions: Those of all its members.
-        place: Its number among all samples of the shard.
-        is_kept: Whether it was asked for; of others nothing is read.
+        raw: The key as ``__key__``, and the bytes of each part by its extension.
+        extensions: Extensions of all members of the sample, read or not.
+        place: Index of the sample in the shard, from 0.
+        is_kept: Whether the sample was selected; nothing of the others is read.
     """
 
     raw: RawSample
@@ -116,18 +133,20 @@ def shard_samples(
     parts: Container[str] = SAMPLE_PARTS,
     on_retry: Callable[[], None] | None = None,
 ) -> Iterator[ShardSample]:
-    """All samples of a shard, of which only what is asked for is read; the rest is seeked over.
+    """Iterate over the samples of a shard, reading only what is selected and seeking over the rest.
 
     Args:
-        path: A tar file that is not compressed, on a local disk or at an address.
-        keep: Which samples to read; all by default.
+        path: Path or address of a tar file without compression.
+        keep: Function that selects the samples to read; all by default.
         parts: Extensions of the parts to read.
-        on_retry: Called each time that a connection broke and the read is tried again.
+        on_retry: Function called before each repeated read of a remote file.
+
+    Yields:
+        Each sample in the order of the file, selected or not.
 
     Raises:
-        tarfile.ReadError: The file is corrupt at this place, or ends without the mark of its end; all before it has
-            been yielded.
-        OSError: It cannot be read.
+        tarfile.ReadError: The file is corrupt or truncated; all samples before that place have been yielded.
+        OSError: The file cannot be read.
     """
     sample: ShardSample | None = None
     try:
@@ -161,22 +180,22 @@ def read_shard(
     parts: Container[str] = SAMPLE_PARTS,
     on_retry: Callable[[], None] | None = None,
 ) -> Iterator[RawSample]:
-    """The raw samples of a shard that are asked for; see ``shard_samples``."""
+    """Iterate over the selected raw samples of a shard; arguments as for ``shard_samples``."""
     return (sample.raw for sample in shard_samples(path, keep, parts, on_retry) if sample.is_kept)
 
 
 def count_samples(path: str) -> int:
-    """The number of samples in a shard; none of its contents is read.
+    """Count the samples of a shard from its headers alone.
 
     Raises:
         tarfile.ReadError: The file is corrupt.
-        OSError: It cannot be read.
+        OSError: The file cannot be read.
     """
     return sum(1 for _ in shard_samples(path, parts=()))
 
 
 def read_captions(shards: Sequence[str], num: int, keep: KeepSample | None = None) -> list[str]:
-    """The first ``num`` captions of the shards, fewer where there are no more; broken shards are passed over."""
+    """Read the first ``num`` captions of shards, or fewer if they hold fewer; corrupt shards are skipped."""
     captions: list[str] = []
     for path in shards:
         try:
@@ -186,6 +205,6 @@ def read_captions(shards: Sequence[str], num: int, keep: KeepSample | None = Non
                     captions.append(text)
                 if len(captions) == num:
                     return captions
-        except BROKEN_SHARD:
+        except SHARD_ERRORS:
             continue
     return captions

@@ -1,4 +1,4 @@
-"""Files on local disks and, through fsspec, elsewhere; reading goes on where a connection broke."""
+"""Local files and, through fsspec, remote files, whose reading resumes after a lost connection."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from vlkd_pl.shards.addresses import check_address, is_address
 
 NUM_RETRIES = 5
-"""How often a read is tried again before the file counts as broken."""
+"""Number of times that a failed read is repeated."""
 
 FIRST_WAIT_SECONDS = 1.0
-"""The wait before the first of them; each further one waits twice as long as the one before."""
+"""Seconds of waiting before the first repeated read; each further wait is twice as long."""
 
 _SKIPPED_AT_ONCE = 1 << 20
-_BUFFER_SIZE = 4096  # bytes read at a header: contents that are skipped shall not be read with it
+_BUFFER_SIZE = 4096  # bytes: enough for a header, without the contents that are skipped
 
 
 def expand_wildcards(path: str, folder: str = "") -> list[str]:
-    """The files that fit a path with wildcards, in order; the path itself where it has none.
+    """List the files that match a path with wildcards, sorted; the path itself if it has no wildcards.
 
     Args:
-        path: A path in the folder, or an address, in which ``*`` alone is a wildcard.
-        folder: A local folder, whose name is taken literally; it ends in a slash.
+        path: A path below ``folder``, or an address, in which only ``*`` is a wildcard.
+        folder: A local folder, ending in a slash; its name is taken literally.
 
     Raises:
-        MisconfigurationException: The store at an address does not answer, or lists no files.
+        MisconfigurationException: The server of an address does not answer, or cannot list files.
     """
     if not is_address(path):
         if Path(folder + path).is_file() or not glob.has_magic(path):
@@ -43,14 +43,17 @@ def expand_wildcards(path: str, folder: str = "") -> list[str]:
         return [path]
     with _answering(path):
         files, pattern = url_to_fs(path)
-        return sorted(files.unstrip_protocol(found) for found in files.glob(pattern))
+        return sorted(files.unstrip_protocol(match) for match in files.glob(pattern))
 
 
 def missing_files(paths: list[str]) -> list[str]:
-    """Those of the files that do not exist.
+    """Select the files that do not exist.
+
+    Args:
+        paths: Paths or addresses of files.
 
     Raises:
-        MisconfigurationException: The store at an address does not answer.
+        MisconfigurationException: The server of an address does not answer.
     """
 
     def exists(path: str) -> bool:
@@ -61,7 +64,7 @@ def missing_files(paths: list[str]) -> list[str]:
             return bool(files.exists(inner))
 
     with ThreadPoolExecutor(16) as threads:
-        return [path for path, found in zip(paths, threads.map(exists, paths), strict=True) if not found]
+        return [path for path, is_present in zip(paths, threads.map(exists, paths), strict=True) if not is_present]
 
 
 @contextmanager
@@ -70,27 +73,27 @@ def _answering(path: str) -> Iterator[None]:
         yield
     except Exception as error:  # of fsspec, or of any of the packages that it reads with
         raise MisconfigurationException(
-            f"data: {path} cannot be looked for ({error}): check the address, the network, the credentials and, where "
+            f"data: {path} cannot be reached ({error}): check the address, the network, the credentials and, where "
             "the S3 is not Amazon's, AWS_ENDPOINT_URL"
         ) from error
 
 
 def open_file(path: str, on_retry: Callable[[], None] | None = None) -> IO[bytes] | RemoteFile:
-    """Opens a local file, or one at an address, for reading.
+    """Open a local or remote file for reading.
 
     Args:
-        path: The path or address.
-        on_retry: Called before each retry.
+        path: Path or address of the file.
+        on_retry: Function called before each repeated read of a remote file.
     """
     return RemoteFile(path, on_retry) if is_address(path) else Path(path).open("rb", _BUFFER_SIZE)
 
 
 class RemoteFile:
-    """A file at an address, opened anew where it was when reading fails.
+    """Remote file that is opened again at the same position when a read fails.
 
     Args:
-        path: An address; see ``check_address``.
-        on_retry: Called before each retry.
+        path: Address of the file; see ``check_address``.
+        on_retry: Function called before each repeated read.
     """
 
     def __init__(self, path: str, on_retry: Callable[[], None] | None = None) -> None:
@@ -108,21 +111,21 @@ class RemoteFile:
         self.close()
 
     def close(self) -> None:
-        """Closes the connection."""
+        """Close the connection."""
         if self._file is not None:
             self._file.close()
             self._file = None
 
     def seek(self, position: int) -> int:
-        """Moves to a position, in bytes from the start; the next read goes there."""
+        """Move to a position in bytes from the start, where the next read begins."""
         self._position = position
         return position
 
     def read(self, size: int) -> bytes:
-        """The next bytes, fewer than ``size`` at the end.
+        """Read the next ``size`` bytes, or fewer at the end of the file.
 
         Raises:
-            OSError: It failed again after all retries.
+            OSError: The read failed, and so did all its repetitions.
         """
         num_tries = 0
         while True:
@@ -131,7 +134,7 @@ class RemoteFile:
             except FileNotFoundError:
                 raise
             except Exception as error:  # of fsspec, or of any of the packages that it reads with
-                self._file = None  # a broken connection may not even be closed
+                self._file = None  # closing a lost connection may fail too
                 if num_tries == NUM_RETRIES:
                     raise OSError(f"{self.path} cannot be read at byte {self._position}: {error!r}") from error
             if self.on_retry is not None:

@@ -1,8 +1,8 @@
-"""Reads tar files member by member, in bounded memory: the one place where a corrupt or hostile archive is refused.
+"""Reading of tar files member by member, in bounded memory; corrupt and hostile archives are refused here.
 
-Every fault of an archive is a ``tarfile.ReadError``. ``tarfile`` parses each header. What lies between them is read
-here: ``tarfile`` follows chains of headers recursively, accepts any size, expands sparse members, and raises errors of
-many other classes.
+Every fault of an archive raises ``tarfile.ReadError``. ``tarfile`` parses each header; the rest is read here, because
+``tarfile`` follows chains of headers recursively, accepts any size, expands sparse members, and raises errors of many
+other classes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Protocol
 
 MAX_MEMBER_BYTES = 1 << 28
-"""Bytes of a member at most: a larger one is no part of a sample."""
+"""Maximum of a member's bytes; a larger member cannot belong to a sample."""
 
 _MAX_EXTENSION_BYTES = 1 << 14
 _READ_AT_ONCE = 1 << 20
@@ -23,22 +23,22 @@ _PAX_RECORD = re.compile(rb"(\d{1,6}) ([^=\n]+)=")  # more digits would be more 
 
 
 class SeekableFile(Protocol):
-    """A file that is open for reading."""
+    """File that is open for reading bytes."""
 
     def read(self, size: int, /) -> bytes:
-        """Reads up to ``size`` bytes, none at the end."""
+        """Read up to ``size`` bytes, or none at the end."""
 
     def seek(self, position: int, /) -> int:
-        """Moves to a position in bytes from the start."""
+        """Move to a position in bytes from the start."""
 
 
 class TarMember:
-    """A regular file of a tar, whose content is read or skipped before the next member.
+    """Regular file in a tar, to be read or skipped before the next member.
 
     Args:
-        archive: The tar, positioned at the content.
+        archive: Archive positioned at the start of the content.
         name: Name of the member.
-        size: Bytes of its content.
+        size: Size of the content in bytes.
     """
 
     def __init__(self, archive: _Archive, name: str, size: int) -> None:
@@ -47,54 +47,54 @@ class TarMember:
         self._num_left = size
 
     def read(self) -> bytes:
-        """The content.
+        """Read the rest of the content.
 
         Raises:
-            tarfile.ReadError: The tar ends within it.
+            tarfile.ReadError: The archive ends within the content.
         """
         size, self._num_left = self._num_left, 0
         return self._archive.read(size)
 
     def skip(self) -> None:
-        """Seeks over what has not been read of the content.
+        """Seek over the rest of the content.
 
         Raises:
-            tarfile.ReadError: The tar ends within it.
+            tarfile.ReadError: The archive ends within the content.
         """
         size, self._num_left = self._num_left, 0
         self._archive.skip(size)
 
 
 def tar_members(file: SeekableFile) -> Iterator[TarMember]:
-    """The regular files of a tar, one at a time; links, devices and folders are skipped.
+    """Iterate over the regular files of a tar; links, devices and folders are skipped.
 
-    Nothing is written anywhere, and a name is never taken for a path. Contents that are not read are seeked over.
+    Nothing is written to disk, and a member's name is never used as a path. Unread contents are seeked over.
 
     Args:
-        file: A tar that is not compressed, open for reading at its start.
+        file: Tar file without compression, open for reading at its start.
 
     Yields:
         Each member, to be read or skipped before the next.
 
     Raises:
-        tarfile.ReadError: The tar is corrupt at this place, ends without the mark of its end, holds a sparse member or
-            one of more than ``MAX_MEMBER_BYTES``.
-        OSError: It cannot be read.
+        tarfile.ReadError: The tar is corrupt or truncated at this place, or holds a sparse member or one of more than
+            ``MAX_MEMBER_BYTES``.
+        OSError: The file cannot be read.
     """
     archive = _Archive(file)
-    name: str | None = None  # by headers that extend the next one
+    name: str | None = None  # from headers that extend the next one
     size: int | None = None
     while (header := archive.header()) is not None:
         if header.type in (*_LONG_NAME_TYPES, *_PAX_TYPES):
             if not 0 <= header.size <= _MAX_EXTENSION_BYTES:
-                raise tarfile.ReadError(f"a header or name of {header.size} bytes")
+                raise tarfile.ReadError(f"an extended header or name has {header.size} bytes, which is too many")
             content = archive.read(header.size)
             if header.type == tarfile.GNUTYPE_LONGNAME:
                 name = content.partition(b"\0")[0].decode("utf-8", "replace") if name is None else name
             elif header.type in _PAX_TYPES:
                 records = _pax_records(content)
                 if header.type == tarfile.XGLTYPE and not records.keys().isdisjoint((b"path", b"size")):
-                    raise tarfile.ReadError("a header that gives all members one name or size")
+                    raise tarfile.ReadError("a global header sets the name or size of all members")
                 if b"path" in records and name is None:
                     name = records[b"path"].decode("utf-8", "replace")
                 if b"size" in records and size is None:
@@ -102,7 +102,7 @@ def tar_members(file: SeekableFile) -> Iterator[TarMember]:
             continue
         size = header.size if size is None else size
         if not 0 <= size <= MAX_MEMBER_BYTES:
-            raise tarfile.ReadError(f"a member of {size} bytes is no part of a sample")
+            raise tarfile.ReadError(f"a member of {size} bytes is too large for a sample")
         if header.type == tarfile.GNUTYPE_SPARSE:
             raise tarfile.ReadError("a sparse member")
         member = TarMember(archive, header.name if name is None else name, size)
@@ -116,10 +116,10 @@ def tar_members(file: SeekableFile) -> Iterator[TarMember]:
 
 
 class _Archive:
-    """The blocks of a tar, read in order.
+    """Sequential reader of a tar's blocks.
 
     Args:
-        file: The tar, open for reading at its start.
+        file: Tar file open for reading at its start.
     """
 
     def __init__(self, file: SeekableFile) -> None:
@@ -127,7 +127,7 @@ class _Archive:
         self._position = 0
 
     def read(self, size: int) -> bytes:
-        """Exactly the next bytes; no more memory is taken than there are."""
+        """Read exactly the next ``size`` bytes, in memory that grows only with the bytes that exist."""
         blocks = []
         while size and (block := self._file.read(min(size, _READ_AT_ONCE))):
             blocks.append(block)
@@ -138,32 +138,32 @@ class _Archive:
         return blocks[0] if len(blocks) == 1 else b"".join(blocks)
 
     def skip(self, size: int) -> None:
-        """Seeks over bytes, of which the last must be there."""
+        """Seek over ``size`` bytes, and check that the last one exists."""
         if size:
             self._position += size - 1
             self._file.seek(self._position)
             self.read(1)
 
     def header(self) -> tarfile.TarInfo | None:
-        """The next header; None at the end, behind which there may be nothing."""
+        """Read the next header; None at the end mark, after which only zeros may follow."""
         padding = -self._position % tarfile.BLOCKSIZE
         try:
             block = self.read(padding + tarfile.BLOCKSIZE)[padding:]
         except tarfile.ReadError as error:
-            raise tarfile.ReadError(f"there is no mark of the end: {error}") from error
+            raise tarfile.ReadError(f"the end mark is missing: {error}") from error
         if block.count(0) == len(block):
             while rest := self._file.read(_READ_AT_ONCE):
                 if rest.count(0) < len(rest):
-                    raise tarfile.ReadError("something stands behind the mark of the end")
+                    raise tarfile.ReadError("data follows the end mark")
             return None
         try:
             return tarfile.TarInfo.frombuf(block, "utf-8", "replace")
         except tarfile.HeaderError as error:
-            raise tarfile.ReadError(f"a broken header: {error}") from error
+            raise tarfile.ReadError(f"a corrupt header: {error}") from error
 
 
 def _pax_records(content: bytes) -> dict[bytes, bytes]:
-    """The keywords and values of an extended header."""
+    """Parse the keywords and values of an extended header."""
     records: dict[bytes, bytes] = {}
     position = 0
     while position < len(content):

@@ -13,7 +13,7 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.optim import Optimizer
 from transformers.models.bart.modeling_bart import BartDecoderLayer, BartEncoderLayer
 
-from vlkd_pl.distributed import sharded_as, whole
+from vlkd_pl.distributed import full_tensor, sharded_as
 
 
 class FSDP2Strategy(DDPStrategy):
@@ -63,7 +63,7 @@ class FSDP2Strategy(DDPStrategy):
     def _gathered(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         gathered = {}
         for name, tensor in tensors.items():
-            value = whole(tensor)
+            value = full_tensor(tensor)
             if self.is_global_zero:
                 gathered[name] = value.cpu()
         return gathered

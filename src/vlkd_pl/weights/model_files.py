@@ -33,7 +33,7 @@ def first_line(error: BaseException) -> str:
 
 
 def check_model_file(path: Path) -> None:
-    """Checks that a file of a model is a regular file with content of its own.
+    """Check that a file of a model is a regular file with content of its own.
 
     Args:
         path: The file.
@@ -60,7 +60,7 @@ def check_model_file(path: Path) -> None:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Reads the JSON object in a ``config.json`` or an index of a model.
+    """Read the JSON object in a ``config.json`` or an index of a model.
 
     Args:
         path: The file.
@@ -84,7 +84,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def read_merges(path: Path) -> bytes:
-    """Reads a gzip file of byte-pair merges.
+    """Read a gzip file of byte-pair merges.
 
     Args:
         path: The file.
@@ -131,7 +131,7 @@ def merges_vocab_size(merges: bytes, name: str = "merges") -> int:
 
 
 def check_merges(path: Path, vocab_size: int, merges: bytes | None) -> None:
-    """Checks that merges make as many tokens as a CLIP embeds.
+    """Check that merges make as many tokens as a CLIP embeds.
 
     Args:
         path: The CLIP's file, for the error.

@@ -36,7 +36,7 @@ _MODULE = re.compile(r"^class (\w+)\(Module\):\n  __parameters__ = \[(.*)\]\n  _
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Reads the weights in a file of safetensors or of PyTorch.
+    """Read the weights in a file of safetensors or of PyTorch.
 
     Args:
         path: A file in safetensors' format; a state dict that ``torch.save`` wrote, also as ``state_dict``,
@@ -75,7 +75,7 @@ def weight_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def read_tensors(tensors: Mapping[str, StoredTensor], path: Path) -> dict[str, Tensor]:
-    """Reads tensors of ``read_pickle``.
+    """Read tensors of ``read_pickle``.
 
     Args:
         tensors: Some of the file's, by their names.

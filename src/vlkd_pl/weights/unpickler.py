@@ -107,7 +107,7 @@ class _Name(str):
 
 
 def unpickled(file: Any, source: Source, storages: dict[str, Storage] | None = None) -> Any:
-    """Interprets a pickle from a file's position on, and leaves the file behind it.
+    """Interpret a pickle from a file's position on, and leaves the file behind it.
 
     Args:
         file: A file in memory; no opcode of a pickle reads more than there is.
