@@ -18,7 +18,7 @@ import numpy as np
 import pycocoevalcap
 from pycocoevalcap.cider.cider_scorer import CiderScorer
 
-from vlkd_pl.metrics.cider import CIDErD
+from vlkd_pl.metrics.cider import CIDErDReward
 from vlkd_pl.metrics.ptb import tokenize
 
 JAR = Path(pycocoevalcap.__path__[0]) / "spice" / "spice-1.0.jar"
@@ -55,7 +55,7 @@ def main() -> None:
         scorer.document_frequency = counted.document_frequency
         return np.array(scorer.compute_cider())
 
-    reward = CIDErD(references)
+    reward = CIDErDReward(references)
     both = [(timed(official), timed(lambda: reward(images, captions))) for _ in range(options.num_runs)]
     (expected, _), (scores, _) = both[0]
     official_time, our_time = (float(np.median([run[which][1] for run in both])) for which in (0, 1))
@@ -67,7 +67,7 @@ def main() -> None:
 
     first = slice(options.batch_size)
     start = time.perf_counter()
-    of_all = CIDErD(every)
+    of_all = CIDErDReward(every)
     print(f"references of {len(every):,} images made ready in {time.perf_counter() - start:.1f} s; with them")
     times = [timed(lambda: of_all(images[first], captions[first]))[1] for _ in range(10 * options.num_runs)]
     print(f"captions per second in batches of {options.batch_size}: {len(captions[first]) / np.median(times):,.0f}")

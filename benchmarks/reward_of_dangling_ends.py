@@ -19,7 +19,7 @@ warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
 
 import pycocoevalcap  # noqa: E402
 
-from vlkd_pl.metrics.cider import CIDErD  # noqa: E402
+from vlkd_pl.metrics.cider import CIDErDReward  # noqa: E402
 from vlkd_pl.metrics.ptb import tokenize  # noqa: E402
 
 JAR = Path(pycocoevalcap.__path__[0]) / "spice" / "spice-1.0.jar"
@@ -44,7 +44,7 @@ def main() -> None:
         image: [text for text in texts if text != captions.get(image)] or texts for image, texts in every.items()
     }
     for name, end in (("without", ""), ("with", END)):
-        reward = CIDErD({image: [f"{text}{end}" for text in texts] for image, texts in references.items()})
+        reward = CIDErDReward({image: [f"{text}{end}" for text in texts] for image, texts in references.items()})
         finished, dangling = (
             reward(images, [f"{captions[image]}{ending}{end}" for image in images]) for ending in ("", options.ending)
         )

@@ -83,7 +83,7 @@ def test_every_requirement_has_a_lower_bound_that_is_tested(requirements):
 BASE = """
 import sys
 from importlib import import_module
-sys.modules |= dict.fromkeys(["datasets", "evaluate", "gradio", "gcsfs", "img2dataset", "rouge_score", "s3fs", "timm"])
+sys.modules |= dict.fromkeys(["datasets", "gradio", "gcsfs", "img2dataset", "rouge_score", "s3fs", "timm"])
 model, image, *names = sys.argv[1:]
 for name in names:
     import_module(name)
@@ -96,7 +96,7 @@ sys.exit(main(["caption", image, "--model", model]))
 
 def test_the_base_installation_imports_everything_and_captions(model_folder, tmp_path):
     names = {"vlkd_pl." + ".".join(path.relative_to(SOURCE).with_suffix("").parts) for path in SOURCE.rglob("*.py")}
-    names -= {"vlkd_pl.demo.page", "vlkd_pl.metrics.glue", "vlkd_pl.__main__"}
+    names -= {"vlkd_pl.demo.page", "vlkd_pl.__main__"}
     arguments = [str(model_folder), str(tmp_path / "image.png"), *sorted(names)]
     subprocess.run([sys.executable, "-c", BASE, *arguments], check=True)
 
@@ -104,7 +104,6 @@ def test_the_base_installation_imports_everything_and_captions(model_folder, tmp
 @pytest.mark.parametrize(
     ("arguments", "package", "extra"),
     [
-        (["fit", "--config", "configs/glue.yaml", "--model.init_args.model", "{bart}"], "evaluate", "glue"),
         (
             ["fit", "--config", "configs/summarization_xsum.yaml", "--model.init_args.model", "{bart}"],
             "rouge_score.rouge_scorer",
@@ -120,7 +119,6 @@ def test_the_base_installation_imports_everything_and_captions(model_folder, tmp
 )
 def test_a_missing_extra_is_named_in_one_line(arguments, package, extra, bart_folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, package, None)
-    monkeypatch.delitem(sys.modules, "vlkd_pl.metrics.glue", raising=False)
     text = tmp_path / "texts.tsv"
     text.write_text("a dog\thttp://127.0.0.1:9/dog.jpg\n")
     places = {"bart": bart_folder, "text": text, "output": tmp_path / "output"}

@@ -1,4 +1,4 @@
-"""The CIDEr-D of the reward against pycocoevalcap's, on the captions of the caption evaluation's own example."""
+"""The CIDEr-D of the reward against pycocoevalcap's, on the captions that the COCO caption evaluation ships."""
 
 import json
 import zipfile
@@ -10,7 +10,7 @@ import pytest
 from pycocoevalcap.cider.cider_scorer import CiderScorer
 
 from vlkd_pl.metrics import cider
-from vlkd_pl.metrics.cider import CIDErD
+from vlkd_pl.metrics.cider import CIDErDReward
 from vlkd_pl.metrics.ptb import tokenize
 
 REFERENCES = {
@@ -20,8 +20,8 @@ REFERENCES = {
 }
 
 
-def official(references, predictions, counted=None):
-    """What pycocoevalcap gives, with the document frequencies of ``counted``."""
+def pycocoevalcap_cider(references, predictions, counted=None):
+    """Return pycocoevalcap's scores, with the document frequencies of ``counted``."""
     counted = counted or references
     frequencies = CiderScorer()
     for texts in counted.values():
@@ -33,65 +33,65 @@ def official(references, predictions, counted=None):
         for key, text in predictions[first : first + len(counted)]:
             scorer += (text, references[key])
         scorer.document_frequency = frequencies.document_frequency
-        scorer.crefs += [[]] * (len(counted) - len(scorer.crefs))  # it takes their number for that of the images
+        scorer.crefs += [[]] * (len(counted) - len(scorer.crefs))  # it uses their number as that of the images
         scores += scorer.compute_cider()
     return np.array(scores)
 
 
 @pytest.fixture(scope="module")
 def coco():
-    """Images of COCO's val2014 with their captions, in tokens."""
+    """Tokenized captions of images of COCO's val2014."""
     with zipfile.ZipFile(Path(pycocoevalcap.__path__[0]) / "spice" / "spice-1.0.jar") as jar:
         content = json.loads(jar.read("coco/annotations/captions_val2014.json"))
     references = {}
-    for each in content["annotations"][:3000]:
-        references.setdefault(each["image_id"], []).append(tokenize(each["caption"]))
+    for annotation in content["annotations"][:3000]:
+        references.setdefault(annotation["image_id"], []).append(tokenize(annotation["caption"]))
     return references
 
 
-def test_equal_to_the_official_one_on_coco(coco):
+def test_equal_to_pycocoevalcap_on_coco(coco):
     keys = list(coco)
     predictions = [(key, coco[other][0]) for key, other in zip(keys, keys[1:] + keys[:1], strict=True)]
     predictions += [(key, f"{coco[key][-1]} unheard of a dog of a dog") for key in keys]
-    expected = official(coco, predictions)
-    np.testing.assert_allclose(CIDErD(coco)(*zip(*predictions, strict=True)), expected, rtol=1e-12, atol=1e-12)
+    expected = pycocoevalcap_cider(coco, predictions)
+    np.testing.assert_allclose(CIDErDReward(coco)(*zip(*predictions, strict=True)), expected, rtol=1e-12, atol=1e-12)
     assert expected.max() > 1 > expected.min()
 
 
 @pytest.mark.parametrize("text", ["", "fish", "a fish", "a red fish a red fish", "unheard of", "at night at night"])
 def test_captions_of_all_kinds(text):
     predictions = [(key, text) for key in ("a", "c", "b", "a")]
-    scores = CIDErD(REFERENCES)(*zip(*predictions, strict=True))
-    np.testing.assert_allclose(scores, official(REFERENCES, predictions), rtol=1e-12, atol=1e-12)
+    scores = CIDErDReward(REFERENCES)(*zip(*predictions, strict=True))
+    np.testing.assert_allclose(scores, pycocoevalcap_cider(REFERENCES, predictions), rtol=1e-12, atol=1e-12)
     assert scores[0] == scores[3]
 
 
 def test_document_frequencies_are_those_of_all_references(coco):
-    """Of a batch too, which holds few of the images."""
-    reward = CIDErD(coco)
+    """Also for a batch, which holds few of the images."""
+    reward = CIDErDReward(coco)
     predictions = [(key, coco[key][0].replace("a ", "the ")) for key in list(coco)[5:8]]
     scores = reward(*zip(*predictions, strict=True))
-    np.testing.assert_allclose(scores, official(coco, predictions, counted=coco), rtol=1e-12)
+    np.testing.assert_allclose(scores, pycocoevalcap_cider(coco, predictions, counted=coco), rtol=1e-12)
     few = {key: coco[key] for key, _ in predictions}
-    assert not np.allclose(scores, official(few, predictions), rtol=1e-3)
+    assert not np.allclose(scores, pycocoevalcap_cider(few, predictions), rtol=1e-3)
 
 
 def test_one_image_alone_scores_zero():
-    assert CIDErD({1: ["a tree"]})([1], ["a tree"]).tolist() == [0.0]
+    assert CIDErDReward({1: ["a tree"]})([1], ["a tree"]).tolist() == [0.0]
 
 
-def test_what_is_computed_is_kept(tmp_path, monkeypatch, coco):
+def test_the_cache_is_used(tmp_path, monkeypatch, coco):
     images, texts = list(coco), [texts[0] for texts in coco.values()]
-    expected = CIDErD(coco, tmp_path / "cache")(images, texts)
+    expected = CIDErDReward(coco, tmp_path / "cache")(images, texts)
     (file,) = (tmp_path / "cache").iterdir()
     assert file.suffix == ".npz"
     monkeypatch.setattr(cider, "_index", lambda references: pytest.fail("computed again"))
-    assert CIDErD(coco, tmp_path / "cache")(images, texts).tolist() == expected.tolist()
+    assert CIDErDReward(coco, tmp_path / "cache")(images, texts).tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize("change", ["text", "image", "order"])
-def test_other_references_are_computed_anew(tmp_path, change):
-    CIDErD(REFERENCES, tmp_path)
+def test_other_references_miss_the_cache(tmp_path, change):
+    CIDErDReward(REFERENCES, tmp_path)
     other = {
         "text": REFERENCES | {"c": ["a tree"]},
         "image": {key.upper(): texts for key, texts in REFERENCES.items()},
@@ -99,27 +99,27 @@ def test_other_references_are_computed_anew(tmp_path, change):
     }[change]
     key = next(iter(other))
     text = "a red boat at night"
-    assert CIDErD(other, tmp_path)([key], [text]) == pytest.approx(official(other, [(key, text)]))
+    assert CIDErDReward(other, tmp_path)([key], [text]) == pytest.approx(pycocoevalcap_cider(other, [(key, text)]))
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_images_without_references_are_named():
+def test_images_without_references_are_listed():
     with pytest.raises(ValueError, match=r"1 of 2 images have no reference caption \(first: 'b'\)"):
-        CIDErD({"a": ["a tree"], "b": []})
+        CIDErDReward({"a": ["a tree"], "b": []})
     with pytest.raises(ValueError, match="there are no references"):
-        CIDErD({})
+        CIDErDReward({})
     with pytest.raises(KeyError, match="d"):
-        CIDErD(REFERENCES)(["d"], ["a tree"])
+        CIDErDReward(REFERENCES)(["d"], ["a tree"])
 
 
 @pytest.mark.parametrize("references", [{"a": ["a fish", "fish"]}, {"a": ["a fish"], "b": ["a fish"]}])
-def test_references_that_no_n_gram_tells_apart_are_warned_of(references):
+def test_references_with_equal_n_grams_are_warned_of(references):
     with pytest.warns(UserWarning, match=f"CIDEr-D is 0 .* they are of {len(references)} image"):
-        scorer = CIDErD(references)
+        scorer = CIDErDReward(references)
     assert scorer(["a", "a"], ["a fish", "a boat"]).tolist() == [0, 0]
 
 
 @pytest.mark.filterwarnings("error")
-def test_references_that_differ_are_not():
-    CIDErD(REFERENCES)
-    CIDErD({"a": ["a fish"], "b": ["a fish", "a"], "c": ["boat"]})
+def test_references_that_differ_raise_no_warning():
+    CIDErDReward(REFERENCES)
+    CIDErDReward({"a": ["a fish"], "b": ["a fish", "a"], "c": ["boat"]})

@@ -1,4 +1,4 @@
-"""Captions against what PTBTokenizer of Stanford CoreNLP 3.4.1 gave for each, the next caption being "A"."""
+"""Captions against the output of PTBTokenizer of Stanford CoreNLP 3.4.1, with "A" as the next caption."""
 
 import json
 import re

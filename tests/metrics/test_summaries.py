@@ -17,7 +17,7 @@ def test_counted_by_hand():
     assert scores["ROUGE-Lsum"] == pytest.approx(f1(3 / 5, 3 / 6))
 
 
-def test_sentences_in_another_order_count_in_lsum_alone():
+def test_only_lsum_ignores_the_order_of_sentences():
     scores = summary_scores(["A dog barked. Two cats slept."], ["Two cats slept. A dog barked."])
     assert scores["ROUGE-L"] == pytest.approx(50)
     assert scores["ROUGE-Lsum"] == pytest.approx(100)
@@ -28,7 +28,7 @@ def test_mean_over_pairs():
     assert scores == pytest.approx(dict.fromkeys(scores, 100 / 3))
 
 
-def test_pairs_do_not_fit():
+def test_unequal_numbers():
     with pytest.raises(ValueError, match="2 references and 1 predictions"):
         summary_scores(["a", "b"], ["a"])
     with pytest.raises(ValueError, match="0 references"):

@@ -1,4 +1,4 @@
-"""VQA accuracy: cases with the values that the official evaluator gives."""
+"""VQA accuracy: cases with the values that VQA's evaluator computes."""
 
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ class Question(NamedTuple):
 @pytest.mark.parametrize(
     ("prediction", "answers", "percent"),
     [
-        # leave-one-out: 1, 2, 3, 4 and 10 of ten people said so
+        # leave-one-out: 1, 2, 3, 4 and 10 of ten people gave the answer
         ("yes", ["yes"] + ["no"] * 9, 30),
         ("yes", ["yes"] * 2 + ["no"] * 8, 60),
         ("yes", ["yes"] * 3 + ["no"] * 7, 90),
@@ -28,7 +28,7 @@ class Question(NamedTuple):
         ("yes", ["yes"], 0),
         ("yes", ["yes", "yes"], 33.33),
         ("yes", ["yes", "yes", "no"], 44.44),
-        # all people agree: as it stands, but for white space around it
+        # all people agree: letter by letter, but for white space around it
         ("Yes", ["yes"] * 10, 0),
         ("yes.", ["yes"] * 10, 0),
         ("two", ["2"] * 10, 0),
@@ -37,7 +37,7 @@ class Question(NamedTuple):
         ("yes", [" yes\n"] * 10, 100),
         ("new\nyork", ["new york"] * 10, 100),
         ("", [""] * 10, 100),
-        # they do not: both sides are normalised
+        # they disagree: both sides are normalised
         ("Yes", ["yes"] * 9 + ["no"], 100),
         ("yes.", ["yes"] * 9 + ["no"], 100),
         ("yes", ["yes"] * 5 + ["Yes"] * 5, 100),
@@ -89,7 +89,7 @@ def test_accuracy(prediction, answers, percent):
         ("somebody'dve", "somebody'd've"),
         ("Im", "im"),
         ("lets", "lets"),
-        # a mark becomes a space, or nothing where it stands beside one
+        # a mark becomes a space, or nothing next to one
         ("e-mail", "e mail"),
         ("x_y", "x y"),
         ("back\\slash", "back slash"),
@@ -143,7 +143,7 @@ def test_two_decimals():
     assert scores.overall == 73.33
 
 
-def test_predictions_that_do_not_fit():
+def test_mismatched_predictions_are_listed():
     with pytest.raises(
         ValueError, match=r"3 of 4 questions have no prediction \(first: 12, 13, 14\); 1 of 2 pred.* 99"
     ):
@@ -153,10 +153,12 @@ def test_predictions_that_do_not_fit():
 def test_no_answers_to_compare_with():
     with pytest.raises(ValueError, match="question 5 has no answers"):
         vqa_scores([Question(5, [], "is the", "yes/no")], {5: "yes"})
+    with pytest.raises(ValueError, match="there are no answers"):
+        answer_accuracy("yes", [])
 
 
 @pytest.mark.parametrize(("number", "most"), [(1, 0), (2, 33.33), (3, 66.67), (4, 100), (9, 100), (10, 100)])
-def test_few_answers_keep_the_official_value_and_are_noted(number, most):
+def test_few_answers_are_noted(number, most):
     question = Question(5, ["yes"] * number, "is the", "yes/no")
     assert vqa_scores([question], {5: "yes"}).overall == most
     note = few_answers_note([question, *QUESTIONS])

@@ -10,7 +10,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from vlkd_pl.cli import main
 from vlkd_pl.commands.train import run
-from vlkd_pl.metrics.cider import CIDErD
+from vlkd_pl.metrics.cider import CIDErDReward
 from vlkd_pl.metrics.ptb import tokenize
 from vlkd_pl.models.decoding import Decoding, caption
 from vlkd_pl.models.vlkd import VLKDModel
@@ -33,7 +33,7 @@ def scst_module(world, model_folder, **options):
         **options,
     ).eval()
     end = " <eos>" if module.end_token_in_reward else ""
-    module.reward = CIDErD({key: [f"{text}{end}" for text in texts] for key, texts in REFERENCES.items()})
+    module.reward = CIDErDReward({key: [f"{text}{end}" for text in texts] for key, texts in REFERENCES.items()})
     module.logged = {}
     module.log = lambda name, value, **_: module.logged.update({name: float(value)})
     return module
@@ -300,7 +300,7 @@ def test_the_folder_and_the_checkpoint_score_the_same(trained, world, model_fold
 def test_the_reward_rises(world, model_folder, tmp_path, monkeypatch):
     """Of a reward that small models can get: for one word."""
     monkeypatch.setattr(
-        scst, "CIDErD", lambda references, cache: lambda ids, texts: [float("fish" in text) for text in texts]
+        scst, "CIDErDReward", lambda references, cache: lambda ids, texts: [float("fish" in text) for text in texts]
     )
     options = {"trainer__max_epochs": 25, "trainer__check_val_every_n_epoch": 25, "model__init_args__num_samples": 20}
     options |= {"model__init_args__learning_rate": 3e-3}

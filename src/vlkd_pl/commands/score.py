@@ -14,8 +14,6 @@ from vlkd_pl.errors import MissingPackageError
 from vlkd_pl.evaluation.table import score_table, units_of
 from vlkd_pl.metrics.captions import CAPTION_METRICS, CaptionScores, caption_scores, cider_note
 from vlkd_pl.metrics.pairing import check_pairing, first_few
-from vlkd_pl.metrics.summaries import summary_scores
-from vlkd_pl.metrics.vqa import few_answers_note, vqa_scores
 from vlkd_pl.text_files import Entries, iter_lines, read_json
 
 Read = TypeVar("Read")
@@ -137,6 +135,7 @@ def _score_captions(options: argparse.Namespace) -> dict[str, Any]:
 
 def _score_vqa(options: argparse.Namespace) -> dict[str, Any]:
     from vlkd_pl.data.vqa_files import read_questions
+    from vlkd_pl.metrics.vqa import few_answers_note, vqa_scores
 
     predictions = explained(lambda: _read_predictions(options.predictions, "question_id", "answer"))
     questions = explained(lambda: read_questions(options.questions, options.annotations))
@@ -159,6 +158,8 @@ def _score_vqa(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _score_summaries(options: argparse.Namespace) -> dict[str, Any]:
+    from vlkd_pl.metrics.summaries import summary_scores
+
     files = options.references, options.predictions
     references, predictions = explained(lambda: [list(iter_lines(path)) for path in files])
     if len(references) != len(predictions):

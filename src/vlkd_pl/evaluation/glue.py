@@ -9,6 +9,7 @@ from vlkd_pl.batch import GLUE_LABELS, GLUETask
 from vlkd_pl.evaluation.evaluator import Evaluator
 from vlkd_pl.evaluation.report import Report
 from vlkd_pl.evaluation.table import score_table
+from vlkd_pl.metrics.glue import glue_scores
 
 _SUBMISSIONS: dict[tuple[GLUETask, str], str] = {
     ("cola", ""): "CoLA.tsv",
@@ -51,9 +52,6 @@ class GLUEEvaluator(Evaluator[GLUEPrediction]):
     Args:
         task: Name of the task.
 
-    Raises:
-        MissingPackageError: The packages of the extra ``glue`` are not installed.
-
     Example:
         >>> evaluator = GLUEEvaluator("rte")
         >>> evaluator.update([GLUEPrediction("", 0, 1, 1), GLUEPrediction("", 1, 0, 1)])
@@ -62,11 +60,8 @@ class GLUEEvaluator(Evaluator[GLUEPrediction]):
     """
 
     def __init__(self, task: GLUETask) -> None:
-        from vlkd_pl.metrics.glue import glue_scores  # needs an extra
-
         super().__init__(panel_size=0)
         self.task: GLUETask = task
-        self._glue_scores = glue_scores
 
     def report(self, results: Sequence[GLUEPrediction]) -> Report:
         """Compute the scores of each part, and ``score``, their mean as in Table 5."""
@@ -79,7 +74,7 @@ class GLUEEvaluator(Evaluator[GLUEPrediction]):
             labels = [result.label for result in rows if result.label is not None]
             if len(labels) < len(rows):
                 continue
-            part_scores = self._glue_scores(self.task, [result.prediction for result in rows], labels)
+            part_scores = glue_scores(self.task, [result.prediction for result in rows], labels)
             scores |= {f"{name}_{part}" if part else name: value for name, value in part_scores.items()}
         if not scores:
             return Report({}, f"{len(results)} predictions; the labels are secret", files)

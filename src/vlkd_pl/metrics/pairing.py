@@ -1,4 +1,4 @@
-"""To each ground truth its prediction, and none left over."""
+"""Check that predictions and ground truths have the same keys."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from itertools import islice
 
 
 def check_pairing(truths: Collection[Hashable], predictions: Collection[Hashable], unit: str) -> None:
-    """Makes sure that every ground truth has a prediction and every prediction a ground truth.
+    """Check that every ground truth has a prediction and every prediction a ground truth.
 
     Args:
         truths: The keys of the ground truths.
         predictions: The keys of the predictions.
-        unit: What a key stands for, in the singular, such as ``image``.
+        unit: The noun for one key, such as ``image``.
 
     Raises:
-        ValueError: There is nothing to score, or the keys differ: how many, and the first few.
+        ValueError: There is nothing to score, or the keys differ; the message has their number and the first three.
     """
     missing, unknown = set(truths) - set(predictions), set(predictions) - set(truths)
     faults = []
@@ -26,11 +26,11 @@ def check_pairing(truths: Collection[Hashable], predictions: Collection[Hashable
         named = first_few(key for key in predictions if key in unknown)
         faults.append(f"{len(unknown)} of {len(predictions)} predictions are for an unknown {unit} ({named})")
     if not truths and not predictions:
-        faults.append(f"there is no {unit} to score")
+        faults.append(f"there are no {unit}s to score")
     if faults:
         raise ValueError("; ".join(faults))
 
 
 def first_few(keys: Iterable[Hashable]) -> str:
-    """The first three keys, as an error names them."""
+    """Return the first three keys as an error message lists them."""
     return "first: " + ", ".join(map(repr, islice(keys, 3)))

@@ -1,6 +1,6 @@
-"""Penn Treebank tokens of captions as the official evaluation of COCO captions splits them, without Java.
+"""Penn Treebank tokens of captions, as the COCO caption evaluation splits them, without Java.
 
-The official evaluation runs PTBTokenizer of Stanford CoreNLP 3.4.1. The rules here were found by comparing outputs.
+The COCO caption evaluation runs PTBTokenizer of Stanford CoreNLP 3.4.1. The rules here reproduce its output.
 """
 
 from __future__ import annotations
@@ -92,14 +92,14 @@ _PATTERNS = [
         r"[!-/:-@\[-`{-~¡-©«¬®-´¶-¿×÷‖‗‚„†-•‰-‸‹-›※-⁂⁄–-—“”‘’…⁰-₎₤€℀-⅏⅓-⅞←-⯿、。！-／：-･￠￡￥￦]",
     )
 ]
-# What has to follow these counts towards their length: "do" before "n't" beats the longer "don".
+# What has to follow these is part of their length: "do" before "n't" beats the longer "don".
 _FOLLOWED = re.compile(
     rf"({_CLOSING}\.|(?-i:{_any(_STATES)})\.)-?[a-z0-9]|([a-z]*[a-mo-z])n['’`]t|({_LETTER}+)['’](?:[sdm]|re|ve|ll)",
     re.IGNORECASE,
 )
 _CURLY = re.compile(r"’(?:[sdm]|re|ve|ll)|n’t|[‘’“”‛]+")
 _STRAIGHT = str.maketrans({"’": "'", "‘": "`", "‛": "`", "“": "``", "”": "''"})
-_WRITTEN = {
+_REPLACED = {
     **{"cannot": "can not", "gonna": "gon na", "gotta": "got ta", "wanna": "wan na", "gimme": "gim me"},
     **{"lemme": "lem me", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-", "€": "$", "¤": "$", "£": "#"},
     **{"¢": "cents", "¼": "1/4", "½": "1/2", "¾": "3/4", "⅓": "1/3", "⅔": "2/3", "&lt;": "<", "&gt;": ">"},
@@ -107,33 +107,44 @@ _WRITTEN = {
 # pycocoevalcap drops these; "(" stays, because its list has "-LRB-" in capitals only.
 _PUNCTUATION = set("?!,:;\"'`-«»‹›–—…") | {"''", "``", "--", "---", "----"}
 _PUNCTUATION |= {"&quot;", "&apos;", "&nbsp;", "&mdash;", "&ndash;"}
-# Where tokens hang on what comes after white space; all other words are split by themselves, once each.
+# Where tokens depend on what follows white space; all other words are split by themselves, once each.
 _ACROSS_SPACE = re.compile(r"\d\)?\s\(?\d|<[a-zA-Z!?/]|(?<![A-Za-z])[A-Za-z]\.\s|\.\s\d")
 
 
 def tokenize_all(texts: Sequence[str]) -> list[str]:
-    """Tokenizes captions as pycocoevalcap does, which hands all of them to Java as one text: see ``tokenize``."""
+    """Tokenize captions as pycocoevalcap does, which passes all of them to Java as one text; see ``tokenize``.
+
+    Args:
+        texts: N captions.
+
+    Returns:
+        The tokens of each caption with single spaces between them.
+    """
     return [tokenize(*pair) for pair in zip(texts, [*texts[1:], ""], strict=True)]
 
 
 def tokenize(text: str, following: str = "A") -> str:
-    """The caption as pycocoevalcap's PTBTokenizer gives it: lower-case PTB tokens without punctuation.
+    """Tokenize a caption as pycocoevalcap's PTBTokenizer does: lower-case PTB tokens without punctuation.
 
-    Equal to Java's output on all 616,767 captions of COCO 2014, given the caption that follows each
-    (``benchmarks/ptb_tokenizer.py``). Java takes the captions for one text, so the last word of one that ends in a
-    letter and a full stop, such as "the letter K.", is "k" or "k." by the next one's first word; five captions of COCO
-    2014 differ under the default.
+    Equal to Java's output on all 616,767 captions of COCO 2014, with the caption that follows each passed as
+    ``following`` (``benchmarks/ptb_tokenizer.py``). Java reads the captions as one text, so where one ends in a letter
+    and a full stop, such as "the letter K.", the last word is "k" or "k." depending on the first word of the next.
+    Five captions of COCO 2014 differ under the default.
 
-    Not certain to be equal: control characters, soft hyphens, scripts other than Latin, Greek and Cyrillic, currency
-    other than $, €, £, ¥ and ¢, mark-up, and signs in a row that are no smiley.
+    Not guaranteed to be equal: control characters, soft hyphens, scripts other than Latin, Greek and Cyrillic,
+    currency other than $, €, £, ¥ and ¢, mark-up, and sequences of signs that are no smiley.
 
     Args:
         text: One caption. White space of any kind separates words.
-        following: The start of the caption after it. Most begin with "A".
+        following: The start of the next caption. Most begin with "A".
 
     Returns:
         The tokens with single spaces between them. A telephone number or mixed fraction with a space in it is one
         token: Java writes a no-break space there.
+
+    Example:
+        >>> tokenize("A man's dog, on a bike.")
+        "a man 's dog on a bike"
     """
     text = text.replace("\xad", "")
     whole = f"{text}\n{following}\n"
@@ -160,8 +171,8 @@ def _tokens(text: str, stop: int) -> list[str]:
             continue
         token = text[start:end].lower()
         start = max(end, start + 1)
-        if token in _WRITTEN:
-            tokens.append(_WRITTEN[token])
+        if token in _REPLACED:
+            tokens.append(_REPLACED[token])
         elif _CURLY.fullmatch(token):
             tokens.append(token.translate(_STRAIGHT))
         elif token.strip("."):

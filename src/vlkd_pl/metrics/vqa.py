@@ -1,24 +1,26 @@
-"""Accuracy of answers, as the official evaluator of VQA computes it."""
+"""Accuracy of answers, as VQA's own evaluator (``vqaEval.py`` of GT-Vision-Lab/VQA) computes it."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple, Protocol
 
+import torch
+from torch import Tensor
+
+from vlkd_pl.metrics.base import SampleMetric, check_lengths
 from vlkd_pl.metrics.pairing import check_pairing
 
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _DIGITS_WITH_COMMA = re.compile(r"\d,\d")
-_PERIOD = re.compile(r"\.(?!\d)")  # the official pattern also has (?!<=\d) in front, which is always true there
-_NUM_PERIODS = (
-    32  # the official evaluator passes re.UNICODE, which is 32, where re.sub takes the number of replacements
-)
+_PERIOD = re.compile(r"\.(?!\d)")  # VQA's pattern also has (?!<=\d) in front, which is always true
+_NUM_PERIODS = 32  # VQA's evaluator passes re.UNICODE, which is 32, as re.sub's number of replacements
 _NUMBER_WORDS = "zero one two three four five six seven eight nine ten"
 _NUMBERS = {"none": "0"} | {word: str(number) for number, word in enumerate(_NUMBER_WORDS.split())}
 _NUM_ANSWERS = 10
-_FULL_MARKS = 4  # so many equal answers leave three to agree with when each is left out in turn
+_FULL_MARKS = 4  # with as many equal answers, three remain to agree with when one is left out
 _ARTICLES = ("a", "an", "the")
 _CONTRACTED = """
 ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've he's
@@ -29,7 +31,7 @@ they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't what
 where'd where's where've who'd who'd've who'll who's who've why'll why're why's won't would've wouldn't wouldn't've
 y'all y'all'll y'all'd've you'd you'd've you'll you're you've
 """
-# a word that lacks one of its apostrophes gets it back; the official list has one entry the wrong way round
+# a word that lacks one of its apostrophes gets it back; VQA's list has one entry the wrong way round
 _CONTRACTIONS = {
     word[:index] + word[index + 1 :]: word
     for word in _CONTRACTED.split()
@@ -39,11 +41,11 @@ _CONTRACTIONS = {
 
 
 class AnsweredQuestion(Protocol):
-    """What must be known of a question."""
+    """A question with people's answers."""
 
     @property
     def question_id(self) -> int:
-        """Its number."""
+        """The question's id in the annotations."""
 
     @property
     def answers(self) -> Sequence[str]:
@@ -51,11 +53,11 @@ class AnsweredQuestion(Protocol):
 
     @property
     def question_type(self) -> str:
-        """The kind of question that the annotations name."""
+        """The question type in the annotations, such as ``how many``."""
 
     @property
     def answer_type(self) -> str:
-        """``yes/no``, ``number`` or ``other``."""
+        """The answer type in the annotations: ``yes/no``, ``number`` or ``other``."""
 
 
 class VQAScores(NamedTuple):
@@ -63,9 +65,9 @@ class VQAScores(NamedTuple):
 
     Attributes:
         overall: The mean over all questions.
-        per_answer_type: The mean for each type of answer.
-        per_question_type: The mean for each type of question.
-        per_question: For each question.
+        per_answer_type: The mean for each answer type.
+        per_question_type: The mean for each question type.
+        per_question: The accuracy of each question.
     """
 
     overall: float
@@ -74,22 +76,58 @@ class VQAScores(NamedTuple):
     per_question: dict[int, float]
 
 
+class VQAAccuracy(SampleMetric):
+    """The accuracy of answers by the rule of VQA, in percent, rounded to two decimals as VQA's evaluator does.
+
+    ``update`` receives question ids, one predicted answer for each, and all of people's answers to each; a question
+    counts once. See ``answer_accuracy`` for the rule.
+
+    Example:
+        >>> from vlkd_pl.metrics import VQAAccuracy
+        >>> metric = VQAAccuracy()
+        >>> metric.update([1, 2], ["yes", "two"], [["yes"] * 3 + ["no"] * 7, ["2"] * 9 + ["3"]])
+        >>> float(metric.compute())
+        95.0
+    """
+
+    def update(
+        self, ids: Sequence[Hashable] | Tensor, predictions: Sequence[str], answers: Sequence[Sequence[str]]
+    ) -> None:
+        """Add the accuracies of B answers.
+
+        Args:
+            ids: B question ids.
+            predictions: One answer to each question.
+            answers: People's answers to each question, one or more.
+
+        Raises:
+            ValueError: The arguments differ in length, or a question has no answers.
+        """
+        check_lengths(ids=ids, predictions=predictions, answers=answers)
+        accuracies = [answer_accuracy(*pair) for pair in zip(predictions, answers, strict=True)]
+        self._append(ids, [[accuracy] for accuracy in accuracies])
+
+    def compute(self) -> Tensor:
+        """Return the mean accuracy, a scalar in [0, 100], float64."""
+        return torch.tensor(_percent(torch.cat(self._unique_rows()).tolist()), dtype=torch.float64)
+
+
 def vqa_scores(questions: Iterable[AnsweredQuestion], predictions: Mapping[int, str]) -> VQAScores:
-    """The accuracies that the official evaluator (``vqaEval.py`` of GT-Vision-Lab/VQA) prints.
+    """Compute the accuracies that VQA's evaluator prints.
 
     Args:
         questions: The questions with people's answers.
-        predictions: One answer for each of the same questions, by ``question_id``.
+        predictions: One answer to each of the same questions, by ``question_id``.
 
     Raises:
         ValueError: A question has no prediction or no answers, or a prediction no question.
     """
-    asked = {question.question_id: question for question in questions}
-    check_pairing(asked.keys(), predictions.keys(), "question")
+    question_of = {question.question_id: question for question in questions}
+    check_pairing(question_of.keys(), predictions.keys(), "question")
     per_question: dict[int, float] = {}
     per_answer_type: dict[str, list[float]] = {}
     per_question_type: dict[str, list[float]] = {}
-    for key, question in asked.items():
+    for key, question in question_of.items():
         if not question.answers:
             raise ValueError(f"question {key!r} has no answers to compare with")
         accuracy = answer_accuracy(predictions[key], question.answers)
@@ -105,13 +143,13 @@ def vqa_scores(questions: Iterable[AnsweredQuestion], predictions: Mapping[int, 
 
 
 def few_answers_note(questions: Iterable[AnsweredQuestion]) -> str:
-    """Says how many questions have fewer than ten answers, for which the official rule was made.
+    """Report how many questions have fewer than the ten answers that VQA's rule is made for.
 
     Args:
         questions: The questions with people's answers.
 
     Returns:
-        A line, or the empty string where each question has ten answers at least.
+        One line, or the empty string where each question has at least ten answers.
     """
     counts = [len(question.answers) for question in questions]
     few, fewest = sum(count < _NUM_ANSWERS for count in counts), sum(count < _FULL_MARKS for count in counts)
@@ -127,19 +165,27 @@ def few_answers_note(questions: Iterable[AnsweredQuestion]) -> str:
 
 
 def answer_accuracy(prediction: str, answers: Sequence[str]) -> float:
-    """How far people gave the same answer: min(1, matches / 3) among all but one of them, averaged over that one.
+    """Compute VQA's accuracy of one answer: min(1, matches / 3), averaged over leaving out each person's answer.
 
-    Answers are normalised only where people's differ; where all agree the prediction must be theirs letter by letter,
-    apart from white space around it.
+    Answers are normalised only where people's answers differ; where all agree the prediction must be equal to theirs
+    letter by letter, apart from white space around it.
 
     Args:
-        prediction: The answer to judge.
-        answers: People's answers, each counted for itself (the official evaluator tells them apart by their
-            ``answer_id``).
+        prediction: The answer to score.
+        answers: People's answers, one or more. Equal answers of several people count separately.
 
     Returns:
-        Between 0 and 1.
+        The accuracy in [0, 1].
+
+    Raises:
+        ValueError: There are no answers.
+
+    Example:
+        >>> round(answer_accuracy("two", ["2", "2", "3"]), 3)
+        0.444
     """
+    if not answers:
+        raise ValueError("there are no answers to compare with")
     prediction, answers = _strip(prediction), [_strip(answer) for answer in answers]
     if len(set(answers)) > 1:
         prediction, answers = normalize_answer(prediction), [normalize_answer(answer) for answer in answers]
@@ -147,13 +193,13 @@ def answer_accuracy(prediction: str, answers: Sequence[str]) -> float:
     return sum(min(1.0, (sum(matches) - match) / 3) for match in matches) / len(matches)
 
 
-@lru_cache(maxsize=1 << 16)  # most answers are a few words, given over and over
+@lru_cache(maxsize=1 << 16)  # most answers are a few words that occur again and again
 def normalize_answer(text: str) -> str:
-    """Lower case, digits for number words, no articles and no punctuation, by the official evaluator's rules.
+    """Normalise an answer by the rules of VQA's evaluator: lower case, digits, no articles and no punctuation.
 
-    A punctuation mark becomes a space, or nothing where it has a space beside it anywhere in the text, or where the
-    text has a comma between digits. Periods go unless a digit follows. Apostrophes and colons stay; a contraction
-    without its apostrophe gets it.
+    A punctuation mark becomes a space, or nothing where it has a space next to it anywhere in the text, or where the
+    text has a comma between digits. Periods are removed unless a digit follows. Apostrophes and colons stay; a
+    contraction without its apostrophe gets it.
     """
     plain = text
     for mark in _PUNCTUATION:

@@ -30,7 +30,6 @@ class GLUEModule(TaskModule):
 
     Raises:
         FileNotFoundError: There is no BART at ``model``.
-        MissingPackageError: The packages of the extra ``glue`` are not installed.
     """
 
     def __init__(

@@ -13,7 +13,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from vlkd_pl.batch import CaptioningBatch
 from vlkd_pl.losses import scst_loss, token_kl_loss
-from vlkd_pl.metrics.cider import CIDErD
+from vlkd_pl.metrics.cider import CIDErDReward
 from vlkd_pl.metrics.ptb import tokenize
 from vlkd_pl.models.prompts import caption_prompt
 from vlkd_pl.modules.captioning import CaptioningModule, caption_condition
@@ -39,7 +39,7 @@ class SCSTModule(CaptioningModule):
         kl_weight: Weight of the divergence from the model that training starts from; see ``token_kl_loss``.
         cross_entropy_weight: Weight of the loss of ``CaptioningModule`` on the same images.
         end_token_in_reward: Whether the end token is a word of the reward.
-        reward_cache: A folder to keep what the reward needs of the references in; see ``CIDErD``.
+        reward_cache: A folder to keep what the reward needs of the references in; see ``CIDErDReward``.
         **options: See ``CaptioningModule``.
 
     Raises:
@@ -67,7 +67,7 @@ class SCSTModule(CaptioningModule):
         self.loss_weights = {"scst": 1.0, "kl": kl_weight, "icti": cross_entropy_weight}
         self.end_token_in_reward = end_token_in_reward
         self.reward_cache = reward_cache
-        self.reward: CIDErD[int | str] | None = None
+        self.reward: CIDErDReward[int | str] | None = None
         # in a tuple, so that it is no part of the module: it is neither trained nor kept in checkpoints
         self._start: tuple[Any, ...] = (self._copy_of_model(),) if kl_weight else ()
 
@@ -82,7 +82,7 @@ class SCSTModule(CaptioningModule):
             image_id: [self._rewarded(tokenize(text), has_ended=True) for text in texts]
             for image_id, texts in self.data.training_references().items()
         }
-        self.reward = CIDErD(references, Path(self.reward_cache) if self.reward_cache is not None else None)
+        self.reward = CIDErDReward(references, Path(self.reward_cache) if self.reward_cache is not None else None)
         for model in self._start:
             model.to(self.device)
 
