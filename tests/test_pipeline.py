@@ -386,7 +386,7 @@ def test_no_model(command, tmp_path, capsys):
     [
         (
             "runs/nope",
-            "model cannot be loaded from runs/nope: there is no such folder, and the Hugging Face hub is not asked",
+            "model cannot be loaded from runs/nope: there is no such folder, and the Hugging Face hub is not used",
         ),
         ("./nope", "VLKD model cannot be loaded from ./nope: there is no such folder; give the folder"),
         ("a/b/c", "VLKD model cannot be loaded from a/b/c: there is no such folder; give the folder"),

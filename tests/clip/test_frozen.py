@@ -17,7 +17,7 @@ from tiny_models import tiny_clip
 from torch.nn.functional import normalize
 
 from vlkd_pl.clip.frozen import FrozenCLIP, normalized
-from vlkd_pl.clip.weights import CLIP_NAMES, OFFICIAL_CHECKSUMS, build_clip, clip_sizes
+from vlkd_pl.clip.weights import CLIP_NAMES, OPENAI_CHECKSUMS, build_clip, clip_sizes
 from vlkd_pl.errors import ModelFileError
 from vlkd_pl.files import file_sha256
 from vlkd_pl.sample.tokenizers import clip_merges
@@ -63,7 +63,7 @@ def test_encodes_uint8_as_what_is_normalised(kind):
     kept = batch.clone()
     assert torch.equal(frozen.encode_image(batch), frozen.encode_image(normalized(batch)))
     assert torch.equal(batch, kept)
-    with pytest.raises(TypeError, match=r"torch\.int64: give uint8, or floats that are normalised"):
+    with pytest.raises(TypeError, match=r"torch\.int64: give uint8, or floats with CLIP's normalisation"):
         frozen.encode_image(batch.long())
 
 
@@ -229,7 +229,7 @@ def test_a_file_that_nobody_vouches_for_is_refused(files, name, monkeypatch):
     digest = file_sha256(files / name)
     with pytest.raises(ModelFileError, match=f"QuickGELU and heads of width 64, pass --model.clip_sha256 {digest}$"):
         FrozenCLIP.load(files / name)
-    monkeypatch.setitem(OFFICIAL_CHECKSUMS, "ViT-B-16.pt", digest)  # OpenAI's, whatever its name
+    monkeypatch.setitem(OPENAI_CHECKSUMS, "ViT-B-16.pt", digest)  # OpenAI's, whatever its name
     FrozenCLIP.load(files / name)
 
 
@@ -245,7 +245,7 @@ def test_a_folder_without_its_merges_is_refused(clip_folder, tmp_path):
     with pytest.raises(ModelFileError, match=r"embeds 655 tokens, but it has no merges.txt.gz"):
         FrozenCLIP.load(tmp_path)
     (tmp_path / "merges.txt.gz").write_bytes(gzip.compress(b"#\na b\nc d"))
-    with pytest.raises(ModelFileError, match=r"embeds 655 tokens, but its own merges.txt.gz makes 516"):
+    with pytest.raises(ModelFileError, match=r"embeds 655 tokens, but its merges.txt.gz gives 516"):
         FrozenCLIP.load(tmp_path)
 
 

@@ -80,7 +80,7 @@ def test_what_is_not_openais_is_not_kept(tmp_path, published):
     (tmp_path / "server").rename(tmp_path / "0123")
     url = published.replace("/server/", "/0123/")
     (tmp_path / "0123" / url.split("/")[-2] / "ViT.pt").write_bytes(b"a sign-in page")
-    with pytest.raises(ModelFileError, match=r"ViT\.pt gave another file than OpenAI's .*: try again"):
+    with pytest.raises(ModelFileError, match=r"ViT\.pt has another checksum .*: try again"):
         download(url, str(tmp_path / "cache"))
     assert not list((tmp_path / "cache").iterdir())
 

@@ -162,7 +162,7 @@ def test_merges_must_make_the_vocabulary(clip_folder, tmp_path, clip_kind):
         path = path.rename(tmp_path / "other.safetensors")
         (tmp_path / "merges.txt.gz").write_bytes((clip_folder / "merges.txt.gz").read_bytes())
     with pytest.raises(
-        ModelFileError, match=r"embeds 655 tokens, but it has no merges.txt.gz, and OpenAI's makes 49408"
+        ModelFileError, match=r"embeds 655 tokens, but it has no merges.txt.gz, and OpenAI's gives 49408"
     ):
         load_clip_tokenizer(str(tmp_path if clip_kind == "folder" else path))
 

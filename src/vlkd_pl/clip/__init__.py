@@ -1,1 +1,1 @@
-"""The frozen CLIP: its class, files, tokenizer and image transform."""
+"""The frozen CLIP: its class, weights files, tokenizer and image transform."""

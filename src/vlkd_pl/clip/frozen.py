@@ -1,4 +1,4 @@
-"""The frozen CLIP: its files, and its outputs at every position."""
+"""The frozen CLIP, with its image encoder's outputs at every position."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vlkd_pl.clip.weights import (
     CLIP_CLASS,
     CLIP_NAMES,
     MERGES_FILE,
-    OFFICIAL_CHECKSUMS,
+    OPENAI_CHECKSUMS,
     WEIGHTS_FILE,
     build_clip,
     check_clip_class,
@@ -30,11 +30,17 @@ from vlkd_pl.weights.reader import read_weights
 
 
 class FrozenCLIP(nn.Module):
-    """A CLIP of OpenAI's class in float32, in evaluation mode and without gradients for ever.
+    """Frozen CLIP of OpenAI's class, in float32 and evaluation mode.
 
     Args:
-        clip: The model; its weights are converted to float32 in place.
-        merges: A gzip file of the byte-pair merges that its text ids are made with; None for OpenAI's own vocabulary.
+        clip: The CLIP; its weights are converted to float32 in place.
+        merges: Content of a gzip file of byte-pair merges for its tokenizer; None for OpenAI's vocabulary.
+
+    Example:
+        >>> from vlkd_pl.sample import CLIP_FOLDER
+        >>> clip = FrozenCLIP.load(CLIP_FOLDER)
+        >>> clip.encode_image(torch.zeros(2, 3, 64, 64, dtype=torch.uint8)).shape  # 1 pooled and 4 patch tokens
+        torch.Size([2, 5, 128])
     """
 
     def __init__(self, clip: CLIP, merges: bytes | None = None) -> None:
@@ -44,20 +50,20 @@ class FrozenCLIP(nn.Module):
 
     @classmethod
     def load(cls, clip: str | Path, sha256: str | None = None, download_root: str | None = None) -> FrozenCLIP:
-        """Load a CLIP by name or from a file or folder.
+        """Load a CLIP by name, or from a file or folder.
 
         Args:
-            clip: One of ``CLIP_NAMES``; or a TorchScript archive as OpenAI publishes them, a state dict (``.pt`` or
-                ``.safetensors``), or a folder that ``save`` wrote.
-            sha256: Checksum that the file must have. By default that of OpenAI, where the file's name is OpenAI's. It
-                vouches for any other file: what a CLIP computes with its weights, QuickGELU and heads of width 64, the
-                weights do not tell.
+            clip: One of ``CLIP_NAMES``, which is downloaded on first use; a TorchScript archive of OpenAI's; a state
+                dict (``.pt`` or ``.safetensors``); or a folder that ``save`` wrote.
+            sha256: Expected sha256 of the file, in hexadecimal. For a file with one of OpenAI's names it defaults to
+                OpenAI's checksum. For any other file it confirms that the CLIP has QuickGELU and heads of width 64,
+                which weights do not show.
             download_root: Folder of downloaded files; ``~/.cache/clip`` by default.
 
         Raises:
-            FileNotFoundError: There is no such file, or a name's file cannot be downloaded.
-            ModelFileError: The checksum is another; the file is corrupt or holds no CLIP; it is neither OpenAI's, nor
-                written by ``save``, nor vouched for; or the merges do not make the CLIP's vocabulary.
+            FileNotFoundError: The file does not exist, or a named CLIP cannot be downloaded.
+            ModelFileError: The checksum differs; the file is corrupt or holds no CLIP; its class is neither known nor
+                confirmed by ``sha256``; or the merges do not fit the CLIP's vocabulary.
         """
         if str(clip) in CLIP_NAMES:
             path = download_clip(str(clip), download_root)
@@ -76,7 +82,7 @@ class FrozenCLIP(nn.Module):
                 raise FileNotFoundError(
                     f"there is no CLIP at {place}: give the path of a file, or one of the names {', '.join(CLIP_NAMES)}"
                 ) from error
-        expected = sha256.lower() if sha256 else OFFICIAL_CHECKSUMS.get(path.name)
+        expected = sha256.lower() if sha256 else OPENAI_CHECKSUMS.get(path.name)
         if expected is not None and (digest := file_sha256(path)) != expected:
             raise ModelFileError(
                 f"{path} has the sha256 {digest}, not {expected}: download it again, or pass the right clip_sha256"
@@ -92,7 +98,7 @@ class FrozenCLIP(nn.Module):
         return frozen
 
     def save(self, folder: str | Path) -> None:
-        """Write ``clip.safetensors``, in half precision where that loses nothing, and the merges if it has its own."""
+        """Write ``clip.safetensors``, in half precision if that loses nothing, and the merges if it has any."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         weights = {name: value.detach().cpu().contiguous() for name, value in self.clip.state_dict().items()}
@@ -104,12 +110,12 @@ class FrozenCLIP(nn.Module):
             (folder / MERGES_FILE).write_bytes(self.merges)
 
     def train(self, mode: bool = True) -> FrozenCLIP:
-        """Stay in evaluation mode, so that no training moves the BatchNorm statistics."""
+        """Stay in evaluation mode, so that training does not move the BatchNorm statistics."""
         return super().train(False)
 
     @property
     def embedding_dim(self) -> int:
-        """Size of the joint space."""
+        """Size D of the joint image-text space."""
         return int(self.clip.text_projection.shape[1])
 
     @property
@@ -119,14 +125,14 @@ class FrozenCLIP(nn.Module):
 
     @property
     def num_patches(self) -> int:
-        """Patch tokens of an image, without the pooled one."""
+        """Number of patch tokens of an image, without the pooled token."""
         visual = self.clip.visual
         positions = visual.attnpool if isinstance(visual, ModifiedResNet) else visual
         return len(positions.positional_embedding) - 1
 
     @property
     def context_length(self) -> int:
-        """Most text ids of a text."""
+        """Maximum length of a text in token ids."""
         return len(self.clip.positional_embedding)
 
     @property
@@ -145,17 +151,17 @@ class FrozenCLIP(nn.Module):
 
     @torch.no_grad()
     def encode_image(self, image: Tensor) -> Tensor:
-        """The l2-normalised outputs at every position of the image encoder.
+        """Encode images to l2-normalised tokens, one for each position of the image encoder.
 
         Args:
-            image: Images (B, 3, ``image_size``, ``image_size``) uint8; or floats, normalised as CLIP takes them.
+            image: Images (B, 3, ``image_size``, ``image_size``) uint8, or floats with CLIP's normalisation.
 
         Returns:
-            (B, 1 + ``num_patches``, D) float32: position 0 is CLIP's own pooled embedding, the rest are the patches
-            (v_cls and v_1 … v_n1 of Section 3.2).
+            Tokens (B, 1 + ``num_patches``, D) float32. Position 0 is CLIP's pooled embedding, the others are the
+            patches (v_cls and v_1 … v_n1 of Section 3.2).
 
         Raises:
-            TypeError: The images are of another type.
+            TypeError: The images have another type.
         """
         image = normalized(image).to(self.clip.dtype)
         visual = self.clip.visual
@@ -164,43 +170,47 @@ class FrozenCLIP(nn.Module):
 
     @torch.no_grad()
     def encode_text(self, clip_text_ids: Tensor) -> Tensor:
-        """The l2-normalised embedding of each text, computed on as many positions as the ids have.
+        """Encode texts to l2-normalised embeddings.
 
-        The text encoder is causal and read at the end token, so that padding after it changes nothing.
+        The text encoder is causal and its output is taken at the end token, so that padding changes nothing.
 
         Args:
-            clip_text_ids: (B, L) int64 with L up to ``context_length``; the end token has the highest id.
+            clip_text_ids: Token ids (B, L) int64, L up to ``context_length``; the end token has the highest id.
 
         Returns:
-            (B, D) float32, t_eos of Section 3.2.
+            Embeddings (B, D) float32, t_eos of Section 3.2.
         """
         return functional.normalize(self.clip.encode_text(clip_text_ids).float(), dim=-1)
 
 
 def normalized(image: Tensor) -> Tensor:
-    """Images as CLIP takes them, computed on their device.
+    """Normalise images with CLIP's mean and standard deviation, on their device.
 
     Args:
-        image: (…, 3, H, W) uint8; or floats, which are normalised already and come back as they are.
+        image: Images (…, 3, H, W) uint8; floats count as normalised and are returned unchanged.
 
     Returns:
-        (…, 3, H, W), float32 where they were uint8: to the last bit what the ``clip`` package gives on a CPU.
+        Images (…, 3, H, W) of floats; on a CPU bit for bit those of the ``clip`` package.
 
     Raises:
-        TypeError: They are of another type.
+        TypeError: The images have another type.
+
+    Example:
+        >>> normalized(torch.zeros(3, 1, 1, dtype=torch.uint8)).flatten()
+        tensor([-1.7923, -1.7521, -1.4802])
     """
     if image.is_floating_point():
         return image
     if image.dtype != torch.uint8:
-        raise TypeError(f"images of {image.dtype}: give uint8, or floats that are normalised as CLIP takes them")
+        raise TypeError(f"images of type {image.dtype}: give uint8, or floats with CLIP's normalisation")
     values = image.float().div_(255)
     for channel, (mean, std) in enumerate(zip(IMAGE_MEAN, IMAGE_STD, strict=True)):
-        values[..., channel, :, :].sub_(mean).div_(std)  # numbers: to copy tensors to a GPU would wait for it
+        values[..., channel, :, :].sub_(mean).div_(std)  # Python numbers, since copying a tensor would wait for the GPU
     return values
 
 
 def _resnet_tokens(visual: ModifiedResNet, image: Tensor) -> Tensor:
-    """The attention pool's output at every position, where CLIP's own forward asks for the first alone."""
+    """Apply the attention pool at every position, where CLIP's forward computes the first alone."""
     maps = _resnet_maps(visual, image)
     pool: AttentionPool2d = visual.attnpool
     tokens = maps.flatten(2).transpose(1, 2)
@@ -225,7 +235,7 @@ def _resnet_maps(visual: ModifiedResNet, image: Tensor) -> Tensor:
 
 
 def _vit_tokens(visual: VisionTransformer, image: Tensor) -> Tensor:
-    """CLIP's own forward, with the last norm and the projection at every position."""
+    """Apply CLIP's forward, with the last norm and the projection at every position."""
     patches = visual.conv1(image).flatten(2).transpose(1, 2)
     first = visual.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
     tokens = visual.ln_pre(torch.cat([first, patches], 1) + visual.positional_embedding)

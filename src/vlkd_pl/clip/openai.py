@@ -1,4 +1,4 @@
-"""What is used of OpenAI's ``clip``, and the addresses of its nine models."""
+"""The parts of OpenAI's ``clip`` package that are used, and the addresses of its nine models."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from vlkd_pl.errors import ModelFileError
 
 
 def _without_init() -> Any:
-    """The package ``clip``, whose ``__init__`` runs when something that it defines is first asked for.
+    """The package ``clip`` with its ``__init__`` postponed until one of its names is used.
 
-    It imports torchvision, and ``pkg_resources``, which setuptools no longer has; its submodules used here do not.
+    ``__init__`` imports torchvision and ``pkg_resources``, which setuptools no longer has; the submodules do not.
     """
     spec: Any = find_spec("clip")
     package: Any = module_from_spec(spec)
@@ -61,22 +61,22 @@ _FILES = {
     "ViT-L/14@336px": "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02/ViT-L-14-336px.pt",
 }
 CLIP_URLS = {name: f"{_PUBLISHED}/{file}" for name, file in _FILES.items()}
-"""Addresses of OpenAI's CLIPs by their names; the last but one part of each is the file's sha256."""
+"""Address of each of OpenAI's CLIPs by its name; the last part but one is the file's sha256."""
 
 
 def download(url: str, root: str) -> str:
-    """Download one of OpenAI's files, unless it is there.
+    """Download one of OpenAI's files, unless it exists.
 
     Args:
         url: One of ``CLIP_URLS``.
-        root: Folder of downloaded files; made where it is missing.
+        root: Folder of downloaded files; created if it is missing.
 
     Returns:
-        The file's path. The checksum of a file that was there is not looked at.
+        Path of the file. The checksum of an existing file is not verified.
 
     Raises:
-        urllib.error.URLError: There is no connection.
-        ModelFileError: What came has another checksum.
+        urllib.error.URLError: The server cannot be reached.
+        ModelFileError: The downloaded file has another checksum.
     """
     *_, sha256, name = url.split("/")
     path = Path(root) / name
@@ -85,5 +85,5 @@ def download(url: str, root: str) -> str:
         try:
             download_url_to_file(url, str(path), hash_prefix=sha256)
         except RuntimeError as error:
-            raise ModelFileError(f"{url} gave another file than OpenAI's ({error}): try again") from error
+            raise ModelFileError(f"the download of {url} has another checksum ({error}): try again") from error
     return str(path)

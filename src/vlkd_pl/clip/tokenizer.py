@@ -23,15 +23,21 @@ _LONG_WORD = 512
 
 
 class CLIPTokenizer:
-    """OpenAI's tokenizer, with texts padded to the longest of the batch and not to a constant.
+    """OpenAI's tokenizer, which pads texts to the longest of the batch instead of a constant length.
 
     Args:
-        merges: A gzip file of byte-pair merges; None for OpenAI's own.
-        context_length: Most ids of a text; a longer one is cut, and still ends in the end token.
+        merges: Content of a gzip file of byte-pair merges; None for OpenAI's vocabulary.
+        context_length: Maximum number of ids of a text; a longer text is truncated and keeps its end token.
+
+    Example:
+        >>> tokenizer = CLIPTokenizer()
+        >>> tokenizer(["a red fish", "a fish"])
+        tensor([[49406,   320,   736,  2759, 49407],
+                [49406,   320,  2759, 49407,     0]])
     """
 
     def __init__(self, merges: bytes | None = None, context_length: int = _CONTEXT_LENGTH) -> None:
-        # gzip.open, by which it reads its merges, takes a file as well as a path
+        # SimpleTokenizer reads its merges with gzip.open, which accepts a file as well as a path
         self.tokenizer = SimpleTokenizer() if merges is None else SimpleTokenizer(io.BytesIO(merges))
         self.context_length = context_length
         self._ids_of_word: dict[str, list[int]] = {}
@@ -39,14 +45,14 @@ class CLIPTokenizer:
         self.end_id = self.tokenizer.encoder["<|endoftext|>"]
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        """Token ids (B, L) int64, 0 at padding."""
+        """Tokenize B texts to ids (B, L) int64, 0 at padding."""
         rows = [np.array([self.start_id, *self._encoded(text), self.end_id]) for text in texts]
         return pad_sequence([torch.from_numpy(row) for row in rows], batch_first=True)
 
     def _encoded(self, text: str) -> list[int]:
-        """The first of OpenAI's ids of a text, as many as there is room for; those of known words from memory."""
+        """The first ids of a text, up to the context length; those of frequent words are cached."""
         room = self.context_length - 2
-        if not (text.isascii() and text.isprintable()) or "&" in text:  # else there is nothing to repair
+        if not (text.isascii() and text.isprintable()) or "&" in text:  # other texts need no repair
             return self._encoded_word(basic_clean(text[:_MOST_CHARACTERS]).lower(), room)
         ids: list[int] = []
         for word in text.lower().split():
@@ -60,10 +66,10 @@ class CLIPTokenizer:
         return ids[:room]
 
     def _encoded_word(self, word: str, room: int) -> list[int]:
-        """The first ids of a word or text, as many as there is room for.
+        """The first ``room`` ids of a word or text.
 
-        Byte-pair encoding takes time in the square of a word's length. Of a long one the first part is enough where it
-        gives twice the ids: where it is cut changes the ids at that place alone.
+        Byte-pair encoding takes time quadratic in a word's length. The first part of a long word suffices once it
+        gives twice the ids, since the place of the cut only changes the ids next to it.
         """
         tokenizer, length = self.tokenizer, _LONG_WORD
         while True:
@@ -77,13 +83,19 @@ class CLIPTokenizer:
 
 
 def load_clip_tokenizer(clip: str) -> CLIPTokenizer:
-    """The tokenizer that goes with a CLIP.
+    """Load the tokenizer of a CLIP.
 
     Args:
-        clip: A name, a file, or a folder with ``clip.safetensors``, whose ``merges.txt.gz`` is used where it has one.
+        clip: One of ``CLIP_NAMES``, a weights file, or a folder with ``clip.safetensors`` and possibly
+            ``merges.txt.gz``.
 
     Raises:
-        ModelFileError: The CLIP is corrupt, or the merges do not make its vocabulary.
+        ModelFileError: The CLIP is corrupt, or the merges do not fit its vocabulary.
+
+    Example:
+        >>> from vlkd_pl.sample import CLIP_FOLDER
+        >>> load_clip_tokenizer(CLIP_FOLDER)(["a red fish"]).shape
+        torch.Size([1, 5])
     """
     path = weights_path(clip)
     if path is None:

@@ -1,4 +1,4 @@
-"""The CLIPs that OpenAI published, and the files that a CLIP is loaded from."""
+"""The CLIPs that OpenAI published, and the building of a CLIP from a weights file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vlkd_pl.weights.model_files import first_line
 from vlkd_pl.weights.reader import weight_shapes
 
 CLIP_NAMES = tuple(_URLS)
-"""Names of OpenAI's CLIPs; each is downloaded on first use and checked against the checksum in its address."""
+"""Names of OpenAI's CLIPs; each is downloaded on first use and verified by the checksum in its address."""
 
 _DEFAULT_IMAGE_SIZE = 224
 IMAGE_SIZES = dict.fromkeys(CLIP_NAMES, _DEFAULT_IMAGE_SIZE) | {
@@ -35,26 +35,26 @@ IMAGE_SIZES = dict.fromkeys(CLIP_NAMES, _DEFAULT_IMAGE_SIZE) | {
 WEIGHTS_FILE = "clip.safetensors"
 MERGES_FILE = "merges.txt.gz"
 
-OFFICIAL_CHECKSUMS = {url.rsplit("/", 1)[1]: url.split("/")[-2] for url in _URLS.values()}
+OPENAI_CHECKSUMS = {url.rsplit("/", 1)[1]: url.split("/")[-2] for url in _URLS.values()}
 CLIP_CLASS = {"activation": "quick_gelu", "head_width": "64"}
-"""Metadata of a file that ``save`` wrote: what the weights do not tell."""
+"""Metadata of a file that ``FrozenCLIP.save`` wrote: properties of the class that weights do not show."""
 _MOST_LAYERS = 200
 _MOST_POSITIONS = 4096
 _NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")
 
 
 def build_clip(weights: dict[str, Tensor], source: str = "weights") -> CLIP:
-    """Build a CLIP of the sizes that its weights tell, in float32.
+    """Build a CLIP in float32 with the sizes that its weights' shapes imply.
 
-    As ``clip.model.build_model``, without its conversion to half precision. Nothing is built before the shapes are
-    known to be those of a CLIP.
+    Like ``clip.model.build_model``, but without the conversion to half precision. The shapes are checked before any
+    memory is allocated.
 
     Args:
-        weights: The state dict.
-        source: Where it came from, for errors.
+        weights: State dict of the CLIP.
+        source: Origin of the weights, for error messages.
 
     Raises:
-        ModelFileError: The weights are not those of a CLIP.
+        ModelFileError: The weights do not belong to a CLIP of OpenAI's class.
     """
     weights = {name: value for name, value in weights.items() if name not in _NOT_WEIGHTS}
     shapes = {name: tuple(value.shape) for name, value in weights.items()}
@@ -90,10 +90,10 @@ def build_clip(weights: dict[str, Tensor], source: str = "weights") -> CLIP:
 
 
 def clip_sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """The arguments of ``clip.model.CLIP`` that give weights of these shapes.
+    """Derive the arguments of ``clip.model.CLIP`` from the shapes of its weights.
 
     Args:
-        shapes: The shape of each weight by its name in a state dict.
+        shapes: Shape of each weight, by its name in the state dict.
 
     Raises:
         KeyError: A weight that every CLIP has is missing.
@@ -128,10 +128,13 @@ def clip_sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
 
 
 def check_clip_class(path: Path) -> None:
-    """Check that a file is known to hold a CLIP of OpenAI's class, which equal shapes do not tell.
+    """Check that a file holds a CLIP of OpenAI's class, which shapes alone do not show.
+
+    Args:
+        path: Weights file without an expected checksum.
 
     Raises:
-        ModelFileError: It may be another trainer's.
+        ModelFileError: The file is neither OpenAI's nor written by ``FrozenCLIP.save``.
     """
     if path.name == WEIGHTS_FILE:  # written by ``save``, which marks files only since release 0.4.1
         return
@@ -141,20 +144,23 @@ def check_clip_class(path: Path) -> None:
         if metadata.items() >= CLIP_CLASS.items():
             return
     digest = file_sha256(path)
-    if digest not in OFFICIAL_CHECKSUMS.values():
+    if digest not in OPENAI_CHECKSUMS.values():
         raise ModelFileError(
-            f"{path} is not one of OpenAI's files, and its weights do not tell what they are computed with: OpenAI's "
-            "class has QuickGELU and heads of width 64, other trainers often GELU or other heads, which are not "
-            f"supported. If you know that it has QuickGELU and heads of width 64, pass --model.clip_sha256 {digest}"
+            f"{path} is not one of OpenAI's files, and its weights do not show its activation and heads: OpenAI's "
+            "class has QuickGELU and heads of width 64; the GELU or the other heads of many CLIPs are not supported. "
+            f"If this CLIP has QuickGELU and heads of width 64, pass --model.clip_sha256 {digest}"
         )
 
 
 def download_clip(name: str, download_root: str | None) -> Path:
-    """Download one of OpenAI's CLIPs, unless it is in the folder already.
+    """Download one of OpenAI's CLIPs, unless the folder holds it already.
 
     Args:
         name: One of ``CLIP_NAMES``.
         download_root: Folder of the file; ``~/.cache/clip`` by default.
+
+    Returns:
+        Path of the file.
 
     Raises:
         FileNotFoundError: The file is missing, and the server cannot be reached.
@@ -173,13 +179,17 @@ def download_clip(name: str, download_root: str | None) -> Path:
 
 
 def clip_image_size(clip: str) -> int:
-    """The image size in pixels that a CLIP takes.
+    """The width and height of a CLIP's images in pixels.
 
     Args:
-        clip: A name, a file called as OpenAI calls it, or a folder with ``clip.safetensors``.
+        clip: One of ``CLIP_NAMES``, a file with one of OpenAI's names, or a folder with ``clip.safetensors``.
 
     Raises:
-        MisconfigurationException: It is another file: its size is not known from its name.
+        MisconfigurationException: The file has another name, which does not show the image size.
+
+    Example:
+        >>> clip_image_size("RN50x16")
+        384
     """
     path = weights_path(clip)
     if path is not None and path.name == WEIGHTS_FILE:
@@ -194,12 +204,12 @@ def clip_image_size(clip: str) -> int:
         if clip == name or Path(clip).name == f"{name.replace('/', '-').replace('@', '-')}.pt":
             return size
     raise MisconfigurationException(
-        f"the image size of the CLIP {clip} cannot be told from its name: give --data.image_size"
+        f"the name of the CLIP {clip} does not show its image size: give --data.image_size"
     )
 
 
 def weights_path(clip: str) -> Path | None:
-    """The file of a CLIP's weights, None where it is a name or missing."""
+    """The weights file of a CLIP; None if ``clip`` is one of ``CLIP_NAMES`` or the file is missing."""
     path = Path(clip)
     if path.is_dir() or (path / WEIGHTS_FILE).exists():
         path = path / WEIGHTS_FILE

@@ -1,1 +1,1 @@
-"""Reading the files of a model without executing anything in them."""
+"""Reading of model files without executing anything in them."""

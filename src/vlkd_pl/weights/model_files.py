@@ -1,4 +1,4 @@
-"""The folders and small files of a model: found at once or refused in one line, whatever they hold."""
+"""Model folders and their small files, each checked and refused with a one-line error."""
 
 from __future__ import annotations
 
@@ -28,19 +28,24 @@ _NUM_SPECIAL_TOKENS = 2
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or the name of its class where the message is empty."""
+    """The first line of an error's message, or the name of its class if the message is empty.
+
+    Example:
+        >>> first_line(OSError("no space left\\non the device")), first_line(KeyboardInterrupt())
+        ('no space left', 'KeyboardInterrupt')
+    """
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def check_model_file(path: Path) -> None:
-    """Check that a file of a model is a regular file with content of its own.
+    """Check that a model's file is a regular file and neither empty nor a git-lfs pointer.
 
     Args:
         path: The file.
 
     Raises:
-        FileNotFoundError: It does not exist.
-        ModelFileError: It is a folder, a device, empty, unreadable, or a git-lfs pointer.
+        FileNotFoundError: The file does not exist.
+        ModelFileError: The path is a folder or a device, or the file is empty, unreadable or a git-lfs pointer.
     """
     try:
         if not path.is_file():
@@ -60,18 +65,18 @@ def check_model_file(path: Path) -> None:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Read the JSON object in a ``config.json`` or an index of a model.
+    """Read the JSON object in a model's ``config.json`` or weights index.
 
     Args:
         path: The file.
 
     Raises:
-        ModelFileError: It is missing, or not a JSON object.
+        ModelFileError: The file is missing or holds no JSON object.
     """
     try:
         check_model_file(path)
     except FileNotFoundError as error:
-        raise ModelFileError(f"{path} is missing: the folder is not a model's, or was not copied completely") from error
+        raise ModelFileError(f"{path} is missing: the folder holds no model, or was copied in part") from error
     if path.stat().st_size > _MOST_JSON_BYTES:
         raise ModelFileError(f"{path} is larger than {_MOST_JSON_BYTES >> 20} MiB: it is not a model's configuration")
     try:
@@ -84,16 +89,16 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def read_merges(path: Path) -> bytes:
-    """Read a gzip file of byte-pair merges.
+    """Read and check a gzip file of byte-pair merges.
 
     Args:
         path: The file.
 
     Returns:
-        The file as it is.
+        Content of the gzip file, still compressed.
 
     Raises:
-        ModelFileError: It is not a gzip file of merges, or a larger one than any tokenizer's.
+        ModelFileError: The file is not a gzip file of merges, or is too large for a tokenizer.
     """
     check_model_file(path)
     if path.stat().st_size > _MOST_MERGES_BYTES:
@@ -104,14 +109,21 @@ def read_merges(path: Path) -> bytes:
 
 
 def merges_vocab_size(merges: bytes, name: str = "merges") -> int:
-    """The size of the vocabulary that byte-pair merges make with OpenAI's tokenizer.
+    """Count the tokens that byte-pair merges give in OpenAI's tokenizer.
 
     Args:
-        merges: A gzip file of merges: a line of comment, then two symbols in each line.
-        name: What the file is called in errors.
+        merges: Content of a gzip file of merges: a comment line, then two symbols in each line.
+        name: Name of the file in error messages.
+
+    Returns:
+        Size of the vocabulary, with byte tokens and special tokens.
 
     Raises:
-        ModelFileError: It is not such a file, or unpacks to more than any tokenizer's does.
+        ModelFileError: The content is not such a file, or unpacks to more than a tokenizer needs.
+
+    Example:
+        >>> merges_vocab_size(gzip.compress(b"#version: 0.2\\nf i\\ns h"))
+        516
     """
     try:
         with gzip.open(io.BytesIO(merges)) as file:
@@ -131,39 +143,42 @@ def merges_vocab_size(merges: bytes, name: str = "merges") -> int:
 
 
 def check_merges(path: Path, vocab_size: int, merges: bytes | None) -> None:
-    """Check that merges make as many tokens as a CLIP embeds.
+    """Check that merges give as many tokens as a CLIP embeds.
 
     Args:
-        path: The CLIP's file, for the error.
-        vocab_size: Tokens that the CLIP embeds.
-        merges: Its own merges; None for OpenAI's.
+        path: File of the CLIP's weights, for the error message.
+        vocab_size: Number of tokens that the CLIP embeds.
+        merges: Content of the CLIP's ``merges.txt.gz``; None for OpenAI's vocabulary.
 
     Raises:
-        ModelFileError: They do not.
+        ModelFileError: The numbers differ.
     """
-    made = _OPENAI_VOCAB_SIZE if merges is None else merges_vocab_size(merges, f"the merges of {path}")
-    if made != vocab_size:
-        source = "its own merges.txt.gz makes" if merges is not None else "it has no merges.txt.gz, and OpenAI's makes"
+    num_tokens = _OPENAI_VOCAB_SIZE if merges is None else merges_vocab_size(merges, f"the merges of {path}")
+    if num_tokens != vocab_size:
+        source = "its merges.txt.gz gives" if merges is not None else "it has no merges.txt.gz, and OpenAI's gives"
         raise ModelFileError(
-            f"the CLIP {path} embeds {vocab_size} tokens, but {source} {made}: give a folder with clip.safetensors and "
-            "the merges.txt.gz that it was trained with"
+            f"the CLIP {path} embeds {vocab_size} tokens, but {source} {num_tokens}: give a folder with "
+            "clip.safetensors and the merges.txt.gz that it was trained with"
         )
 
 
 def model_folder(name: str, what: str, files: Sequence[str] | None = None, **options: Any) -> Path:
-    """The folder of a model on this machine, downloaded from the Hugging Face hub where it is not one yet.
+    """Find a model's local folder, or download it from the Hugging Face hub.
 
     Args:
-        name: A folder, or ``owner/name`` on the hub.
-        what: What it is to hold, for errors.
-        files: Patterns of the files that are downloaded; all by default. Those of ``.bin`` files are left out where
-            there are weights in safetensors.
-        **options: ``revision``, ``cache_dir``, ``force_download``, ``local_files_only`` and ``token`` of
-            ``snapshot_download``.
+        name: Path of a folder, or ``owner/name`` on the hub.
+        what: Kind of model, for error messages: ``BART``.
+        files: Glob patterns of the files to download; all by default. ``.bin`` files are left out if the model has
+            weights in safetensors.
+        **options: ``revision``, ``cache_dir``, ``force_download``, ``local_files_only`` and ``token``, as for
+            ``huggingface_hub.snapshot_download``.
+
+    Returns:
+        Path of the local folder.
 
     Raises:
-        FileNotFoundError: There is no such folder, and no such name on the hub, or the hub cannot be reached.
-        ModelFileError: It is a file.
+        FileNotFoundError: Neither the folder nor the name on the hub exists, or the hub cannot be reached.
+        ModelFileError: The path is a file.
     """
     path = Path(name)
     if path.is_dir():
@@ -175,14 +190,14 @@ def model_folder(name: str, what: str, files: Sequence[str] | None = None, **opt
         raise FileNotFoundError(f"{what} cannot be loaded from {name}: addresses are not read; {remedy}")
     if not _HUB_NAME.fullmatch(name):
         raise FileNotFoundError(f"{what} cannot be loaded from {name}: there is no such folder; {remedy}")
-    # where its first part is a folder here, a name is a mistyped path rather than one on the hub
+    # a name whose first part is a local folder is a mistyped path rather than a name on the hub
     local_only = options.pop("local_files_only", False) or path.parent.is_dir()
-    reason = f"is not asked, since {path.parent} is a folder here" if path.parent.is_dir() else "is not to be asked"
+    reason = f"is not used, since {path.parent} is a local folder" if path.parent.is_dir() else "is not to be used"
     options = {key: value for key, value in options.items() if value is not None}
     if not local_only:
         try:
-            asked = {key: options[key] for key in ("revision", "token") if key in options}
-            info = HfApi().model_info(name, timeout=_HUB_SECONDS, **asked)
+            query = {key: options[key] for key in ("revision", "token") if key in options}
+            info = HfApi().model_info(name, timeout=_HUB_SECONDS, **query)
             names = [sibling.rfilename for sibling in info.siblings or []]
             return Path(snapshot_download(name, allow_patterns=_patterns(files, names), **options))
         except (RepositoryNotFoundError, GatedRepoError) as error:
@@ -190,7 +205,7 @@ def model_folder(name: str, what: str, files: Sequence[str] | None = None, **opt
                 f"{what} cannot be loaded from {name}: there is no such folder, and none on the Hugging Face hub that "
                 f"you may read; {remedy}"
             ) from error
-        except Exception as error:  # of many classes, by the hub's client and its version: a cached copy may do
+        except Exception as error:  # the classes depend on the client's version; a cached copy may suffice
             reason = f"does not answer ({first_line(error)})"
     try:
         return Path(snapshot_download(name, local_files_only=True, **options))
@@ -201,7 +216,7 @@ def model_folder(name: str, what: str, files: Sequence[str] | None = None, **opt
 
 
 def _patterns(files: Sequence[str] | None, names: Sequence[str]) -> list[str] | None:
-    """What to download: of weights in two formats, safetensors alone."""
+    """Leave ``.bin`` files out of the patterns if the model has weights in safetensors."""
     if files is None:
         return None
     has_safetensors = "model.safetensors" in names or "model.safetensors.index.json" in names

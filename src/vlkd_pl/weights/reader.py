@@ -1,8 +1,8 @@
-"""Tensors out of weights files, of which nothing is ever executed.
+"""Reading of tensors from weights files without executing anything in them.
 
 ``torch.jit.load`` runs an archive's ``__setstate__``, and a pickle may name any function. Here the pickles in PyTorch's
-files are interpreted by hand: a name is never looked up, an object becomes ``StoredObject``, and a tensor a
-``StoredTensor``, whose place in the file is checked before it is read.
+files are interpreted without looking up any name: an object becomes a ``StoredObject``, and a tensor a
+``StoredTensor``, whose position in the file is checked before it is read.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from vlkd_pl.weights.unpickler import MAX_DEPTH, MAX_NAME, Storage, StoredObject
 _MOST_PICKLE_BYTES = 64 << 20
 _MOST_TENSORS = 100_000
 _GROWTH = 4
-"""Times the file's size that its tensors may take: compressed or shared ones can take more than the file."""
+"""Maximum of the tensors' bytes as a multiple of the file's: compressed or shared ones may take more than the file."""
 _SLACK = 1 << 20
 
 _ZIP = b"PK\x03\x04"
@@ -39,13 +39,21 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """Read the weights in a file of safetensors or of PyTorch.
 
     Args:
-        path: A file in safetensors' format; a state dict that ``torch.save`` wrote, also as ``state_dict``,
-            ``model_state_dict`` or ``model`` of a checkpoint, also of a model wrapped for several GPUs; or a
+        path: A safetensors file; a file of ``torch.save`` with a state dict, possibly as ``state_dict``,
+            ``model_state_dict`` or ``model`` of a checkpoint, possibly of a model wrapped for several GPUs; or a
             TorchScript archive.
 
+    Returns:
+        Tensors by their names in the state dict.
+
     Raises:
-        FileNotFoundError: There is no such file.
-        ModelFileError: It is corrupt, or holds no state dict.
+        FileNotFoundError: The file does not exist.
+        ModelFileError: The file is corrupt, or holds no state dict.
+
+    Example:
+        >>> from vlkd_pl.sample import CLIP_FOLDER
+        >>> read_weights(Path(CLIP_FOLDER, "clip.safetensors"))["text_projection"].shape
+        torch.Size([128, 128])
     """
     check_model_file(path)
     if _is_safetensors(path):
@@ -57,11 +65,22 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def weight_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """The shape of each weight that ``read_weights`` reads, of which the file's header alone is read.
+    """Read the shapes of a file's weights from its header alone.
+
+    Args:
+        path: A file as for ``read_weights``.
+
+    Returns:
+        Shapes by the names of the weights.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ModelFileError: It is corrupt, or holds no state dict.
+        FileNotFoundError: The file does not exist.
+        ModelFileError: The file is corrupt, or holds no state dict.
+
+    Example:
+        >>> from vlkd_pl.sample import CLIP_FOLDER
+        >>> weight_shapes(Path(CLIP_FOLDER, "clip.safetensors"))["text_projection"]
+        (128, 128)
     """
     check_model_file(path)
     if not _is_safetensors(path):
@@ -75,14 +94,14 @@ def weight_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def read_tensors(tensors: Mapping[str, StoredTensor], path: Path) -> dict[str, Tensor]:
-    """Read tensors of ``read_pickle``.
+    """Read stored tensors into memory.
 
     Args:
-        tensors: Some of the file's, by their names.
-        path: The file.
+        tensors: Stored tensors of ``read_pickle``, by their names.
+        path: The file that they are stored in.
 
     Raises:
-        ModelFileError: They lie outside of the file, or take far more memory than it has bytes.
+        ModelFileError: A tensor lies outside the file, or all take far more memory than the file's size.
     """
     room = _GROWTH * path.stat().st_size + _SLACK
     num_bytes = sum(torch.Size(stored.shape).numel() * stored.storage.dtype.itemsize for stored in tensors.values())
@@ -91,23 +110,23 @@ def read_tensors(tensors: Mapping[str, StoredTensor], path: Path) -> dict[str, T
         raise ModelFileError(f"{path} is corrupt: its tensors take more than {_GROWTH} times the file's size")
     try:
         return {name: stored.read() for name, stored in tensors.items()}
-    except Exception as error:  # zipfile and torch have errors of many classes: each means that the file is corrupt
+    except Exception as error:  # zipfile and torch raise many classes; each means that the file is corrupt
         raise _corrupt(path, error) from error
 
 
 def read_pickle(path: Path) -> Any:
-    """What a file of ``torch.save`` or ``torch.jit.save`` holds, without running anything of it.
+    """Read a file of ``torch.save`` or ``torch.jit.save`` without executing anything in it.
 
     Args:
         path: The file.
 
     Returns:
-        Its dicts with strings as keys, lists, tuples and plain values; ``StoredTensor`` for a tensor; and
-        ``StoredObject`` for any other object. Of a TorchScript archive, the state dict.
+        The stored dicts with string keys, lists, tuples and plain values, with a ``StoredTensor`` for each tensor and
+        a ``StoredObject`` for any other object; the state dict of a TorchScript archive.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ModelFileError: It is none, or corrupt.
+        FileNotFoundError: The file does not exist.
+        ModelFileError: The file is corrupt, or not of this format.
     """
     check_model_file(path)
     try:
@@ -119,7 +138,7 @@ def read_pickle(path: Path) -> Any:
             return _read_legacy(path)
     except ModelFileError:
         raise
-    except Exception as error:  # pickletools, zipfile and the checks have many: each means that the file is corrupt
+    except Exception as error:  # pickletools and zipfile raise many classes; each means that the file is corrupt
         raise _corrupt(path, error) from error
     raise ModelFileError(
         f"{path} is not a file of weights: give one of safetensors, of torch.save, or a TorchScript archive"
@@ -136,7 +155,7 @@ def _corrupt(path: Path, error: Exception) -> ModelFileError:
 
 
 def _unwrapped(content: Any, path: Path) -> dict[str, Any]:
-    """The state dict in what a file holds, without what trainers put around it."""
+    """Extract the state dict from a file's content, which may be a trainer's checkpoint."""
     for key in ("state_dict", "model_state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
@@ -151,7 +170,7 @@ def _unwrapped(content: Any, path: Path) -> dict[str, Any]:
 
 
 def _without_prefix(tensors: dict[str, Any]) -> dict[str, Any]:
-    """Names as they are in a model that is not wrapped for several GPUs."""
+    """Remove the prefix ``module.`` of a model that was wrapped for several GPUs."""
     if all(name.startswith("module.") for name in tensors):
         return {name.removeprefix("module."): value for name, value in tensors.items()}
     return tensors
@@ -161,7 +180,7 @@ def _without_prefix(tensors: dict[str, Any]) -> dict[str, Any]:
 
 
 class _ZipSource:
-    """The members of an archive, each with as many bytes as its directory tells."""
+    """The members of a zip archive, whose sizes are checked against its directory."""
 
     def __init__(self, path: Path) -> None:
         self.archive = zipfile.ZipFile(path)
@@ -187,7 +206,7 @@ class _ZipSource:
 
 
 class _LegacySource:
-    """The storages behind the pickles of a file from before PyTorch 1.6."""
+    """The storages that follow the pickles in a file from before PyTorch 1.6."""
 
     def __init__(self, content: mmap.mmap) -> None:
         self.content = content
@@ -229,7 +248,7 @@ def _read_legacy(path: Path) -> Any:
     for key in keys:
         source.places[key] = place + 8
         if int.from_bytes(content[place : place + 8], "little") != storages[key].numel:
-            raise ValueError(f"tensor {key} has another size than the pickle tells")
+            raise ValueError(f"tensor {key} has another size than its pickle states")
         place += 8 + storages[key].num_bytes
     return root
 
@@ -238,7 +257,7 @@ def _read_legacy(path: Path) -> Any:
 
 
 def _script_modules(source: _ZipSource) -> dict[str, set[str]]:
-    """The names of the parameters and buffers of each class of an archive, which its code lists."""
+    """The names of the parameters and buffers of each class, read from the archive's code."""
     modules = {}
     start = f"{source.root}/code/"
     room = _MOST_PICKLE_BYTES
@@ -253,7 +272,7 @@ def _script_modules(source: _ZipSource) -> dict[str, set[str]]:
 
 
 def _script_state_dict(root: Any, modules: Mapping[str, set[str]]) -> dict[str, StoredTensor]:
-    """What ``torch.jit.load(…).state_dict()`` gives, of an archive's unpickled object."""
+    """The state dict of an archive's root module, equal to ``torch.jit.load(…).state_dict()``."""
     if not isinstance(root, StoredObject) or root.name not in modules:
         raise ValueError("it is a TorchScript archive without a module")
     tensors: dict[str, StoredTensor] = {}
@@ -262,7 +281,7 @@ def _script_state_dict(root: Any, modules: Mapping[str, set[str]]) -> dict[str, 
     while pending:
         prefix, module = pending.pop()
         if not isinstance(module.state, dict):
-            raise ValueError(f"{module.name} can only be restored by running its own code, which is never done")
+            raise ValueError(f"{module.name} can only be restored by running its code, which is never done")
         room -= len(module.state)
         if room < 0 or len(prefix) > MAX_NAME or prefix.count(".") > MAX_DEPTH:
             raise ValueError("it has more modules than a model has")
@@ -272,6 +291,3 @@ def _script_state_dict(root: Any, modules: Mapping[str, set[str]]) -> dict[str, 
             elif isinstance(value, StoredObject) and value.name in modules:
                 pending.append((f"{prefix}{name}.", value))
     return tensors
-
-
-# Pickles

@@ -1,4 +1,4 @@
-"""Interprets the pickles of PyTorch's files without executing anything in them."""
+"""Interpretation of the pickles in PyTorch's files without executing anything in them."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ _CONSTANTS = {
 
 
 class Source(Protocol):
-    """A file that storages are read from."""
+    """File that storages are read from."""
 
     def read(self, key: str, num_bytes: int) -> bytes:
-        """A storage's bytes."""
+        """Read the bytes of a storage."""
         ...
 
 
 class Storage:
-    """The memory of one or several tensors in a file, read when it is first asked for."""
+    """Memory of one or more tensors in a file, read on first use."""
 
     def __init__(self, dtype: torch.dtype, key: str, numel: int, source: Source) -> None:
         self.dtype = dtype
@@ -56,25 +56,25 @@ class Storage:
 
     @property
     def num_bytes(self) -> int:
-        """The bytes that it takes in its file."""
+        """Size in the file, in bytes."""
         return self.numel * self.dtype.itemsize
 
     @cached_property
     def content(self) -> Tensor:
-        """All its elements, (numel,)."""
+        """All elements (numel,)."""
         if not self.numel:
             return torch.empty(0, dtype=self.dtype)
         return torch.frombuffer(bytearray(self.source.read(self.key, self.num_bytes)), dtype=self.dtype)
 
 
 class StoredTensor(NamedTuple):
-    """A tensor in a file, still to be read.
+    """Tensor in a file that has not been read yet.
 
     Attributes:
-        storage: The memory that it is a view of.
-        offset: Elements of it before its first.
-        shape: Its shape.
-        stride: Elements of the storage from one of its elements to the next, for each dimension.
+        storage: Storage that the tensor is a view of.
+        offset: Index of the tensor's first element in the storage.
+        shape: Shape of the tensor.
+        stride: Step in the storage between neighbours, for each dimension.
     """
 
     storage: Storage
@@ -83,16 +83,16 @@ class StoredTensor(NamedTuple):
     stride: tuple[int, ...]
 
     def read(self) -> Tensor:
-        """The tensor."""
+        """Read the tensor into memory."""
         return self.storage.content.as_strided(self.shape, self.stride, self.offset)
 
 
 class StoredObject:
-    """An object of any other class, with its state where it has one; nothing of the class is known or run.
+    """Placeholder for a pickled object of any other class, which is neither imported nor run.
 
     Attributes:
-        name: What its file calls the class or function that would make it.
-        state: What it would be set to, None without.
+        name: Name of the class or function in the pickle.
+        state: Pickled state of the object; None without a state.
     """
 
     def __init__(self, name: str) -> None:
@@ -101,21 +101,24 @@ class StoredObject:
 
 
 class _Name(str):
-    """Of a class or function that a pickle refers to: never imported."""
+    """Name of a class or function that a pickle refers to; it is never imported."""
 
     __slots__ = ()
 
 
 def unpickled(file: Any, source: Source, storages: dict[str, Storage] | None = None) -> Any:
-    """Interpret a pickle from a file's position on, and leaves the file behind it.
+    """Interpret the pickle at a file's position, and leave the position at its end.
 
     Args:
-        file: A file in memory; no opcode of a pickle reads more than there is.
-        source: What tensors will be read from.
-        storages: Gets the storages that the pickle refers to, by their keys.
+        file: File in memory, so that no opcode can read past its end.
+        source: File that the tensors will be read from.
+        storages: Dict that receives the storages of the pickle, by their keys.
+
+    Returns:
+        The unpickled value, with ``StoredTensor`` and ``StoredObject`` in it.
 
     Raises:
-        Exception: Of whatever class: it is not a pickle, or has an opcode that no file of weights has.
+        Exception: An exception of any class: the file is not a pickle, or has an opcode that weights do not need.
     """
     storages = {} if storages is None else storages
     stack: list[Any] = []
@@ -124,7 +127,7 @@ def unpickled(file: Any, source: Source, storages: dict[str, Storage] | None = N
     argument: Any
 
     def popped() -> list[Any]:
-        """The items above the last mark."""
+        """Pop the items above the last mark."""
         place = marks.pop()
         items = stack[place:]
         del stack[place:]
@@ -161,7 +164,7 @@ def unpickled(file: Any, source: Source, storages: dict[str, Storage] | None = N
         elif name in ("SETITEM", "SETITEMS"):
             items = [stack.pop(-2), stack.pop()] if name == "SETITEM" else popped()
             if isinstance(stack[-1], dict):
-                # strings alone: of numbers and tuples some could be found whose hashes take for ever
+                # string keys only, since the hashes of numbers and tuples can be made to collide
                 pairs = zip(items[::2], items[1::2], strict=True)
                 stack[-1].update((key, value) for key, value in pairs if isinstance(key, str))
         elif name == "GLOBAL":
@@ -184,7 +187,7 @@ def unpickled(file: Any, source: Source, storages: dict[str, Storage] | None = N
 
 
 def _made(name: Any, arguments: Any) -> Any:
-    """What a pickle would make by a call: tensors and dicts, and anything else without being called."""
+    """Replace a call in the pickle by a tensor, a dict or a placeholder."""
     if not isinstance(name, _Name):
         raise ValueError("its pickle calls something without a name")
     if name == "collections.OrderedDict" and arguments == ():
@@ -197,10 +200,7 @@ def _made(name: Any, arguments: Any) -> Any:
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, stride: Any) -> StoredTensor:
-    """A tensor, when it lies within its storage.
-
-    One that repeats elements would take more memory than the file has bytes, and weights never do.
-    """
+    """Check that a tensor lies within its storage and repeats no elements, which would multiply the file's size."""
     sizes = [offset, *shape, *stride]
     if not isinstance(storage, Storage) or not all(type(size) is int and 0 <= size < 1 << 62 for size in sizes):
         raise ValueError("a tensor has no valid storage, shape or stride")
