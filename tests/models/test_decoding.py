@@ -185,7 +185,7 @@ def test_whatever_is_written_is_read(model, tokens):
 
 def test_a_question_that_is_too_long_is_refused_and_a_passage_shortened(model, tokens):
     with pytest.raises(
-        ValueError, match=r"tokens before the masks are too many, .* fit beside 10 new ones: shorten 'why"
+        ValueError, match=r"tokens before the masks are too many, .* fit with 10 new ones: shorten 'why"
     ):
         answer(model, tokens[:1], ["why " * 70])
     positions = model.bart.config.max_position_embeddings

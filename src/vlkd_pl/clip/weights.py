@@ -203,9 +203,7 @@ def clip_image_size(clip: str) -> int:
     for name, size in IMAGE_SIZES.items():
         if clip == name or Path(clip).name == f"{name.replace('/', '-').replace('@', '-')}.pt":
             return size
-    raise MisconfigurationException(
-        f"the name of the CLIP {clip} does not show its image size: give --data.image_size"
-    )
+    raise MisconfigurationException(f"the name of the CLIP {clip} does not show its image size: give --data.image_size")
 
 
 def weights_path(clip: str) -> Path | None:

@@ -1,4 +1,4 @@
-"""The losses as pure functions."""
+"""Losses as pure functions on tensors."""
 
 from vlkd_pl.losses.distillation import (
     MAX_LOGIT_SCALE,

@@ -12,16 +12,21 @@ from vlkd_pl.losses.precision import at_least_float32
 def label_smoothed_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.1) -> Tensor:
     """Label-smoothed cross-entropy (Szegedy et al., 2016), as fairseq defines it.
 
-    The right token's share of the target is 1 - ε; each of the V - 1 others has ε / (V - 1). PyTorch gives the right
-    one ε / V too, so that its ε is V / (V - 1) times this one.
+    The target probability of the label is 1 - ε, and ε / (V - 1) for each of the V - 1 other tokens. PyTorch adds
+    ε / V to the label's probability as well, so that its ε is V / (V - 1) times this one.
 
     Args:
-        logits: (B, L, V) of the decoder.
-        labels: Token ids (B, L), -100 at padding.
+        logits: Logits (B, L, V) of the decoder.
+        labels: Token ids (B, L) int64, -100 at padding.
         smoothing: ε, in [0, 1).
 
     Returns:
-        Scalar in nats: the mean over all tokens, as a mean over ranks over those of all ranks.
+        Scalar in nats: the mean over all tokens; averaged over ranks, the mean over the tokens of all ranks.
+
+    Example:
+        >>> import torch
+        >>> label_smoothed_loss(torch.zeros(1, 2, 10), torch.tensor([[3, -100]]))  # ln 10
+        tensor(2.3026)
     """
     vocab_size, num_tokens = logits.shape[-1], (labels != -100).sum()
     loss = functional.cross_entropy(

@@ -1,4 +1,4 @@
-"""The precision that losses are computed in."""
+"""Precision of the losses."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from torch import Tensor
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
-    """A tensor in float32, or as it is where its precision is higher."""
+    """Convert a tensor to float32, unless its precision is higher."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

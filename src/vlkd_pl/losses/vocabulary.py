@@ -1,4 +1,4 @@
-"""The cross-entropy over a large vocabulary, of which only some tokens' logits are held at a time."""
+"""Cross-entropy over a large vocabulary in chunks, with the logits of a few tokens in memory at a time."""
 
 from __future__ import annotations
 
@@ -13,21 +13,24 @@ _LARGEST_SCALE = 2.0**10
 
 
 def chunked_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, chunk_size: int) -> Tensor:
-    """The sum of ``cross_entropy(hidden @ weight.T + bias, labels)``, equal to rounding.
+    """Compute the sum of ``cross_entropy(hidden @ weight.T + bias, labels)`` in chunks, to save memory.
 
-    The gradient is computed along with the loss, chunk by chunk, so that no logits are kept for the backward pass or
-    computed again in it; it can be taken once. Under autocast the matrix products are in its precision, and the
-    softmax, the loss, and the sums over chunks are in float32.
+    The gradient is computed together with the loss, chunk by chunk, so that the backward pass needs no logits; it can
+    run once. Under autocast, matrix products use its precision; softmax, loss and sums use float32.
 
     Args:
-        hidden: (N, D), of N tokens.
-        weight: (V, D), of the vocabulary.
-        bias: (V,); it gets no gradient.
-        labels: (N,) int64 token ids; none is ignored.
-        chunk_size: Tokens whose logits are held at a time.
+        hidden: Features (N, D) of N tokens.
+        weight: Output embeddings (V, D) of the vocabulary.
+        bias: Logit bias (V,); it gets no gradient.
+        labels: Token ids (N,) int64; none is ignored.
+        chunk_size: Number of tokens whose logits are in memory at a time, from 1.
 
     Returns:
-        Scalar in nats, float32 at least.
+        Scalar in nats, in at least float32.
+
+    Example:
+        >>> chunked_cross_entropy(torch.ones(3, 4), torch.zeros(10, 4), torch.zeros(10), torch.arange(3), chunk_size=2)
+        tensor(6.9078)
     """
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
@@ -54,13 +57,13 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         hidden_gradient, weight_gradient = torch.empty_like(hidden), torch.zeros_like(weight)
         for first in range(0, len(labels), chunk_size):
             tokens = slice(first, first + chunk_size)
-            cast_hidden, told = hidden[tokens].to(dtype), labels[tokens]
+            cast_hidden, chunk_labels = hidden[tokens].to(dtype), labels[tokens]
             log_probability = functional.linear(cast_hidden, cast_weight, cast_bias).to(precise).log_softmax(-1)
-            total += functional.nll_loss(log_probability, told, reduction="sum")
+            total += functional.nll_loss(log_probability, chunk_labels, reduction="sum")
             if not with_gradient:
                 continue
             gradient = log_probability.exp_()
-            gradient[torch.arange(len(told), device=told.device), told] -= 1
+            gradient[torch.arange(len(chunk_labels), device=labels.device), chunk_labels] -= 1
             cast_gradient = gradient.mul_(scale).to(dtype)
             hidden_gradient[tokens] = cast_gradient @ cast_weight
             if dtype == weight.dtype:
@@ -75,14 +78,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, loss_gradient: Tensor) -> tuple[Tensor | None, ...]:
         hidden_gradient, weight_gradient, scale = ctx.saved_tensors
         factor = loss_gradient / scale
-        # in place, since the weight's is as large as the weight; a second pass would fail, as autograd notices it
+        # in place, since the gradient is as large as the weight; autograd refuses a second backward pass
         return hidden_gradient.mul_(factor), weight_gradient.mul_(factor), None, None, None, None, None
 
 
 def _gradient_scale(hidden: Tensor, dtype: torch.dtype, chunk_size: int) -> Tensor:
-    """A power of two that keeps small probabilities in float16's range, or 1 for types of a wider one.
+    """Choose a power of two that keeps small probabilities within float16's range; 1 for types of wider range.
 
-    A chunk adds up to at most chunk_size times the largest of ``hidden``, which this keeps below float16's largest.
+    The sum over a chunk is at most ``chunk_size`` times the largest value of ``hidden``, which must not overflow.
     """
     one = torch.ones((), device=hidden.device)
     if dtype != torch.float16 or len(hidden) == 0:

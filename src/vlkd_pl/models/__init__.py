@@ -1,1 +1,1 @@
-"""The frozen CLIP, and the model that distillation makes of it and BART."""
+"""The distilled model of a frozen CLIP and a BART, its prompts and its decoding."""

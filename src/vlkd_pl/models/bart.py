@@ -1,4 +1,4 @@
-"""Loads a BART and its tokenizer, complete and fitting each other, and nothing else of their folder."""
+"""Loading of a BART and its tokenizer, with checks that they are complete and fit each other."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _SIZES = (
 )
 _PROBABILITIES = ("dropout", "attention_dropout", "activation_dropout", "encoder_layerdrop", "decoder_layerdrop")
 _IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
-# Of a config.json no more is used: other entries of it can make transformers load code or further files.
+# Only these entries of a config.json are used: others can make transformers load code or further files.
 _SETTINGS = (
     *(*_SIZES, *_IDS, "decoder_start_token_id", "forced_eos_token_id", "activation_function", "init_std"),
     *(*_PROBABILITIES, "classifier_dropout"),
@@ -47,14 +47,20 @@ def load_bart(bart: str) -> tuple[BartForConditionalGeneration, PreTrainedTokeni
     """Load a BART in float32 and in evaluation mode, and its tokenizer.
 
     Args:
-        bart: A folder with ``config.json``, weights and the tokenizer's files; or a Hugging Face name.
+        bart: Folder with ``config.json``, weights and the tokenizer's files; or a name on the Hugging Face hub.
 
     Returns:
-        The BART, with every weight from its files, and a tokenizer whose ids it embeds.
+        The BART, with every weight from its files, and its tokenizer.
 
     Raises:
-        FileNotFoundError: There is no such folder or name.
-        ModelFileError: It holds another model, or a file is missing, corrupt or of another BART.
+        FileNotFoundError: Neither the folder nor the name exists.
+        ModelFileError: The folder holds another model, or a file is missing, corrupt or of another BART.
+
+    Example:
+        >>> from vlkd_pl.sample import BART_FOLDER
+        >>> bart, tokenizer = load_bart(BART_FOLDER)
+        >>> bart.config.vocab_size == len(tokenizer)
+        True
     """
     folder = model_folder(bart, "BART", _DOWNLOADED)
     config = read_bart_config(folder)
@@ -67,11 +73,17 @@ def load_bart_tokenizer(bart: str) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a BART.
 
     Args:
-        bart: Hugging Face name; or a folder: a BART's, a model's that ``vlkd-pl fit`` wrote, or a tokenizer's alone.
+        bart: Name on the Hugging Face hub; or a folder of a BART, of a tokenizer alone, or of a model that
+            ``vlkd-pl fit`` wrote.
 
     Raises:
-        FileNotFoundError: There is no such folder or name.
-        ModelFileError: It holds no tokenizer of a BART.
+        FileNotFoundError: Neither the folder nor the name exists.
+        ModelFileError: The folder holds no tokenizer of a BART.
+
+    Example:
+        >>> from vlkd_pl.sample import BART_FOLDER
+        >>> load_bart_tokenizer(BART_FOLDER).tokenize("a red fish")
+        ['a', 'Ġred', 'Ġfish']
     """
     if (Path(bart) / "bart").is_dir():
         bart = str(Path(bart) / "bart")
@@ -80,13 +92,13 @@ def load_bart_tokenizer(bart: str) -> PreTrainedTokenizerBase:
 
 
 def read_bart_config(folder: Path) -> BartConfig:
-    """Read what a BART's ``config.json`` tells of its architecture.
+    """Read and check the architecture in a BART's ``config.json``.
 
     Args:
-        folder: The BART's.
+        folder: Folder of the BART.
 
     Raises:
-        ModelFileError: It is missing, corrupt, or another model's.
+        ModelFileError: The file is missing, corrupt, or belongs to another model.
     """
     path = folder / _CONFIG_FILE
     stored = read_config(path)
@@ -103,7 +115,7 @@ def read_bart_config(folder: Path) -> BartConfig:
             raise ModelFileError(f"{path}: {name} is {value!r}, not a number from 0 to below 1")
     try:
         config = BartConfig(**settings)
-    except Exception as error:  # transformers 5 checks types by classes of its own
+    except Exception as error:  # transformers 5 raises exceptions that it does not export
         raise ModelFileError(f"{path} cannot be used: {first_line(error)}") from error
     for name in (*_IDS, "decoder_start_token_id"):
         value = getattr(config, name)
@@ -125,7 +137,7 @@ def _load_tokenizer(folder: Path, config: BartConfig | None) -> PreTrainedTokeni
         tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
         ids = {name: getattr(tokenizer, name) for name in (*_IDS, "mask_token_id")}
         size = max(tokenizer.get_vocab().values()) + 1
-    except Exception as error:  # transformers and tokenizers have many classes: each means the same to the user
+    except Exception as error:  # transformers and tokenizers raise many classes; each means the same to the user
         raise ModelFileError(f"the tokenizer in {folder} cannot be loaded: {first_line(error)}") from error
     for name, value in ids.items():
         if type(value) is not int:
@@ -144,7 +156,7 @@ def _load_tokenizer(folder: Path, config: BartConfig | None) -> PreTrainedTokeni
 
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:
-    """The weights in a folder, whichever of their names and formats it has."""
+    """Read the weights in a folder, in safetensors or PyTorch's format, in one file or several."""
     for name in _WEIGHTS_FILES:
         if (folder / name).exists():
             return read_weights(folder / name)
@@ -157,18 +169,18 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
             weights: dict[str, Tensor] = {}
             for file in files:
                 if not (folder / file).exists():
-                    raise ModelFileError(f"{folder / file} is missing: the folder was not copied completely")
+                    raise ModelFileError(f"{folder / file} is missing: the folder was copied in part")
                 weights |= read_weights(folder / file)
             return weights
     raise ModelFileError(f"{folder} holds no weights: it needs {' or '.join(_WEIGHTS_FILES)}")
 
 
 def _build(folder: Path, config: BartConfig, weights: dict[str, Tensor]) -> BartForConditionalGeneration:
-    """A BART with these weights, if they are all of it; nothing large is built before their shapes are compared."""
+    """Build a BART from its weights; names and shapes are compared before memory is allocated."""
     try:
         with torch.device("meta"):
             model = BartForConditionalGeneration(config)
-    except Exception as error:  # of many classes, by the entry that is wrong
+    except Exception as error:  # the class depends on the entry that is wrong
         raise ModelFileError(f"{folder / _CONFIG_FILE} cannot be used: {first_line(error)}") from error
     expected = model.state_dict()
     weights = {
@@ -193,7 +205,7 @@ def _build(folder: Path, config: BartConfig, weights: dict[str, Tensor]) -> Bart
         if weights[name].shape != value.shape or not weights[name].is_floating_point():
             raise ModelFileError(
                 f"the weight {name} in {folder} has the shape {list(weights[name].shape)} and type "
-                f"{weights[name].dtype}, not {list(value.shape)} and floats as its {_CONFIG_FILE} tells"
+                f"{weights[name].dtype}, not {list(value.shape)} and floats as its {_CONFIG_FILE} states"
             )
     model.load_state_dict({name: weights[name].float() for name in expected}, assign=True)
     model.tie_weights()
@@ -201,7 +213,7 @@ def _build(folder: Path, config: BartConfig, weights: dict[str, Tensor]) -> Bart
 
 
 def _share_embeddings(folder: Path, config: BartConfig, weights: dict[str, Tensor]) -> None:
-    """Give the embeddings all their names, of which files hold one or several."""
+    """Add the shared embedding under all its names, of which a file may hold one or more."""
     shared = _EMBEDDINGS if config.tie_word_embeddings else _EMBEDDINGS[:-1]
     present = [name for name in shared if name in weights]
     for name in present:
@@ -212,16 +224,19 @@ def _share_embeddings(folder: Path, config: BartConfig, weights: dict[str, Tenso
 
 
 def differs_from(bart: str, model: BartForConditionalGeneration, tokenizer: PreTrainedTokenizerBase) -> str:
-    """What a BART has other than a loaded one: architecture or vocabulary; empty where its weights could be loaded.
+    """Describe how the architecture or vocabulary of a BART differs from a loaded one.
 
     Args:
-        bart: See ``load_bart``; its weights are not read.
-        model: The loaded one.
-        tokenizer: Its tokenizer.
+        bart: Folder, or name on the Hugging Face hub; its weights are not read.
+        model: BART that is loaded.
+        tokenizer: Tokenizer of ``model``.
+
+    Returns:
+        The first difference as text; empty if the weights of ``bart`` fit ``model``.
 
     Raises:
-        FileNotFoundError: There is no such folder or name.
-        ModelFileError: Its configuration or tokenizer is missing, corrupt, or another model's.
+        FileNotFoundError: Neither the folder nor the name exists.
+        ModelFileError: The configuration or tokenizer is missing, corrupt, or belongs to another model.
     """
     folder = model_folder(bart, "BART", (_CONFIG_FILE, *_TOKENIZER_FILES))
     config = read_bart_config(folder)
@@ -234,7 +249,7 @@ def differs_from(bart: str, model: BartForConditionalGeneration, tokenizer: PreT
 
 
 def clean_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """A copy of a tokenizer as it was loaded: each call leaves its padding and truncation in a fast one."""
+    """Copy a tokenizer without the padding and truncation that calls leave in a fast tokenizer."""
     clean = copy.deepcopy(tokenizer)
     if clean.is_fast:
         clean.backend_tokenizer.no_padding()

@@ -1,4 +1,4 @@
-"""Text from images: how prompts with masks are written out, and which of several candidates is taken."""
+"""Decoding of captions and answers from images, and the only home of its defaults."""
 
 from __future__ import annotations
 
@@ -26,23 +26,26 @@ from vlkd_pl.models.vlkd import VLKDModel
 
 @dataclass(frozen=True)
 class Decoding:
-    """How reconstructions are decoded.
+    """Decoding strategy of captions and answers.
 
     Args:
-        num_beams: Beams of the search; 1 is greedy.
-        max_new_tokens: Most tokens in place of the masks, with what follows them.
-        length_penalty: Exponent of the length that a beam's score is divided by.
-        reading: ``forced`` gives the decoder the words before the masks; with ``free`` it writes the whole prompt
-            itself, and what stands in place of the masks is found in what it wrote.
-        num_candidates: Texts for each prompt, the best first; equal ones are merged.
-        rerank: Whether the candidate nearest the image in the joint space is the best, as the distilled text encoder
-            judges it, or the one that the search found best.
-        sample: Whether candidates are sampled or the beams of one search.
-        temperature: Of the sampling.
-        top_p: The sampling draws from the likeliest tokens that have this probability together.
+        num_beams: Number of beams of the search, from 1; 1 is greedy search.
+        max_new_tokens: Maximum number of tokens in place of the masks and after them.
+        length_penalty: Exponent of the length that a beam's score is divided by; 0 compares whole probabilities.
+        reading: ``forced`` decoding starts from the words before the masks. In ``free`` decoding the model writes the
+            whole prompt, and the text in place of the masks is extracted from it.
+        num_candidates: Maximum number of texts for each prompt, from 1; equal texts are merged.
+        rerank: Whether to sort candidates by their cosine to the image in the joint space, instead of by probability.
+        sample: Whether to sample the candidates instead of searching with beams.
+        temperature: Temperature of the sampling, above 0.
+        top_p: Nucleus sampling: draw from the likeliest tokens with this total probability, in (0, 1].
 
     Raises:
-        ValueError: The search has fewer beams than candidates are asked for.
+        ValueError: There are more candidates than beams.
+
+    Example:
+        >>> Decoding(num_beams=4, num_candidates=4, rerank=True).max_new_tokens
+        32
     """
 
     num_beams: int = 1
@@ -63,10 +66,10 @@ class Decoding:
 
 
 CAPTION_DECODING = Decoding(num_beams=6)
-"""As the paper decodes captions (Table 11)."""
+"""The paper's decoding of captions (Table 11)."""
 
 ANSWER_DECODING = Decoding(max_new_tokens=10)
-"""As the paper decodes answers (Table 11): greedily."""
+"""The paper's decoding of answers (Table 11): greedy search."""
 
 
 @torch.no_grad()
@@ -77,22 +80,31 @@ def caption(
     decoding: Decoding = CAPTION_DECODING,
     scores: bool = False,
 ) -> list[list[Reconstruction]]:
-    """Caption with the prompt "A picture of <mask>×m." (Section 4.3.1).
+    """Caption images with the prompt "A picture of <mask>×m." (Section 4.3.1).
 
     Args:
-        model: The distilled model.
-        image_tokens: (B, 1 + N, d_1) of ``FrozenCLIP.encode_image``.
-        num_masks: m.
-        decoding: How.
-        scores: Whether the scores of the texts are wanted.
+        model: Distilled model.
+        image_tokens: Tokens (B, 1 + N, d_1) of ``FrozenCLIP.encode_image``.
+        num_masks: Number of masks m in the prompt, from 1.
+        decoding: Decoding strategy.
+        scores: Whether to compute the scores of the captions, by one more pass over the decoder.
 
     Returns:
-        For each image the candidates, the best first.
+        For each image its candidate captions, the best first.
+
+    Example:
+        >>> from vlkd_pl.sample import sample_model
+        >>> model = sample_model()
+        >>> image_tokens = model.clip.encode_image(torch.zeros(2, 3, 64, 64, dtype=torch.uint8))
+        >>> captions = caption(model, image_tokens, decoding=Decoding(max_new_tokens=4))
+        >>> [len(candidates) for candidates in captions]
+        [1, 1]
     """
-    found = reconstruct(model, image_tokens, [caption_prompt(num_masks)] * len(image_tokens), decoding, scores=scores)
+    prompts = [caption_prompt(num_masks)] * len(image_tokens)
+    captions = reconstruct(model, image_tokens, prompts, decoding, scores=scores)
     if not decoding.rerank:
-        return found
-    return nearest_first(model, image_tokens[:, 0], found, lambda index, text: text)
+        return captions
+    return nearest_first(model, image_tokens[:, 0], captions, lambda row, text: text)
 
 
 @torch.no_grad()
@@ -108,44 +120,47 @@ def answer(
     candidates: Sequence[str] | None = None,
     scores: bool = False,
 ) -> list[list[Reconstruction]]:
-    """Answer with the prompt "{question} Answer: <mask>." (Section 4.3.2).
+    """Answer questions with the prompt "{question} Answer: <mask>." (Section 4.3.2).
 
     Args:
-        model: The distilled model.
-        image_tokens: (N, 1 + P, d_1) of ``FrozenCLIP.encode_image``; None to answer from text alone.
+        model: Distilled model.
+        image_tokens: Tokens (N, 1 + P, d_1) of ``FrozenCLIP.encode_image``; None to answer from text alone.
         questions: B questions.
-        decoding: How.
-        num_masks: Masks in place of the answer.
-        image_index: The row in ``image_tokens`` of each question's image; by default the questions are in the order
-            of the images, one each.
-        passages: Text to stand before each question: with the model's own captions, *caption, then answer*. One that is
-            too long for BART loses its end.
-        candidates: The answers to choose from, ranked by their likelihood; by default any text is an answer.
-        scores: Whether the scores of the texts are wanted.
+        decoding: Decoding strategy.
+        num_masks: Number of masks in place of the answer, from 1.
+        image_index: Row of each question's image in ``image_tokens``; by default one question for each image, in order.
+        passages: Text before each question, such as a caption (caption-then-answer); the end of a passage that is too
+            long for BART is cut off.
+        candidates: Answers to choose from, which are ranked by likelihood; by default any text may be the answer.
+        scores: Whether to compute the scores of the answers, by one more pass over the decoder.
 
     Returns:
-        For each question the candidate answers, the best first.
+        For each question its candidate answers, the best first.
 
     Raises:
         ValueError: A question is too long for BART.
+
+    Example:
+        >>> from vlkd_pl.sample import sample_model
+        >>> model, decoding = sample_model(), Decoding(num_beams=2, num_candidates=2)
+        >>> ((best, second),) = answer(model, None, ["where is the fish?"], decoding, candidates=["pond", "yard"])
+        >>> best.score >= second.score
+        True
     """
     index = list(range(len(questions)) if image_index is None else image_index)
     prompts = [question_prompt(question, num_masks) for question in questions]
     if passages is not None:
-        fitting = (
-            _shortened(model, passage, prompt, decoding.max_new_tokens)
-            for passage, prompt in zip(passages, prompts, strict=True)
-        )
         prompts = [
-            question_prompt(*each) for each in zip(questions, [num_masks] * len(questions), fitting, strict=True)
+            question_prompt(question, num_masks, _shortened(model, passage, prompt, decoding.max_new_tokens))
+            for question, passage, prompt in zip(questions, passages, prompts, strict=True)
         ]
     if candidates is not None:
         ranked = rank(model, image_tokens, prompts, candidates, index)
         return [best[: decoding.num_candidates] for best in ranked]
-    found = reconstruct(model, image_tokens, prompts, decoding, index, scores)
+    answers = reconstruct(model, image_tokens, prompts, decoding, index, scores)
     if image_tokens is None or not decoding.rerank:
-        return found
-    return nearest_first(model, image_tokens[index, 0], found, lambda i, text: f"{questions[i]} {text}")
+        return answers
+    return nearest_first(model, image_tokens[index, 0], answers, lambda row, text: f"{questions[row]} {text}")
 
 
 @torch.no_grad()
@@ -157,26 +172,32 @@ def reconstruct(
     image_index: Sequence[int] | None = None,
     scores: bool = False,
 ) -> list[list[Reconstruction]]:
-    """Write out prompts, given images.
+    """Generate the texts in place of the prompts' masks.
 
-    Prompts are decoded together with those that have as many tokens before their masks, so that none is padded.
+    Prompts with equally many tokens before their masks are decoded together, so that none is padded.
 
     Args:
-        model: The distilled model.
-        image_tokens: (N, 1 + P, d_1) of ``FrozenCLIP.encode_image``; None for text alone.
+        model: Distilled model.
+        image_tokens: Tokens (N, 1 + P, d_1) of ``FrozenCLIP.encode_image``; None for text alone.
         prompts: B prompts.
-        decoding: How.
-        image_index: The row in ``image_tokens`` of each prompt's image; the order of the prompts by default.
-        scores: Whether the log-probabilities are computed, by one more pass over the decoder.
+        decoding: Decoding strategy.
+        image_index: Row of each prompt's image in ``image_tokens``; by default prompts are in the order of images.
+        scores: Whether to compute the log-probabilities, by one more pass over the decoder.
 
     Returns:
-        For each prompt the candidates, the best first, without those that off_prompt where some did not.
+        For each prompt its candidates, the best first; off-prompt ones only if there are no others.
 
     Raises:
         ValueError: A prompt is too long for BART.
+
+    Example:
+        >>> from vlkd_pl.sample import sample_model
+        >>> ((reconstruction,),) = reconstruct(sample_model(), None, [caption_prompt(2)], Decoding(max_new_tokens=4))
+        >>> reconstruction.num_tokens <= 4
+        True
     """
     forced = decoding.reading == "forced"
-    found: list[list[Reconstruction]] = [[] for _ in prompts]
+    results: list[list[Reconstruction]] = [[] for _ in prompts]
     for rows, prefix in grouped_prompts(model, prompts, decoding.max_new_tokens):
         condition, mask = condition_groups(model, image_tokens, prompts, rows, image_index)
         start = prefix if forced else prefix[:, :2]
@@ -194,35 +215,35 @@ def reconstruct(
         values = [0.0] * len(ids)
         if scores:
             labels = ids[:, 1:].masked_fill(ids[:, 1:] == model.tokenizer.pad_token_id, -100)
-            repeated, repeated_mask = (each.repeat_interleave(decoding.num_candidates, 0) for each in (condition, mask))
-            values = log_probability(model.decode(repeated, repeated_mask, labels), labels, start.shape[1] - 1)
+            repeated = [tensor.repeat_interleave(decoding.num_candidates, 0) for tensor in (condition, mask)]
+            values = log_probability(model.decode(*repeated, labels), labels, start.shape[1] - 1)
         texts = written_texts(model.tokenizer, ids[:, start.shape[1] :])
         lengths = (ids[:, start.shape[1] :] != model.tokenizer.pad_token_id).sum(1).tolist()
         for number, (text, value, length) in enumerate(zip(texts, values, lengths, strict=True)):
             row = rows[number // decoding.num_candidates]
             filled, off_prompt = prompts[row].read(text, forced)
-            if filled not in [other.text for other in found[row]]:
-                found[row].append(Reconstruction(filled, value, off_prompt, length))
-    found = [[each for each in texts if not each.off_prompt] or texts for texts in found]
+            if filled not in [other.text for other in results[row]]:
+                results[row].append(Reconstruction(filled, value, off_prompt, length))
+    results = [[text for text in candidates if not text.off_prompt] or candidates for candidates in results]
     if scores and decoding.sample:  # the search returns its beams in order
-        found = [sorted(texts, key=lambda candidate: -candidate.score) for texts in found]
-    return found
+        results = [sorted(candidates, key=lambda candidate: -candidate.score) for candidates in results]
+    return results
 
 
 def written_texts(tokenizer: PreTrainedTokenizerBase, ids: Tensor) -> list[str]:
-    """Texts of token ids as they were written, without special tokens.
+    """Decode token ids to texts without special tokens, keeping the spaces before punctuation.
 
     Args:
-        tokenizer: BART's.
+        tokenizer: Tokenizer of the BART.
         ids: Token ids (B, L).
     """
-    # some tokenizers' settings would take away the space before an apostrophe or a full stop
+    # the settings of some tokenizers would remove the space before an apostrophe or a full stop
     texts: list[str] = tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return texts
 
 
 def _shortened(model: VLKDModel, passage: str, prompt: Prompt, max_new_tokens: int) -> str:
-    """As much of a passage's beginning as fits before a prompt."""
+    """Truncate a passage to the beginning that fits before a prompt."""
     room = max(0, text_room(model, prompt, max_new_tokens) - longest_text(model, [f" {prompt.before}"]))
     while (length := longest_text(model, [passage])) > room:  # a word cut in two may take more tokens
         passage = passage[: len(passage) * room // length]

@@ -1,4 +1,4 @@
-"""Rows of a batch in groups of about the same length, so that less is computed at padding."""
+"""Length buckets: rows of a batch in groups of similar length, so that less is computed at padding."""
 
 from __future__ import annotations
 
@@ -12,26 +12,32 @@ from torch.nn import functional
 def in_length_groups(
     function: Callable[..., Tensor], inputs: Sequence[Tensor], masks: Sequence[Tensor], num_groups: int
 ) -> Tensor:
-    """Apply a function to each group of rows, cut to its own longest; for one that rows and padding do not change.
+    """Apply a function to groups of rows of similar length, each truncated to the longest row of its group.
 
-    There are as many groups whatever the lengths are, and of the same sizes to one row, so that the ranks of a sharded
-    model call the function equally often.
+    The function must treat rows independently and ignore padding. The number of groups does not depend on the lengths,
+    so that all ranks of a sharded model call the function equally often.
 
     Args:
-        function: Takes the inputs of some rows, and gives (rows, L, D) for the last one's length L.
-        inputs: Tensors (B, L_i, ...), padded on the right.
-        masks: Of each input, (B, L_i), true or 1 at real positions. The last one's lengths are what rows are sorted by.
-        num_groups: At most so many groups; 1 calls the function with the inputs as they are.
+        function: Function from the inputs of some rows to a tensor (rows, L, D), L being the last input's length.
+        inputs: Tensors (B, L_i, …), padded on the right.
+        masks: Mask (B, L_i) of each input, True or 1 at real positions. Rows are sorted by the last mask's lengths.
+        num_groups: Maximum number of groups, from 1; 1 calls the function once with the inputs unchanged.
 
     Returns:
-        (B, L, D) in the order of the inputs; what no row of a group reaches is 0.
+        Tensor (B, L, D) in the order of the inputs; 0 at positions beyond a group's longest row.
+
+    Example:
+        >>> mask = torch.tensor([[1, 1, 1], [1, 0, 0]])
+        >>> in_length_groups(lambda ids: ids.unsqueeze(-1), [mask * 7], [mask], num_groups=2).squeeze(-1)
+        tensor([[7, 7, 7],
+                [7, 0, 0]])
     """
     if num_groups == 1:
         return function(*inputs)
     lengths = torch.stack([mask.sum(1) for mask in masks])
     order = lengths[-1].argsort(stable=True)
     groups = order.tensor_split(min(num_groups, len(order)))
-    longest = torch.stack([lengths[:, rows].amax(1) for rows in groups]).tolist()  # the one wait for a GPU
+    longest = torch.stack([lengths[:, rows].amax(1) for rows in groups]).tolist()  # the only synchronisation with a GPU
     parts = []
     for rows, ends in zip(groups, longest, strict=True):
         part = function(*(value[rows, :end] for value, end in zip(inputs, ends, strict=True)))

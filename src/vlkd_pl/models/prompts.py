@@ -1,4 +1,4 @@
-"""Prompts with masks, and what a model put in their place (Section 4.3)."""
+"""Prompts with masks, and the text that a model wrote in place of the masks (Section 4.3)."""
 
 from __future__ import annotations
 
@@ -6,12 +6,19 @@ from typing import NamedTuple
 
 
 class Prompt(NamedTuple):
-    """A text with masks, which the model writes out in full with words in their place.
+    """Prompt with masks, which the model writes out in full with words in place of the masks.
 
     Attributes:
-        before: The words before the masks.
-        num_masks: m, the masks.
-        after: What follows them.
+        before: Words before the masks.
+        num_masks: Number of masks, m in Section 4.3.
+        after: Text after the masks.
+
+    Example:
+        >>> prompt = caption_prompt(num_masks=2)
+        >>> prompt.text("<mask>")
+        'A picture of <mask><mask>.'
+        >>> prompt.read("A picture of a red fish.", is_continuation=False)
+        ('a red fish', False)
     """
 
     before: str
@@ -19,27 +26,27 @@ class Prompt(NamedTuple):
     after: str = "."
 
     def text(self, mask_token: str) -> str:
-        """The prompt as BART's encoder reads it."""
+        """The prompt with a mask token for each mask, as BART's encoder reads it."""
         return f"{self.before} {mask_token * self.num_masks}{self.after}"
 
     def filled(self, text: str) -> str:
-        """The prompt with words in place of the masks, as the decoder is to write it out."""
+        """The prompt with a text in place of the masks, as the decoder should write it."""
         return f"{self.before} {text}{self.after}"
 
     def read(self, reconstruction: str, is_continuation: bool) -> tuple[str, bool]:
-        """Extract the text in place of the masks.
+        """Extract the text in place of the masks from a reconstruction.
 
-        It undoes ``filled`` for any text of one line: whatever full stops a text holds, ``after`` is removed once, and
-        only where the reconstruction ends in it. White space of any length is read as one space.
+        It inverts ``filled`` for any text of one line: ``after`` is removed once, at the end. White space of any
+        length counts as one space.
 
         Args:
-            reconstruction: What the model wrote, up to its end token.
-            is_continuation: Whether it wrote only what follows ``before``.
+            reconstruction: Text that the model wrote, up to its end token.
+            is_continuation: Whether the model wrote only what follows ``before``.
 
         Returns:
-            The text; and whether the model off_prompt from the prompt: it began in another way, put nothing in place of
-            the masks, or wrote the prompt's label again, the last word of ``before`` where that ends in a colon. A
-            reconstruction that began in another way is read from its last label, or else from its beginning.
+            The text; and whether the reconstruction is off-prompt: it begins in another way, has nothing in place of
+            the masks, or repeats the prompt's label, the last word of ``before`` if that ends in a colon. A
+            reconstruction that begins in another way is read from its last label on, or from its beginning.
         """
         expected, words, off_prompt = self.before.split(), reconstruction.split(), False
         label = expected[-1] if expected[-1].endswith(":") else None
@@ -55,15 +62,33 @@ class Prompt(NamedTuple):
 
 
 def caption_prompt(num_masks: int) -> Prompt:
-    """The paper's "A picture of <mask>×m." (Section 4.3.1)."""
+    """The paper's caption prompt "A picture of <mask>×m." (Section 4.3.1).
+
+    Args:
+        num_masks: Number of masks m, from 1.
+
+    Example:
+        >>> caption_prompt(6).before
+        'A picture of'
+    """
     return Prompt("A picture of", num_masks)
 
 
 def question_prompt(question: str, num_masks: int = 1, passage: str = "") -> Prompt:
-    """The paper's "{question} Answer: <mask>." (Section 4.3.2), after a passage where there is one."""
+    """The paper's question prompt "{question} Answer: <mask>." (Section 4.3.2).
+
+    Args:
+        question: Question, with its question mark.
+        num_masks: Number of masks in place of the answer, from 1.
+        passage: Text before the question; empty for none.
+
+    Example:
+        >>> question_prompt("what color is the fish?").text("<mask>")
+        'what color is the fish? Answer: <mask>.'
+    """
     return Prompt(f"{passage} {question.strip()} Answer:".lstrip(), num_masks)
 
 
 def caption_passage(caption: str) -> str:
-    """A caption as the passage before a question: *caption, then answer*."""
+    """Turn a caption into the passage before a question, for caption-then-answer."""
     return f"{caption}."

@@ -1,4 +1,4 @@
-"""Ranks given texts by their probability, and candidates by their nearness to an image."""
+"""Ranking of candidate texts by their probability, or by their similarity to an image."""
 
 from __future__ import annotations
 
@@ -32,22 +32,30 @@ def rank(
     candidates: Sequence[str],
     image_index: Sequence[int] | None = None,
 ) -> list[list[Reconstruction]]:
-    """Rank given texts by their likelihood in place of the masks.
+    """Rank candidate texts by their likelihood in place of the masks.
 
-    The decoder reads what stands before the masks once, and each candidate after it from there.
+    The decoder reads the words before the masks once, and each candidate from their cache on.
 
     Args:
-        model: The distilled model.
-        image_tokens: (N, 1 + P, d_1) of ``FrozenCLIP.encode_image``; None for text alone.
+        model: Distilled model.
+        image_tokens: Tokens (N, 1 + P, d_1) of ``FrozenCLIP.encode_image``; None for text alone.
         prompts: B prompts.
-        candidates: C texts, the same for each prompt.
-        image_index: The row in ``image_tokens`` of each prompt's image; the order of the prompts by default.
+        candidates: C candidate texts, the same for each prompt.
+        image_index: Row of each prompt's image in ``image_tokens``; by default prompts are in the order of images.
 
     Returns:
-        For each prompt all candidates with their log-probabilities, the likeliest first.
+        For each prompt, all candidates with their log-probabilities in nats, the likeliest first.
 
     Raises:
         ValueError: There is no candidate, or a prompt is too long for BART.
+
+    Example:
+        >>> from vlkd_pl.models.prompts import question_prompt
+        >>> from vlkd_pl.sample import sample_model
+        >>> prompts = [question_prompt("what color is the fish?")]
+        >>> (ranked,) = rank(sample_model(), None, prompts, ["red", "blue"])
+        >>> sorted(candidate.text for candidate in ranked)
+        ['blue', 'red']
     """
     if not candidates:
         raise ValueError("there are no candidates to rank: give one text at least")
@@ -70,32 +78,33 @@ def rank(
 def _continuation_log_probability(
     model: VLKDModel, condition: Tensor, mask: Tensor, start: Tensor, labels: Tensor
 ) -> list[float]:
-    """The log-probabilities of several continuations of each start; the decoder reads the start once.
+    """The log-probabilities of C continuations of each start, which the decoder reads once.
 
     Args:
-        model: The model.
-        condition: C (B, S, d_2).
-        mask: (B, S), 1 at real positions.
-        start: What the decoder is given (B, P).
-        labels: C continuations of each start (B · C, M), -100 at padding.
+        model: Distilled model.
+        condition: Condition (B, S, d_2) of Eq. (1).
+        mask: Mask (B, S) of the condition, 1 at real positions.
+        start: Token ids (B, P) that the decoder is forced to begin with.
+        labels: Token ids (B · C, M) of the continuations, -100 at padding.
     """
     decoder, repeats = model.bart.model.decoder, len(labels) // len(start)
     # transformers 5 renames the argument, and the output of the same name
     cache = "cache" if "cache" in inspect.signature(decoder.forward).parameters else "past_key_values"
-    seen = {"encoder_hidden_states": condition, "encoder_attention_mask": mask}
-    read = decoder(input_ids=start, use_cache=True, **seen)
-    told = decoder(
-        input_ids=labels[:, :-1].clamp(min=0),  # what stands at padding is seen by padding alone
+    attended = {"encoder_hidden_states": condition, "encoder_attention_mask": mask}
+    start_output = decoder(input_ids=start, use_cache=True, **attended)
+    output = decoder(
+        input_ids=labels[:, :-1].clamp(min=0),  # only padding attends to padding
         use_cache=True,
-        **{name: tensor.repeat_interleave(repeats, 0) for name, tensor in seen.items()},
-        **{cache: _repeated(read[cache], repeats)},
+        **{name: tensor.repeat_interleave(repeats, 0) for name, tensor in attended.items()},
+        **{cache: _repeated(start_output[cache], repeats)},
     )
-    hidden = torch.cat([read.last_hidden_state[:, -1:].repeat_interleave(repeats, 0), told.last_hidden_state], 1)
+    last = start_output.last_hidden_state[:, -1:].repeat_interleave(repeats, 0)
+    hidden = torch.cat([last, output.last_hidden_state], 1)
     return log_probability(model.vocabulary_logits(hidden), labels, 0)
 
 
 def _repeated(cache: Any, repeats: int) -> Any:
-    """The decoder's cache with each row ``repeats`` times."""
+    """Repeat each row of the decoder's cache ``repeats`` times."""
     if isinstance(cache, tuple):  # of transformers 4
         return tuple(tuple(part.repeat_interleave(repeats, 0) for part in layer) for layer in cache)
     cache.batch_repeat_interleave(repeats)
@@ -105,24 +114,27 @@ def _repeated(cache: Any, repeats: int) -> Any:
 def nearest_first(
     model: VLKDModel,
     image_embedding: Tensor,
-    found: Sequence[Sequence[Reconstruction]],
-    told: Callable[[int, str], str],
+    reconstructions: Sequence[Sequence[Reconstruction]],
+    to_text: Callable[[int, str], str],
 ) -> list[list[Reconstruction]]:
-    """Self-reranking: each image's candidates by their cosine to it in the joint space.
+    """Sort each image's candidates by their cosine to the image in the joint space (self-reranking).
 
     Args:
-        model: Its own distilled text encoder judges.
-        image_embedding: (B, d_1), l2-normalised.
-        found: The candidates.
-        told: What of a candidate is compared with the image, from its image's number and its text.
+        model: Distilled model, whose text encoder embeds the candidates.
+        image_embedding: Embeddings (B, d_1), l2-normalised.
+        reconstructions: Candidates of each of the B images.
+        to_text: Function from the image's index and a candidate's text to the text that is compared with the image.
+
+    Returns:
+        The candidates of each image with the cosine as their score, the nearest first.
     """
-    texts = [told(index, candidate.text) for index, candidates in enumerate(found) for candidate in candidates]
-    owners = [index for index, candidates in enumerate(found) for _ in candidates]
+    texts = [to_text(row, candidate.text) for row, candidates in enumerate(reconstructions) for candidate in candidates]
+    owners = [row for row, candidates in enumerate(reconstructions) for _ in candidates]
     cosine = (model.embed_texts(texts) * image_embedding[owners].float()).sum(-1).tolist()
     scored = iter(cosine)
     return [
         sorted(
             (candidate._replace(score=next(scored)) for candidate in candidates), key=lambda candidate: -candidate.score
         )
-        for candidates in found
+        for candidates in reconstructions
     ]

@@ -1,4 +1,4 @@
-"""Prompts with masks in batches, and what is written in place of the masks."""
+"""Batches of prompts with masks, and the texts in place of the masks."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ Item = TypeVar("Item")
 
 
 class Reconstruction(NamedTuple):
-    """What a model puts in place of a prompt's masks.
+    """Text that a model writes in place of a prompt's masks.
 
     Attributes:
-        text: The words, without special tokens.
-        score: With ``rerank`` the cosine to the image in the joint space, in [-1, 1]; else the log-probability of
-            the text and of what follows it, given all before; 0.0 where no scores were asked for.
-        off_prompt: Whether the model left the prompt, see ``Prompt.read``.
-        num_tokens: Tokens that the score is of, with those of what follows the text; 0 for a text that was given.
+        text: The text, without special tokens.
+        score: With ``rerank`` the cosine to the image in the joint space, in [-1, 1]; otherwise the log-probability in
+            nats of the text and its end, given all before; 0.0 without scores.
+        off_prompt: Whether the model deviated from the prompt; see ``Prompt.read``.
+        num_tokens: Number of tokens that the score covers; 0 for a candidate that was ranked.
     """
 
     text: str
@@ -34,14 +34,14 @@ class Reconstruction(NamedTuple):
 def grouped_prompts(
     model: VLKDModel, prompts: Sequence[Prompt], max_new_tokens: int
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """Prompts with as many tokens before their masks: their numbers, and what the decoder is given of them (B, P)."""
+    """Group prompts by the number of tokens before their masks: rows, and the decoder's first ids (rows, P)."""
     prefixes = model.tokenizer([prompt.before for prompt in prompts], add_special_tokens=False)["input_ids"]
     groups: dict[int, list[int]] = {}
     for row, (prefix, prompt) in enumerate(zip(prefixes, prompts, strict=True)):
         room = text_room(model, prompt, max_new_tokens)
         if len(prefix) > room:
             raise ValueError(
-                f"{len(prefix)} tokens before the masks are too many, {room} fit beside {max_new_tokens} new ones: "
+                f"{len(prefix)} tokens before the masks are too many, {room} fit with {max_new_tokens} new ones: "
                 f"shorten {prompt.before[:60]!r}…"
             )
         groups.setdefault(len(prefix), []).append(row)
@@ -57,7 +57,7 @@ def condition_groups(
     rows: Sequence[int],
     image_index: Sequence[int] | None,
 ) -> tuple[Tensor, Tensor]:
-    """C of Eq. (1) for some of the prompts, and its mask."""
+    """Compute C of Eq. (1) and its mask for some rows of the prompts."""
     texts = [prompts[row].text(model.tokenizer.mask_token) for row in rows]
     encoded = model.tokenizer(texts, padding=True, return_tensors="pt").to(model.bart.device)
     text_mask = encoded["attention_mask"]
@@ -67,7 +67,7 @@ def condition_groups(
 
 
 def log_probability(logits: Tensor, labels: Tensor, first: int) -> list[float]:
-    """The log-probability of each row of labels (B, M), -100 at padding, from position ``first`` on."""
+    """Sum the log-probabilities of labels (B, M), -100 at padding, from position ``first`` on; one for each row."""
     chosen = logits[:, first:].float().log_softmax(-1)
     labels = labels[:, first:]
     values = chosen.gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1)
@@ -76,22 +76,22 @@ def log_probability(logits: Tensor, labels: Tensor, first: int) -> list[float]:
 
 
 def text_room(model: VLKDModel, prompt: Prompt, max_new_tokens: int) -> int:
-    """The most tokens that may stand before a prompt's masks, for BART's encoder and its decoder to have positions."""
-    num_special = 4  # the begin token, the end token, what follows the masks, and the decoder's start token
+    """The maximum number of tokens before a prompt's masks that fits BART's positions."""
+    num_special = 4  # begin token, end token, the text after the masks, and the decoder's start token
     return int(model.bart.config.max_position_embeddings) - max(max_new_tokens, prompt.num_masks) - num_special
 
 
 def longest_text(model: VLKDModel, texts: Sequence[str]) -> int:
-    """Tokens of the longest of some texts."""
+    """The number of tokens of the longest text."""
     return max(map(len, model.tokenizer(list(texts), add_special_tokens=False)["input_ids"]))
 
 
 def chunks(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
-    """Parts of a sequence, of ``size`` items each but the last."""
+    """Split a sequence into parts of ``size`` items; the last may be shorter."""
     return (items[first : first + size] for first in range(0, len(items), size))
 
 
 def padded_ids(rows: Sequence[Sequence[int]], value: int) -> Tensor:
-    """Rows of token ids, padded on the right with ``value`` to the longest: (B, L) int64."""
+    """Pad rows of token ids on the right with ``value``, to a tensor (B, L) int64."""
     longest = max(map(len, rows))
     return torch.tensor([[*row, *[value] * (longest - len(row))] for row in rows])

@@ -1,4 +1,4 @@
-"""Summaries of documents: how they are decoded."""
+"""Decoding of summaries of documents."""
 
 from __future__ import annotations
 
@@ -13,15 +13,19 @@ from vlkd_pl.models.text import TextModel
 
 @dataclass(frozen=True)
 class SummaryDecoding:
-    """How summaries are decoded; the defaults are BART's for XSum, see ``XSUM_DECODING``.
+    """Decoding strategy of summaries; the defaults are those of BART for XSum (``XSUM_DECODING``).
 
     Args:
-        num_beams: Beams of the search; 1 is greedy.
-        max_length: Most tokens, with the start, begin and end tokens.
-        min_length: Tokens before the end token at least, with the start and begin tokens.
+        num_beams: Number of beams of the search, from 1; 1 is greedy search.
+        max_length: Maximum number of tokens, including the start, begin and end tokens.
+        min_length: Minimum number of tokens before the end token, including the start and begin tokens.
         length_penalty: Exponent of the length that a beam's score is divided by.
-        no_repeat_ngram_size: No sequence of as many tokens comes twice; 0 allows all.
-        early_stopping: Whether the search ends with as many finished summaries as beams, as in fairseq.
+        no_repeat_ngram_size: Length in tokens of the n-grams that may not repeat; 0 allows all repetitions.
+        early_stopping: Whether to end the search once as many summaries as beams are finished, as in fairseq.
+
+    Example:
+        >>> SummaryDecoding(num_beams=4).no_repeat_ngram_size
+        3
     """
 
     num_beams: int = 6
@@ -33,25 +37,25 @@ class SummaryDecoding:
 
 
 XSUM_DECODING = SummaryDecoding()
-"""BART's own for XSum (fairseq's examples/bart/summarize.py): beam=6, lenpen=1.0, max_len_b=60, min_len=10,
+"""BART's decoding for XSum (fairseq's examples/bart/summarize.py): beam=6, lenpen=1.0, max_len_b=60, min_len=10,
 no_repeat_ngram_size=3, where fairseq counts neither the start token nor, in max_len_b, the end token."""
 
 
 @torch.no_grad()
 def summarize(model: TextModel, features: Tensor, mask: Tensor, decoding: SummaryDecoding) -> list[str]:
-    """Write a summary of each document.
+    """Summarize documents.
 
-    All settings go to ``generate`` itself, so that none stored with the BART comes in unseen: bart-large's own have
-    four beams.
+    All settings are passed to ``generate``, so that none of those stored with a BART apply: bart-large's have four
+    beams.
 
     Args:
-        model: Plain or distilled.
-        features: What ``TextModel.encode`` gives of the documents (B, L, d_2).
-        mask: (B, L), 1 at real tokens.
-        decoding: How.
+        model: Plain or distilled BART.
+        features: Encoded documents (B, L, d_2) of ``TextModel.encode``.
+        mask: Mask (B, L), 1 at real tokens.
+        decoding: Decoding strategy.
 
     Returns:
-        B texts in one line each, without special tokens.
+        B summaries of one line each, without special tokens.
     """
     tokenizer = model.tokenizer
     ids = model.bart.generate(

@@ -1,4 +1,4 @@
-"""BART for text alone, as it was or as distillation left it."""
+"""A BART for text-only tasks, plain or distilled."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ TextRoute = Literal["around", "through"]
 
 
 class TextModel(nn.Module):
-    """A BART for tasks without images.
+    """BART for tasks without images, plain or distilled.
 
     Args:
-        bart: Plain or distilled.
-        tokenizer: Its tokenizer.
-        projections: W_e and W'_e, for the encoder's output to go ``through``; None to go ``around`` them.
+        bart: The BART; it is converted to float32 in place.
+        tokenizer: Tokenizer of the BART.
+        projections: W_e and W'_e, which the encoder's output passes through; None to leave them out.
     """
 
     def __init__(
@@ -41,16 +41,21 @@ class TextModel(nn.Module):
         """Load a BART.
 
         Args:
-            model: A folder that ``VLKDModel.save_pretrained`` wrote; or a plain BART: a Hugging Face name, or a folder.
-            route: Whether the encoder's output goes ``through`` W'_e W_e, as in distillation, or ``around`` it. The
-                paper does not say. ``around`` is the better on GLUE, where the projections take away what the order of
-                words tells, and hardly the worse on XSum: in the sample world, three seeds, CoLA 70 against 20, RTE 92
-                against 79, ROUGE-L 95.3 against 97.0. At the paper's sizes W'_e W_e also loses rank (512 of 1,024 with
-                ViT-B/16); in the sample world it does not. A plain BART has no projections, so that both are the same.
+            model: Folder that ``VLKDModel.save_pretrained`` wrote; or a folder or Hugging Face name of a plain BART.
+            route: Whether the encoder's output passes ``through`` W'_e W_e, as in distillation, or ``around`` it; both
+                are the same for a plain BART. The paper leaves it open. ``around`` is better on GLUE, where the
+                projections lose word order, and slightly worse on XSum: in the sample world over three seeds, CoLA 70
+                against 20, RTE 92 against 79, ROUGE-L 95.3 against 97.0. At the paper's sizes W'_e W_e also loses rank
+                (512 of 1,024 with ViT-B/16).
 
         Raises:
-            FileNotFoundError: There is no such folder or name.
-            ModelFileError: It holds no BART, or a file is missing or corrupt.
+            FileNotFoundError: Neither the folder nor the name exists.
+            ModelFileError: The folder holds no BART, or a file is missing or corrupt.
+
+        Example:
+            >>> from vlkd_pl.sample import BART_FOLDER
+            >>> TextModel.load(BART_FOLDER).bart.config.d_model
+            128
         """
         if (Path(model) / "bart").is_dir():
             joint = VLKDModel.from_pretrained(model)
@@ -59,29 +64,29 @@ class TextModel(nn.Module):
         return cls(*load_bart(model))
 
     def encode(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """What the decoder attends to.
+        """Encode texts to the features that the decoder attends to.
 
         Args:
-            ids: BART's token ids (B, L).
-            mask: (B, L), 1 at real tokens.
+            ids: BART's token ids (B, L) int64.
+            mask: Mask (B, L), 1 at real tokens.
 
         Returns:
-            (B, L, d_2): E, or W'_e W_e E.
+            Features (B, L, d_2): E, or W'_e W_e E with projections.
         """
         features: Tensor = self.bart.model.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
         projected: Tensor = self.projections(features)
         return projected
 
     def decode(self, features: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
-        """BART's decoder with teacher forcing.
+        """Compute the decoder's logits with teacher forcing.
 
         Args:
-            features: What ``encode`` gives (B, L, d_2).
-            mask: (B, L), 1 at real tokens.
-            labels: The text to be told, (B, M) token ids with -100 at padding.
+            features: Features (B, L, d_2) of ``encode``.
+            mask: Mask (B, L), 1 at real tokens.
+            labels: Token ids (B, M) int64 of the target texts, -100 at padding.
 
         Returns:
-            Logits (B, M, vocabulary).
+            Logits (B, M, V) over the vocabulary.
         """
         config = self.bart.config
         logits: Tensor = self.bart(
@@ -93,15 +98,15 @@ class TextModel(nn.Module):
         return logits
 
     def set_dropout(self, dropout: float, attention_dropout: float, activation_dropout: float = 0.0) -> None:
-        """Set the probabilities of dropout in training, whatever those are that the BART was loaded with.
+        """Set the dropout probabilities in training, replacing those that the BART was loaded with.
 
         Args:
-            dropout: Of the embeddings and of each layer's output.
-            attention_dropout: Of the attention weights.
-            activation_dropout: Inside the feed-forward layers.
+            dropout: Probability in [0, 1) for the embeddings and each layer's output.
+            attention_dropout: Probability in [0, 1) for the attention weights.
+            activation_dropout: Probability in [0, 1) inside the feed-forward layers.
         """
-        given = {"dropout": dropout, "attention_dropout": attention_dropout, "activation_dropout": activation_dropout}
-        for name, value in given.items():
+        values = {"dropout": dropout, "attention_dropout": attention_dropout, "activation_dropout": activation_dropout}
+        for name, value in values.items():
             setattr(self.bart.config, name, value)
         for part in self.bart.modules():
             if isinstance(part, BartAttention):
@@ -109,4 +114,4 @@ class TextModel(nn.Module):
                 continue
             for name in ("dropout", "activation_dropout"):
                 if isinstance(getattr(part, name, None), float | int):
-                    setattr(part, name, given[name])
+                    setattr(part, name, values[name])

@@ -1,4 +1,4 @@
-"""VLKDModel: BART joined to a frozen CLIP by W_e, W_i and W'_e (Section 3)."""
+"""The distilled model: a BART joined to a frozen CLIP by the projections W_e, W_i and W'_e (Section 3)."""
 
 from __future__ import annotations
 
@@ -32,18 +32,24 @@ _PROJECTIONS = ("text_projection", "image_projection", "text_back_projection")
 
 
 class VLKDModel(nn.Module, ModelHubMixin):
-    """A frozen CLIP, a BART, and the three projections between them.
+    """Frozen CLIP and BART, joined by three linear projections.
 
     Args:
-        clip: The frozen CLIP with joint space of size d_1.
-        bart: A BART with hidden size d_2.
-        tokenizer: BART's tokenizer.
-        image_features: V of Eq. (1): the ``pooled`` embedding alone, the ``patches`` without it, or ``all``.
+        clip: Frozen CLIP with a joint space of size d_1.
+        bart: BART with hidden size d_2; it is converted to float32 in place.
+        tokenizer: Tokenizer of the BART.
+        image_features: Image tokens V of Eq. (1): the ``pooled`` embedding, the ``patches`` without it, or ``all``.
 
     Attributes:
-        text_projection: W_e, d_2 → d_1.
-        image_projection: W_i, d_1 → d_2.
-        text_back_projection: W'_e, d_1 → d_2; starts as the pseudo-inverse of W_e.
+        text_projection: W_e, from d_2 to d_1.
+        image_projection: W_i, from d_1 to d_2.
+        text_back_projection: W'_e, from d_1 to d_2, initialised with the pseudo-inverse of W_e.
+
+    Example:
+        >>> from vlkd_pl.sample import BART_FOLDER, CLIP_FOLDER
+        >>> model = VLKDModel.load(CLIP_FOLDER, BART_FOLDER, image_features="all")
+        >>> model.embed_texts(["a red fish in the snow"]).shape
+        torch.Size([1, 128])
     """
 
     def __init__(
@@ -63,8 +69,8 @@ class VLKDModel(nn.Module, ModelHubMixin):
         self.image_projection = nn.Linear(clip_dim, bart_dim, bias=False)
         self.text_back_projection = nn.Linear(clip_dim, bart_dim, bias=False)
         self._invert_text_projection()
-        # Only what is set here and at each call of generate holds: settings stored with a BART, such as bart-large's
-        # no_repeat_ngram_size, would be merged in unseen otherwise.
+        # This replaces the settings stored with a BART, such as the no_repeat_ngram_size of bart-large, which would
+        # otherwise apply to each call of generate.
         self.bart.generation_config = GenerationConfig(
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
@@ -78,57 +84,57 @@ class VLKDModel(nn.Module, ModelHubMixin):
     def load(
         cls, clip: str, bart: str, image_features: ImageFeatures = "pooled", clip_sha256: str | None = None
     ) -> VLKDModel:
-        """Join a CLIP and a BART that know nothing of each other yet.
+        """Join a CLIP and a BART that have not been distilled yet; W_e and W_i start at random.
 
         Args:
-            clip: Name, file or folder; see ``FrozenCLIP.load``.
-            bart: Hugging Face name, or a local folder with weights and tokenizer.
-            image_features: See the class.
-            clip_sha256: See ``FrozenCLIP.load``.
+            clip: Name, file or folder of the CLIP, as for ``FrozenCLIP.load``.
+            bart: Name on the Hugging Face hub, or a local folder with weights and tokenizer.
+            image_features: Image tokens V of Eq. (1): ``pooled``, ``patches`` or ``all``.
+            clip_sha256: Expected sha256 of the CLIP's file, as for ``FrozenCLIP.load``.
 
         Raises:
-            FileNotFoundError: CLIP or BART cannot be found.
-            ModelFileError: A file is missing in a folder, corrupt, or of another model.
+            FileNotFoundError: The CLIP or the BART does not exist.
+            ModelFileError: A file is missing in a folder, corrupt, or belongs to another model.
         """
         return cls(FrozenCLIP.load(clip, clip_sha256), *load_bart(bart), image_features)
 
-    # Ways to train
+    # Training
 
     def checkpoint_activations(self) -> None:
-        """Keep of BART's layers only what goes in; in training they are computed again for the backward pass."""
-        # transformers 5 renamed it
+        """Enable activation checkpointing: BART's layers are computed again in the backward pass to save memory."""
+        # transformers 5 renamed the method
         enable = getattr(self.bart, "activation_checkpointing_enable", None) or self.bart.gradient_checkpointing_enable
         enable({"use_reentrant": False})
 
     def compile_training(self) -> None:
-        """Compile the encoder and the decoder with teacher forcing, for texts of any length; not generation."""
+        """Compile the encoder and the teacher-forced decoder for texts of any length; generation stays as it is."""
         for name in ("encode_text", "decode_features"):
             setattr(self, name, torch.compile(getattr(self, name), dynamic=True))
 
     # Text and images into the joint space
 
     def encode_text(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """The raw output of BART's encoder, E.
+        """Encode texts with BART's encoder.
 
         Args:
-            ids: BART's token ids (B, L).
-            mask: (B, L), 1 at real tokens.
+            ids: BART's token ids (B, L) int64.
+            mask: Mask (B, L), 1 at real tokens.
 
         Returns:
-            (B, L, d_2).
+            Features E (B, L, d_2).
         """
         features: Tensor = self.bart.model.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
         return features
 
     def embed_text(self, text_features: Tensor, text_mask: Tensor) -> Tensor:
-        """The normalised projection of a text's mean, ē_norm of Section 3.2.1.
+        """Pool text features over the real tokens and project them into the joint space, ē_norm of Section 3.2.1.
 
         Args:
-            text_features: E (B, L, d_2).
-            text_mask: (B, L), 1 at real tokens; the mean is over these.
+            text_features: Features E (B, L, d_2) of ``encode_text``.
+            text_mask: Mask (B, L), 1 at real tokens.
 
         Returns:
-            (B, d_1) float32, l2-normalised.
+            Embeddings (B, d_1) float32, l2-normalised.
         """
         with torch.autocast(text_features.device.type, enabled=False):
             projected = functional.linear(mean_pooled(text_features, text_mask), self.text_projection.weight.float())
@@ -136,14 +142,14 @@ class VLKDModel(nn.Module, ModelHubMixin):
 
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
-        """``embed_text`` of strings, without gradients; texts of about the same length are encoded together.
+        """Embed texts in the joint space, without gradients, in batches of similar length.
 
         Args:
-            texts: B texts; one longer than BART's positions is cut.
-            batch_size: Texts in a batch.
+            texts: B texts; texts longer than BART's positions are truncated.
+            batch_size: Number of texts in a batch.
 
         Returns:
-            (B, d_1) float32, l2-normalised, in the order of ``texts``.
+            Embeddings (B, d_1) float32, l2-normalised, in the order of ``texts``.
         """
         longest = self.bart.config.max_position_embeddings
         order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
@@ -162,16 +168,16 @@ class VLKDModel(nn.Module, ModelHubMixin):
     def condition(
         self, text_features: Tensor, text_mask: Tensor, image_tokens: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """C = concat(W_i V, W'_e W_e E), Eq. (1).
+        """Build the decoder's condition C = concat(W_i V, W'_e W_e E) of Eq. (1).
 
         Args:
-            text_features: E (B, L, d_2).
-            text_mask: (B, L), 1 at real tokens.
-            image_tokens: (B, 1 + N, d_1) of ``FrozenCLIP.encode_image``; None for text alone.
+            text_features: Features E (B, L, d_2) of ``encode_text``.
+            text_mask: Mask (B, L), 1 at real tokens.
+            image_tokens: Tokens (B, 1 + N, d_1) of ``FrozenCLIP.encode_image``; None for text alone.
 
         Returns:
-            C (B, V + L, d_2) and its mask (B, V + L), where V is 1 for ``pooled``, N for ``patches`` and 1 + N for
-            ``all``.
+            Condition (B, V + L, d_2) and its mask (B, V + L), where V is 1 for ``pooled``, N for ``patches`` and 1 + N
+            for ``all``.
         """
         text = self.text_back_projection(self.text_projection(text_features))
         if image_tokens is None:
@@ -183,20 +189,20 @@ class VLKDModel(nn.Module, ModelHubMixin):
         )
 
     def decode(self, condition: Tensor, condition_mask: Tensor, labels: Tensor) -> Tensor:
-        """BART's decoder with teacher forcing.
+        """Compute the decoder's logits with teacher forcing.
 
         Args:
-            condition: C (B, S, d_2).
-            condition_mask: (B, S), 1 at real positions.
-            labels: The text to be told, (B, M) token ids with -100 at padding.
+            condition: Condition C (B, S, d_2) of Eq. (1).
+            condition_mask: Mask (B, S), 1 at real positions.
+            labels: Token ids (B, M) int64 of the target texts, -100 at padding.
 
         Returns:
-            Logits (B, M, vocabulary).
+            Logits (B, M, V) over the vocabulary.
         """
         return self.vocabulary_logits(self.decode_features(condition, condition_mask, labels))
 
     def decode_features(self, condition: Tensor, condition_mask: Tensor, labels: Tensor) -> Tensor:
-        """What ``decode`` makes logits of, (B, M, d_2)."""
+        """Compute the decoder's features (B, M, d_2) with teacher forcing; arguments as for ``decode``."""
         config = self.bart.config
         features: Tensor = self.bart.model.decoder(
             input_ids=shift_tokens_right(labels, config.pad_token_id, config.decoder_start_token_id),
@@ -207,37 +213,37 @@ class VLKDModel(nn.Module, ModelHubMixin):
         return features
 
     def vocabulary_logits(self, hidden: Tensor) -> Tensor:
-        """The logits (B, M, vocabulary) of the decoder's output (B, M, d_2)."""
+        """Project the decoder's features (B, M, d_2) to logits (B, M, V) over the vocabulary."""
         logits: Tensor = self.bart.lm_head(hidden)
         return logits + self.bart.final_logits_bias.to(logits)
 
-    # The start in closed form
+    # Initialisation in closed form
 
     @torch.no_grad()
     def initialize_from_text(
         self, bart_embedding: Tensor, clip_embedding: Tensor, mean_feature_norm: float, ridge: float = 1e-2
     ) -> None:
-        """Start the projections where the two embeddings of a text already meet; this is ours, not the paper's.
+        """Initialise the projections by ridge regression between BART's and CLIP's embeddings of the same texts.
 
-        W_e is a ridge regression from the one to the other, drawn towards the rotation that fits best instead of
-        towards zero. Texts tell little about some directions of BART's space: towards zero, W_e would all but lose
-        them, and W'_e, its pseudo-inverse, would blow them up.
+        This is an extension beyond the paper. W_e maps BART's embeddings to CLIP's. Its regression shrinks towards the
+        best rotation instead of zero: texts vary little in some directions of BART's space, which W_e would otherwise
+        nearly drop and its pseudo-inverse W'_e would amplify.
 
-        W_i is the ridge regression the other way, as long as the encoder's output on average: images lie near their
-        texts in the joint space, so that the decoder at once sees about what it would see of the text.
+        W_i is the regression from CLIP's embeddings to BART's, scaled to the mean norm of the encoder's output. Images
+        lie near their texts in the joint space, so that the decoder starts with about the features of the text.
 
         Args:
-            bart_embedding: Mean-pooled encoder output of N texts, (N, d_2).
-            clip_embedding: CLIP's embedding of the same texts, (N, d_1), l2-normalised.
+            bart_embedding: Mean-pooled encoder outputs (N, d_2) of N texts.
+            clip_embedding: CLIP's embeddings (N, d_1) of the same texts, l2-normalised.
             mean_feature_norm: Mean l2 norm of the encoder's output at a token.
-            ridge: Penalty, as a share of the mean squared singular value of the embeddings that are regressed on.
+            ridge: Penalty as a share of the mean squared singular value of the regressors, above 0.
         """
         source, target = bart_embedding.double(), clip_embedding.double()
         left, _, right = torch.linalg.svd(source.T @ target, full_matrices=False)
         rotation = left @ right
         size = _ridge_regression(source, target, ridge).norm() / rotation.norm()
         forth = _ridge_regression(source, target, ridge, towards=size * rotation)
-        # the embedding is normalised, so that W_e may have any length: as long as its inverse, both learn alike
+        # the embedding is normalised, so W_e may have any scale: with that of its inverse, both learn equally fast
         balance = (torch.linalg.pinv(forth).norm() / forth.norm()).sqrt()
         self.text_projection.weight.copy_((balance * forth).T)
         self._invert_text_projection()
@@ -255,11 +261,11 @@ class VLKDModel(nn.Module, ModelHubMixin):
         """Write the model folder atomically: a kill at any moment leaves the old model or the new one.
 
         Args:
-            save_directory: The folder. Files of other names in it stay as they are; so does a ``README.md``.
-            **options: See ``ModelHubMixin.save_pretrained``.
+            save_directory: Folder of the model. Its other files stay, also a ``README.md``.
+            **options: Options of ``huggingface_hub.ModelHubMixin.save_pretrained``, such as ``push_to_hub``.
 
         Returns:
-            The address of the commit, where ``push_to_hub`` is set.
+            Address of the commit on the hub with ``push_to_hub``; otherwise None.
 
         Raises:
             OSError: The folder cannot be written; an earlier model stays.
@@ -285,20 +291,20 @@ class VLKDModel(nn.Module, ModelHubMixin):
         """Load a model that ``save_pretrained`` wrote.
 
         Args:
-            pretrained_model_name_or_path: Its folder, or its name on the Hugging Face hub.
-            **options: Of a name: ``revision``, ``cache_dir``, ``force_download``, ``local_files_only`` and ``token``,
-                as ``huggingface_hub.snapshot_download`` takes them.
+            pretrained_model_name_or_path: Folder of the model, or its name on the Hugging Face hub.
+            **options: For a name on the hub, ``revision``, ``cache_dir``, ``force_download``, ``local_files_only`` and
+                ``token``, as for ``huggingface_hub.snapshot_download``.
 
         Raises:
-            FileNotFoundError: There is no such folder or name.
-            ModelFileError: A file is missing in the folder, corrupt, or of another model.
+            FileNotFoundError: Neither the folder nor the name exists.
+            ModelFileError: A file is missing in the folder, corrupt, or belongs to another model.
         """
         folder = model_folder(str(pretrained_model_name_or_path), "a VLKD model", **options)
         complete_update(folder, _CONFIG)
         image_features = read_image_features(folder)
         for name in (_PROJECTIONS_FILE, "clip", "bart"):
             if not (folder / name).exists():
-                raise ModelFileError(f"{folder / name} is missing: the folder was not copied or written completely")
+                raise ModelFileError(f"{folder / name} is missing: the folder was copied or written in part")
         projections = read_weights(folder / _PROJECTIONS_FILE)
         model = cls.load(str(folder / "clip"), str(folder / "bart"), image_features)
         for name in _PROJECTIONS:
@@ -313,18 +319,18 @@ class VLKDModel(nn.Module, ModelHubMixin):
 
 
 def read_image_features(folder: Path) -> ImageFeatures:
-    """Read V of Eq. (1) from the ``config.json`` of a model folder.
+    """Read from a model folder's ``config.json`` which image features its decoder attends to.
 
     Args:
-        folder: A folder that ``VLKDModel.save_pretrained`` wrote.
+        folder: Folder that ``VLKDModel.save_pretrained`` wrote.
 
     Raises:
-        ModelFileError: It is missing or corrupt, or the folder is of another kind or format.
+        ModelFileError: The file is missing or corrupt, or belongs to another kind of model or format.
     """
     path = folder / _CONFIG
     config = read_config(path)
     if config.get("format_version") != _FORMAT_VERSION:
-        raise ModelFileError(f"{path} is not that of a model of vlkd-pl fit in format {_FORMAT_VERSION}")
+        raise ModelFileError(f"{path} does not belong to a model of vlkd-pl fit in format {_FORMAT_VERSION}")
     image_features: ImageFeatures = config.get("image_features")  # type: ignore[assignment]
     if not isinstance(image_features, str) or image_features not in _POSITIONS:
         raise ModelFileError(f"{path}: image_features is {image_features!r}, not one of {', '.join(_POSITIONS)}")
@@ -332,7 +338,7 @@ def read_image_features(folder: Path) -> ImageFeatures:
 
 
 def _ridge_regression(source: Tensor, target: Tensor, ridge: float, towards: Tensor | None = None) -> Tensor:
-    """The X (d_s, d_t) with the least ‖source X - target‖² + penalty · ‖X - towards‖²; ``towards`` is 0 by default."""
+    """Solve min_X ‖source X - target‖² + penalty · ‖X - towards‖², with ``towards`` 0 by default; X is (d_s, d_t)."""
     gram, cross = source.T @ source, source.T @ target
     penalty = ridge * gram.diagonal().mean()
     if towards is not None:
@@ -341,14 +347,18 @@ def _ridge_regression(source: Tensor, target: Tensor, ridge: float, towards: Ten
 
 
 def mean_pooled(features: Tensor, mask: Tensor) -> Tensor:
-    """The mean over real tokens, ē of Section 3.2.1.
+    """Average features over the real tokens, ē of Section 3.2.1.
 
     Args:
-        features: (B, L, D).
-        mask: (B, L), 1 at real tokens.
+        features: Features (B, L, D).
+        mask: Mask (B, L), 1 at real tokens.
 
     Returns:
-        (B, D) float32.
+        Means (B, D) float32.
+
+    Example:
+        >>> mean_pooled(torch.tensor([[[1.0], [3.0], [9.0]]]), torch.tensor([[1, 1, 0]]))
+        tensor([[2.]])
     """
     weight = mask.unsqueeze(-1).float()
     return (features.float() * weight).sum(1) / weight.sum(1)

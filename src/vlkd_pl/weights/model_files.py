@@ -28,10 +28,10 @@ _NUM_SPECIAL_TOKENS = 2
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or the name of its class if the message is empty.
+    r"""The first line of an error's message, or the name of its class if the message is empty.
 
     Example:
-        >>> first_line(OSError("no space left\\non the device")), first_line(KeyboardInterrupt())
+        >>> first_line(OSError("no space left\non the device")), first_line(KeyboardInterrupt())
         ('no space left', 'KeyboardInterrupt')
     """
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
@@ -109,7 +109,7 @@ def read_merges(path: Path) -> bytes:
 
 
 def merges_vocab_size(merges: bytes, name: str = "merges") -> int:
-    """Count the tokens that byte-pair merges give in OpenAI's tokenizer.
+    r"""Count the tokens that byte-pair merges give in OpenAI's tokenizer.
 
     Args:
         merges: Content of a gzip file of merges: a comment line, then two symbols in each line.
@@ -122,7 +122,7 @@ def merges_vocab_size(merges: bytes, name: str = "merges") -> int:
         ModelFileError: The content is not such a file, or unpacks to more than a tokenizer needs.
 
     Example:
-        >>> merges_vocab_size(gzip.compress(b"#version: 0.2\\nf i\\ns h"))
+        >>> merges_vocab_size(gzip.compress(b"#version: 0.2\nf i\ns h"))
         516
     """
     try:
