@@ -68,8 +68,8 @@ def test_json_may_have_a_byte_order_mark(tmp_path):
         (b"", "Expecting value"),
         (b"{", "Expecting property name"),
         (b'{"a": 1', "Expecting"),
-        (b"[" * 100_000, "lists or objects stand in each other too many times"),
-        (b'[{"a": ' * 50_000, "lists or objects stand in each other too many times"),
+        (b"[" * 100_000, "lists or objects are nested too deeply"),
+        (b'[{"a": ' * 50_000, "lists or objects are nested too deeply"),
         (b"9" * 5000, r"Exceeds the limit"),
     ],
 )
@@ -88,7 +88,7 @@ def entries(*values):
 
 @pytest.mark.parametrize("items", [None, 5, "text", True, {}, {"a": 1}])
 def test_what_is_no_list(items):
-    with pytest.raises(MisconfigurationException, match=r"^a\.json: rows: .* stands in place of a list$"):
+    with pytest.raises(MisconfigurationException, match=r"^a\.json: rows must be a list, but is .*$"):
         Entries(items, "a.json: rows")
 
 

@@ -1,4 +1,4 @@
-"""The batch contract: the keys that data modules write and modules read."""
+"""The batch contract: the keys and shapes that data modules and modules share."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ GLUE_LABELS: dict[GLUETask, tuple[str, ...]] = {
     "qnli": ("entailment", "not_entailment"),
     "stsb": (),
 }
-"""The names of each task's classes in GLUE's files, in the order of their numbers; STS-B has similarities instead."""
+"""Class names of each task in GLUE's files, in the order of their indices; STS-B has similarities instead."""
 
 
 class StreamPosition(NamedTuple):
-    """How far a worker's stream had come when it made a batch.
+    """Position of a worker's stream after a batch, from which training resumes.
 
     Attributes:
-        worker: Number of the worker.
-        num_workers: Workers of the rank.
-        epoch: Passes over the shards that the worker has ended.
-        num_samples: Raw samples of the present pass that it has used, good or bad.
-        counts: What its decoder had counted, of all passes; see ``vlkd_pl.shards.decoder.COUNTED``.
+        worker: Index of the worker, from 0.
+        num_workers: Number of workers of the rank.
+        epoch: Number of passes over the shards that the worker has completed.
+        num_samples: Number of raw samples of the current pass that the worker has read, good or bad.
+        counts: Values of the decoder's counters over all passes; see ``vlkd_pl.shards.decoder.COUNTED``.
     """
 
     worker: int
@@ -42,11 +42,11 @@ class StreamPosition(NamedTuple):
 
 
 class InfillingBatch(TypedDict):
-    """Corrupted texts, and the texts to be told from them.
+    """Corrupted texts and the clean texts to reconstruct.
 
     Attributes:
-        corrupted_ids: BART's token ids (B, L) int64 with masks.
-        corrupted_mask: (B, L) int64, 1 at real tokens.
+        corrupted_ids: BART's token ids (B, L) int64 of the texts with masks.
+        corrupted_mask: Mask (B, L) int64, 1 at real tokens.
         labels: Token ids (B, M) int64 of the clean texts, -100 at padding.
     """
 
@@ -56,20 +56,19 @@ class InfillingBatch(TypedDict):
 
 
 class ImageTextBatch(InfillingBatch):
-    """Images with one text each, or in their place what CLIP made of both.
+    """Images with one text each, either raw or as cached features of CLIP.
 
     Attributes:
-        image: (B, 3, H, W) uint8, or floats that are normalised as CLIP takes them.
+        image: Images (B, 3, H, W) uint8, or floats with CLIP's normalisation.
         clip_text_ids: CLIP's token ids (B, L) int64, 0 at padding.
-        image_tokens: Cached features (B, 1 + N, D) of ``FrozenCLIP.encode_image``, or the first position alone, in
-            float16, or in int8 with scales.
-        image_scales: (B, 1 + N) float16, what each token in int8 is to be multiplied by.
-        clip_text_embedding: Cached t_eos (B, D) float16.
+        image_tokens: Cached tokens (B, 1 + N, D) or (B, 1, D) of ``FrozenCLIP.encode_image``, float16 or int8.
+        image_scales: Scales (B, 1 + N) float16 that int8 tokens are multiplied by.
+        clip_text_embedding: Cached embeddings t_eos (B, D) float16.
         bart_text_ids: BART's token ids (B, M) int64 of the clean texts.
-        bart_text_mask: (B, M) int64, 1 at real tokens.
-        keys: Names of the B samples.
-        text_infilling: Further texts, without images.
-        stream_position: Where the stream stood after this batch.
+        bart_text_mask: Mask (B, M) int64, 1 at real tokens.
+        keys: Keys of the B samples.
+        text_infilling: Corrupted texts without images, for infilling from text alone.
+        stream_position: Position of the stream after this batch.
     """
 
     image: NotRequired[Tensor]
@@ -85,11 +84,11 @@ class ImageTextBatch(InfillingBatch):
 
 
 class ShardEnd(NamedTuple):
-    """What is known of a shard when all of it has been read.
+    """Summary of a shard that has been read to its end.
 
     Attributes:
-        key_hashes: Of the keys of all its samples with a text, in order, also of those that were skipped.
-        skipped: How many samples were skipped for each reason.
+        key_hashes: Hash of the key of each sample with a text, in order, including samples that were skipped.
+        skipped: Number of skipped samples by reason.
     """
 
     key_hashes: list[int]
@@ -97,15 +96,15 @@ class ShardEnd(NamedTuple):
 
 
 class ShardBatch(TypedDict):
-    """Images with one text each, of one shard and in its order, for CLIP to encode.
+    """Images with one text each, in the order of one shard, for the feature cache.
 
     Attributes:
-        image: (B, 3, H, W) uint8, or normalised floats; B is 0 in a shard without a usable sample.
+        image: Images (B, 3, H, W) uint8, or floats with CLIP's normalisation; B is 0 without a usable sample.
         clip_text_ids: CLIP's token ids (B, L) int64, 0 at padding.
-        texts: B texts.
-        keys: B keys.
-        shard: The shard's name in the cache.
-        end: In the shard's last batch.
+        texts: Texts of the B samples.
+        keys: Keys of the B samples.
+        shard: Name of the shard in the cache.
+        end: Summary of the shard in its last batch; None in the others.
     """
 
     image: Tensor
@@ -117,11 +116,11 @@ class ShardBatch(TypedDict):
 
 
 class EvaluationBatch(ImageTextBatch):
-    """Images with all their texts; the other keys tell of each image's first text.
+    """Images with all their texts; the keys of ``ImageTextBatch`` hold the first text of each.
 
     Attributes:
-        image_id: (B,) int64.
-        references: All texts of each image.
+        image_id: Ids (B,) int64 of the images.
+        references: All texts of each of the B images.
     """
 
     image_id: Tensor
@@ -129,12 +128,12 @@ class EvaluationBatch(ImageTextBatch):
 
 
 class ImageBatch(TypedDict):
-    """Images with what is known of them, for the modules that only evaluate and predict.
+    """Images with their samples, for evaluation and prediction.
 
     Attributes:
-        image: (B, 3, H, W) uint8, or floats that are normalised as CLIP takes them.
-        samples: What the data module knows of each image, B of one kind.
-        unreadable: A line on each file left out because it is no image.
+        image: Images (B, 3, H, W) uint8, or floats with CLIP's normalisation.
+        samples: The B samples of the data module, all of one class.
+        unreadable: One line for each file that was left out because it is not a readable image.
     """
 
     image: Tensor
@@ -143,14 +142,15 @@ class ImageBatch(TypedDict):
 
 
 class QuestionBatch(TypedDict):
-    """Questions about images with the answers to be told.
+    """Questions about images with their answers.
 
     Attributes:
-        image: (N, 3, H, W) uint8, or normalised floats; an image of several questions is there once.
-        image_index: (B,) int64, the row in ``image`` of each question's image.
+        image: Images (N, 3, H, W) uint8, or floats with CLIP's normalisation; an image with several questions is
+            stored once.
+        image_index: Row (B,) int64 of each question's image in ``image``.
         questions: B questions.
         labels: B answers.
-        unreadable: A line on each question left out because its file is no image.
+        unreadable: One line for each question that was left out because its file is not a readable image.
     """
 
     image: Tensor
@@ -164,9 +164,9 @@ class GLUEBatch(TypedDict):
     """Sentences, or pairs of sentences, of a task of GLUE.
 
     Attributes:
-        samples: B of a kind with ``number``, ``texts``, ``label`` and ``part``.
-        labels: (B,) class numbers, or similarities for STS-B; (0,) where they are secret.
-        unreadable: Empty.
+        samples: B samples with ``number``, ``texts``, ``label`` and ``part``.
+        labels: Class indices (B,) int64, or similarities (B,) float32 for STS-B; (0,) in test sets without labels.
+        unreadable: Empty list, since texts are always readable.
     """
 
     samples: list[Any]
@@ -175,14 +175,14 @@ class GLUEBatch(TypedDict):
 
 
 class SummaryBatch(TypedDict):
-    """Documents with the summaries to be told.
+    """Documents with their summaries.
 
     Attributes:
-        document_ids: BART's token ids (B, L) int64.
-        document_mask: (B, L) int64, 1 at real tokens.
+        document_ids: BART's token ids (B, L) int64 of the documents.
+        document_mask: Mask (B, L) int64, 1 at real tokens.
         labels: Token ids (B, M) int64 of the summaries, -100 at padding.
-        samples: Number and summary of each document, B ``Document``.
-        unreadable: Nothing: documents that cannot be used are left out before.
+        samples: The B documents, with number and summary.
+        unreadable: Empty list, since unusable documents are left out when the files are read.
     """
 
     document_ids: Tensor
@@ -193,22 +193,22 @@ class SummaryBatch(TypedDict):
 
 
 class CaptioningBatch(ImageBatch):
-    """Images with the captions to learn from.
+    """Images with reference captions for training.
 
     Attributes:
-        labels: B images' captions: one of each, or all.
+        labels: Captions of each of the B images: one, or all.
     """
 
     labels: list[list[str]]
 
 
 class ImageText(TypedDict):
-    """An image with its text.
+    """Image with one text.
 
     Attributes:
-        image: (3, H, W) uint8.
-        text: One text.
-        key: A name of its own; the same image has another in each pass over the data.
+        image: Image (3, H, W) uint8.
+        text: Text of the image.
+        key: Unique key of the sample; it differs in each pass over the data.
     """
 
     image: Tensor
@@ -217,12 +217,12 @@ class ImageText(TypedDict):
 
 
 class ImageTexts(TypedDict):
-    """An image with all its texts.
+    """Image with all its texts.
 
     Attributes:
-        image: (3, H, W) uint8.
-        image_id: The image's number in its annotation file.
-        references: Its texts.
+        image: Image (3, H, W) uint8.
+        image_id: Id of the image in its annotation file.
+        references: All texts of the image.
     """
 
     image: Tensor

@@ -1,4 +1,4 @@
-"""How image files are opened: the one place where formats, sizes, metadata and orientation are handled."""
+"""Opening of image files: the one place that handles formats, sizes, metadata and orientation."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from typing import IO, Literal
 from PIL import Image
 
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-"""Pillow's names of the formats that are opened; Pillow itself would start other programs for some of the rest."""
+"""Pillow's names of the allowed formats; for some others Pillow would start external programs."""
 
 MAX_PIXELS = 178_956_970
-"""Width times height of an image at most, as Pillow's own limit against decompression bombs."""
+"""Maximum of an image's pixels (width times height), Pillow's limit against decompression bombs."""
 
 MAX_ASPECT_RATIO = 100
-"""Longer side over shorter side at most: CLIP's transform scales the shorter side, a thin image to gigabytes."""
+"""Maximum of longer side over shorter side; CLIP's transform would scale a thinner image to gigabytes."""
 
 MAX_FILE_BYTES = 2**30
-"""Size of an image file at most; an uncompressed image of ``MAX_PIXELS`` is smaller."""
+"""Maximum size of an image file in bytes; an uncompressed image of ``MAX_PIXELS`` is smaller."""
 
 _ORIENTATION_TAG = 0x0112
 _TRANSPOSITIONS = {
@@ -45,12 +45,12 @@ _TIFF_TAGS = frozenset(
     }
 )
 
-# check_image_size decides by itself; Pillow would warn from half of MAX_PIXELS on
+# check_image_size decides instead of Pillow, which would warn from half of MAX_PIXELS on
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 class ImageError(ValueError):
-    """An image cannot be used: its file is missing, unreadable or corrupt, or of a format or size that is refused."""
+    """An image cannot be used: its file is missing, unreadable or corrupt, or its format or size is not allowed."""
 
 
 class ImageSizeError(ImageError):
@@ -63,39 +63,42 @@ def check_image_size(width: int, height: int, max_pixels: int = MAX_PIXELS) -> N
     Args:
         width: Width in pixels.
         height: Height in pixels.
-        max_pixels: Pixels of an image at most.
+        max_pixels: Maximum of the image's pixels.
 
     Raises:
-        ImageSizeError: The image is empty, has more than ``max_pixels``, or is thinner than ``MAX_ASPECT_RATIO``.
+        ImageSizeError: The image is empty, has more than ``max_pixels``, or exceeds ``MAX_ASPECT_RATIO``.
+
+    Example:
+        >>> check_image_size(640, 480)
+        >>> check_image_size(640, 0)
+        Traceback (most recent call last):
+        vlkd_pl.images.ImageSizeError: an image of 640 x 0 pixels is empty
     """
     if min(width, height) < 1:
         raise ImageSizeError(f"an image of {width} x {height} pixels is empty")
     if width * height > max_pixels:
-        raise ImageSizeError(f"an image of {width} x {height} pixels is too large: {max_pixels:,} are read at most")
+        raise ImageSizeError(f"an image of {width} x {height} pixels is too large: the maximum is {max_pixels:,}")
     if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
-        raise ImageSizeError(
-            f"an image of {width} x {height} pixels is too thin: sides of {MAX_ASPECT_RATIO}:1 are read at most"
-        )
+        raise ImageSizeError(f"an image of {width} x {height} pixels is too thin: the maximum is {MAX_ASPECT_RATIO}:1")
 
 
 @contextmanager
 def open_image(file: str | Path | IO[bytes], max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
     """Open an image without decoding it.
 
-    Pillow is given the file without its metadata (EXIF, XMP, ICC profiles, comments, indices of further images), since
-    it parses them together with the pixels and damaged ones would make a good image unreadable.
+    The metadata (EXIF, XMP, ICC profiles, comments, indices of further images) is removed before Pillow parses the
+    file, since damaged metadata would make a good image unreadable.
 
     Args:
-        file: Path of an image file, or one open for reading.
-        max_pixels: Pixels of an image at most.
+        file: Path of an image file, or a file open for reading bytes.
+        max_pixels: Maximum of the image's pixels.
 
     Yields:
-        The image, of one of ``IMAGE_FORMATS`` and of a size that ``check_image_size`` accepts, for ``as_rgb`` or
-        ``upright``.
+        Image of one of ``IMAGE_FORMATS``, whose size ``check_image_size`` accepts, for ``as_rgb`` or ``upright``.
 
     Raises:
         ImageError: The file is missing, is not a regular file, or is not a readable image of these formats; or the
-            ``with`` block raised it. The message starts with the path.
+            ``with`` block raised the error. The message starts with the path.
         ImageSizeError: The image is empty, too large or too thin.
     """
     try:
@@ -111,24 +114,35 @@ def open_image(file: str | Path | IO[bytes], max_pixels: int = MAX_PIXELS) -> It
 
 
 def read_image(file: str | Path | IO[bytes], max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Read an image as RGB, turned upright.
+    """Read an image file as RGB, turned upright.
 
     Args:
-        file: See ``open_image``.
-        max_pixels: Pixels of an image at most.
+        file: Path of an image file, or a file open for reading bytes.
+        max_pixels: Maximum of the image's pixels, width times height.
 
     Raises:
-        ImageError: See ``open_image`` and ``as_rgb``.
+        ImageError: The file is missing, is not a readable image of ``IMAGE_FORMATS``, or has a size that is not
+            allowed. The message starts with the path.
+
+    Example:
+        >>> file = io.BytesIO()
+        >>> Image.new("L", (100, 80)).save(file, "PNG")
+        >>> _ = file.seek(0)
+        >>> read_image(file)
+        <PIL.Image.Image image mode=RGB size=100x80...>
     """
     with open_image(file, max_pixels) as image:
         return as_rgb(image)
 
 
 def check_image(file: str | Path) -> None:
-    """Decode an image to find out whether it can be read, a JPEG at an eighth of its size.
+    """Check that an image file can be decoded; a JPEG is decoded at an eighth of its size.
+
+    Args:
+        file: Path of the image file.
 
     Raises:
-        ImageError: See ``read_image``.
+        ImageError: The image cannot be read; see ``read_image``.
     """
     with open_image(file) as image:
         image.draft(None, (1, 1))
@@ -136,15 +150,15 @@ def check_image(file: str | Path) -> None:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """Turn an image as its EXIF orientation tag says; a damaged tag, and what XMP says, are ignored.
+    """Turn an image upright by its EXIF orientation tag; a damaged tag and XMP are ignored.
 
     Args:
-        image: An image of ``open_image``, or one that was opened or made elsewhere.
+        image: Image of ``open_image``, or any other PIL image.
 
     Raises:
         Exception: The image cannot be decoded.
     """
-    image.load()  # Pillow turns a TIFF itself, and then takes its tag away
+    image.load()  # Pillow turns a TIFF itself and removes its tag
     orientation = image.info.get("exif_orientation")
     if orientation is None:
         exif = image.info.get("exif")
@@ -152,16 +166,23 @@ def upright(image: Image.Image) -> Image.Image:
     if orientation not in _TRANSPOSITIONS:
         return image
     turned = image.transpose(_TRANSPOSITIONS[orientation])
-    turned.info = {}  # or else it would be turned again
+    turned.info = {}  # without it the image would be turned again
     return turned
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """Convert an image to RGB and turn it upright; 16-bit grey becomes 8-bit, which Pillow itself would clip.
+    """Convert an image to RGB and turn it upright; 16-bit grey is scaled to 8 bits, which Pillow would clip.
+
+    Args:
+        image: Image of ``open_image``, or any other PIL image.
 
     Raises:
         ImageError: The image is corrupt, or its pixels are floats, whose white level is unknown.
-        ImageSizeError: It is empty, too large or too thin.
+        ImageSizeError: The image is empty, too large or too thin.
+
+    Example:
+        >>> as_rgb(Image.new("I;16", (2, 2), 65535)).getpixel((0, 0))
+        (255, 255, 255)
     """
     check_image_size(*image.size)
     if image.mode == "F":
@@ -174,7 +195,7 @@ def as_rgb(image: Image.Image) -> Image.Image:
             image = image.copy()
             del image.info["transparency"]  # Pillow would convert it too, or warn that it cannot
         return image.convert("RGB")
-    except Exception as error:  # what Pillow's decoders raise on corrupt data are errors of many classes
+    except Exception as error:  # on corrupt data, Pillow's decoders raise errors of many classes
         raise ImageError(f"it cannot be decoded: {_one_line(error)}") from error
 
 
@@ -183,14 +204,14 @@ def _content(file: str | Path | IO[bytes]) -> bytes:
         return file.read()
     try:
         status = os.stat(file)
-        if not stat.S_ISREG(status.st_mode):  # to open a FIFO or a device may block, or have effects
+        if not stat.S_ISREG(status.st_mode):  # opening a FIFO or a device may block or have side effects
             raise ImageError("it is a folder" if stat.S_ISDIR(status.st_mode) else "it is not a regular file")
         if status.st_size == 0:  # also files of /proc, some of which block
             raise ImageError("the file is empty")
         if status.st_size > MAX_FILE_BYTES:
-            raise ImageError(f"the file has {status.st_size:,} bytes: {MAX_FILE_BYTES:,} are read at most")
+            raise ImageError(f"the file is too large with {status.st_size:,} bytes: the maximum is {MAX_FILE_BYTES:,}")
         return Path(file).read_bytes()
-    except (OSError, ValueError) as error:  # a ValueError of a path that no file can have
+    except (OSError, ValueError) as error:  # a ValueError means that no file can have this path
         raise ImageError(getattr(error, "strerror", None) or _one_line(error)) from error
 
 
@@ -213,9 +234,9 @@ def _one_line(error: BaseException) -> str:
 
 
 def _without_metadata(content: bytes) -> tuple[bytes, bytes]:
-    """An image file with the same pixels and without metadata; and its EXIF block, empty for none.
+    """Remove the metadata of an image file; returns the file and its EXIF block, empty for none.
 
-    What is not as the format says is left as it is, for Pillow to judge.
+    Parts that violate the format stay as they are, for Pillow to judge.
     """
     readers: dict[bytes, Callable[[bytes], tuple[bytes, bytes]]] = {
         b"\xff\xd8": _plain_jpeg,
@@ -229,79 +250,79 @@ def _without_metadata(content: bytes) -> tuple[bytes, bytes]:
 
 
 def _plain_jpeg(content: bytes) -> tuple[bytes, bytes]:
-    kept, exif, place = [content[:2]], b"", 2
+    parts, exif, place = [content[:2]], b"", 2
     while place + 4 <= len(content) and content[place] == 0xFF:
         marker, length = content[place + 1], int.from_bytes(content[place + 2 : place + 4], "big")
         if marker == 0xFF:  # a fill byte
             place += 1
             continue
-        if marker == 0xDA or 0xD0 <= marker <= 0xD9 or marker < 0xC0 or length < 2:  # the pixels begin, or no segment
+        if marker == 0xDA or 0xD0 <= marker <= 0xD9 or marker < 0xC0 or length < 2:  # pixels, or not a segment
             break
         segment = content[place : place + 2 + length]
         place += 2 + length
         if 0xE0 <= marker <= 0xEF or marker == 0xFE:
-            # libjpeg finds the colour space in these two
+            # libjpeg reads the colour space from these two
             is_jfif = marker == 0xE0 and segment[4:].startswith(b"JFIF\0") and len(segment) >= 18
             is_adobe = marker == 0xEE and segment[4:].startswith(b"Adobe") and len(segment) >= 16
             if marker == 0xE1 and segment[4:].startswith(b"Exif\0\0"):
                 exif = exif or segment[4:]
             if not is_jfif and not is_adobe:
                 continue
-        kept.append(segment)
-    return b"".join([*kept, content[place:]]), exif
+        parts.append(segment)
+    return b"".join([*parts, content[place:]]), exif
 
 
 def _plain_png(content: bytes) -> tuple[bytes, bytes]:
-    kept, exif, place = [content[:8]], b"", 8
+    parts, exif, place = [content[:8]], b"", 8
     while place + 12 <= len(content):
         name, length = content[place + 4 : place + 8], int.from_bytes(content[place : place + 4], "big")
         if name == b"eXIf":
             exif = exif or content[place + 8 : place + 8 + length]
         if name in _PNG_CHUNKS:
-            kept.append(content[place : place + 12 + length])
+            parts.append(content[place : place + 12 + length])
         place += 12 + length
         if name == b"IEND":
             break
-    return b"".join([*kept, content[place:]]), exif
+    return b"".join([*parts, content[place:]]), exif
 
 
 def _plain_webp(content: bytes) -> tuple[bytes, bytes]:
-    kept, exif, place = [content[8:12]], b"", 12
+    parts, exif, place = [content[8:12]], b"", 12
     while place + 8 <= len(content):
         name, length = content[place : place + 4], int.from_bytes(content[place + 4 : place + 8], "little")
         chunk = content[place : place + 8 + length + length % 2]
         if name == b"VP8X" and len(chunk) > 8:
-            chunk = chunk[:8] + bytes([chunk[8] & ~0x2C]) + chunk[9:]  # there is no profile, EXIF or XMP any more
+            chunk = chunk[:8] + bytes([chunk[8] & ~0x2C]) + chunk[9:]  # clear the flags of profile, EXIF and XMP
         if name == b"EXIF":
             exif = exif or chunk[8 : 8 + length]
         if name in _WEBP_CHUNKS:
-            kept.append(chunk)
+            parts.append(chunk)
         place += 8 + length + length % 2
-    plain = b"".join(kept)
+    plain = b"".join(parts)
     return b"RIFF" + len(plain).to_bytes(4, "little") + plain, exif
 
 
 def _plain_tiff(content: bytes) -> tuple[bytes, bytes]:
-    """Also without the pages but the first: a new directory at the end takes the place of the first."""
+    """Keep the first page alone: a new directory at the end of the file replaces the first one."""
     order, is_big, entries = _directory(content)
-    kept = [entry for entry in entries if int.from_bytes(entry[:2], order) in _TIFF_TAGS]
-    if not kept:
+    pixel_entries = [entry for entry in entries if int.from_bytes(entry[:2], order) in _TIFF_TAGS]
+    if not pixel_entries:
         return content, b""
-    head, number, size = (8, 8, 8) if is_big else (4, 2, 4)  # of the header before the address, of the count, of it
+    head, number, size = (8, 8, 8) if is_big else (4, 2, 4)  # bytes of the header, of the count and of an address
     content += bytes(-len(content) % 8)
-    parts = [
+    plain = [
         content[:head],
         len(content).to_bytes(size, order),
         content[head + size :],
-        len(kept).to_bytes(number, order),
-        *kept,
+        len(pixel_entries).to_bytes(number, order),
+        *pixel_entries,
         bytes(size),
     ]
-    return b"".join(parts), content
+    return b"".join(plain), content
 
 
 def _orientation(exif: bytes) -> int:
-    """The orientation, from 1 to 8, of an EXIF block or a TIFF file; 1, upright, where it has none that can be read."""
+    """The orientation, from 1 to 8, of an EXIF block or a TIFF file; 1, upright, without a valid tag."""
     order, is_big, entries = _directory(exif.removeprefix(b"Exif\0\0"))
     first = 12 if is_big else 8
     for entry in entries:
@@ -313,7 +334,7 @@ def _orientation(exif: bytes) -> int:
 
 
 def _directory(content: bytes) -> tuple[Literal["little", "big"], bool, list[bytes]]:
-    """The byte order of a TIFF file or EXIF block, whether it is a BigTIFF, and the entries of its first directory."""
+    """Read the byte order of a TIFF file or EXIF block, whether it is a BigTIFF, and its first directory's entries."""
     order: Literal["little", "big"] = "little" if content[:2] == b"II" else "big"
     version = content[2:4]
     is_big = version in (b"+\0", b"\0+")
@@ -328,9 +349,9 @@ def _directory(content: bytes) -> tuple[Literal["little", "big"], bool, list[byt
 
 
 def _tiff_orientation(image: Image.Image) -> int:
-    """The orientation of a TIFF that was opened elsewhere and is not turned by Pillow itself; else 1."""
+    """The orientation of a TIFF that was opened elsewhere and that Pillow does not turn; otherwise 1."""
     try:
         value = getattr(image, "tag_v2", {}).get(_ORIENTATION_TAG)
-    except Exception:  # Pillow decodes a tag where it is asked for, and may fail in many ways
+    except Exception:  # Pillow decodes a tag on access, and may fail in many ways
         return 1
     return value if isinstance(value, int) else 1

@@ -1,4 +1,4 @@
-"""Text and JSON files of a user's: decoded as UTF-8, split at line feeds alone, and checked field by field."""
+"""Reading of a user's text and JSON files: decoded as UTF-8, split at line feeds, and checked field by field."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from typing import Any, NoReturn, TypeAlias
 _MISSING = object()
 _MAX_ID = 2**63 - 1
 _NUMBER = re.compile(r"0|-?[1-9][0-9]{0,18}")
-_SHOWN = 60
+_MAX_EXCERPT = 60
 
 
 def refuse(message: str) -> NoReturn:
-    """Raise a ``MisconfigurationException``; Lightning is imported then alone, since that takes seconds."""
+    """Raise a ``MisconfigurationException``, and import Lightning only now, since that takes seconds."""
     from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
     raise MisconfigurationException(message)
@@ -28,15 +28,15 @@ def iter_lines(path: str | Path) -> Iterator[str]:
     """Read a text file line by line.
 
     Args:
-        path: A file in UTF-8, with a byte order mark or without.
+        path: File in UTF-8, with or without a byte order mark.
 
     Yields:
-        The lines, also empty ones, each without the line feed, or the carriage return and line feed, that ends it.
-        Nothing else ends a line: no form feed, U+0085 or U+2028.
+        Each line, also empty ones, without its line feed or carriage return and line feed. Other characters, such as
+        form feed, U+0085 or U+2028, do not end a line.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        MisconfigurationException: It cannot be read, or is no text in UTF-8; the message names the byte.
+        FileNotFoundError: The file does not exist.
+        MisconfigurationException: The file cannot be read, or is not UTF-8; the message names the byte.
     """
     try:
         with Path(path).open("rb") as file:
@@ -51,23 +51,23 @@ def iter_lines(path: str | Path) -> Iterator[str]:
 
 
 def _decode(data: bytes, file: str, offset: int = 0) -> str:
-    """Text from the bytes of a file that stand at an offset; a byte order mark at offset 0 is left out."""
+    """Decode bytes that begin at an offset of a file; a byte order mark at offset 0 is removed."""
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
         place, value = offset + error.start, data[error.start]
         refuse(f"{file} is not UTF-8 at byte {place} (0x{value:02x}, {error.reason}): save it as UTF-8")
     if "\0" in text:
-        refuse(f"{file} is not a text in UTF-8: byte {offset + data.index(0)} is 0x00: save it as UTF-8")
+        refuse(f"{file} is not UTF-8 text: byte {offset + data.index(0)} is 0x00: save it as UTF-8")
     return text.removeprefix("\ufeff") if offset == 0 else text
 
 
 Pairs: TypeAlias = list[tuple[str, Any]]
-"""The fields of a JSON object in the order of the file."""
+"""Names and values of a JSON object's fields, in the order of the file."""
 
 
 def json_object(pairs: Pairs) -> dict[str, Any]:
-    """A JSON object. A field that it has twice gets a value of no JSON type, which ``Entries`` refuses."""
+    """Make a JSON object of its fields; a repeated field gets a marker, which ``Entries`` refuses."""
     entry = dict(pairs)
     if len(entry) < len(pairs):
         counts = Counter(name for name, _ in pairs)
@@ -81,16 +81,16 @@ def read_json(
     """Read a JSON file.
 
     Args:
-        path: A file in UTF-8, with a byte order mark or without.
-        file_format: What the file must be, as errors name it.
-        make_object: What becomes of each object.
+        path: File in UTF-8, with or without a byte order mark.
+        file_format: Expected format, for error messages: ``a COCO caption file``.
+        make_object: Function from the fields of an object to the value that stands for it.
 
     Returns:
-        What the file holds.
+        Value of the file.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        MisconfigurationException: It cannot be read, or is no JSON in UTF-8.
+        FileNotFoundError: The file does not exist.
+        MisconfigurationException: The file cannot be read, or is not JSON in UTF-8.
     """
     try:
         data = Path(path).read_bytes()
@@ -100,7 +100,7 @@ def read_json(
         refuse(f"{path} cannot be read: {error.strerror}")
     complaint = f"{path} is not {file_format}"
     text = _decode(data, f"{complaint}: it")
-    del data  # hundreds of megabytes, which the parser has no use for
+    del data  # hundreds of megabytes, which the parser does not need
     return parse_json(text, complaint, make_object)
 
 
@@ -108,19 +108,19 @@ def parse_json(text: str, complaint: str, make_object: Callable[[Pairs], Any] = 
     """Parse JSON.
 
     Args:
-        text: What is parsed.
-        complaint: Begins the message of an error: which file it is, and that it is of another format.
-        make_object: What becomes of each object.
+        text: JSON text.
+        complaint: Start of the error message, which names the file and the expected format.
+        make_object: Function from the fields of an object to the value that stands for it.
 
     Raises:
-        MisconfigurationException: It is no JSON.
+        MisconfigurationException: The text is not JSON.
     """
     collects = gc.isenabled()
-    gc.disable()  # or it would go through the million objects of a large file, none of them garbage, again and again
+    gc.disable()  # it would scan the million objects of a large file again and again, and find no garbage
     try:
         return json.loads(text, object_pairs_hook=make_object)
     except RecursionError:
-        refuse(f"{complaint}: lists or objects stand in each other too many times")
+        refuse(f"{complaint}: lists or objects are nested too deeply")
     except ValueError as error:
         refuse(f"{complaint}: {error}")
     finally:
@@ -129,19 +129,27 @@ def parse_json(text: str, complaint: str, make_object: Callable[[Pairs], Any] = 
 
 
 class _Repeated:
-    """The value of a field that an object has more than once."""
+    """Marker for a field that an object has more than once."""
 
 
 class Entries:
-    """The objects of a list in a JSON file, whose fields must each be of one type.
+    """List of objects in a JSON file, whose fields are checked for their types.
 
     Args:
-        items: What stands in the place of the list.
-        place: Which file and list it is, as errors name it: ``captions.json: annotations``.
-        is_numbered: Whether errors name the entry by its number in the list, from 1.
+        items: Value that should be a list of objects.
+        place: File and field of the list, for error messages: ``captions.json: annotations``.
+        is_numbered: Whether error messages name an entry by its number in the list, from 1.
 
     Raises:
-        MisconfigurationException: It is no list of objects.
+        MisconfigurationException: ``items`` is not a list of objects.
+
+    Example:
+        >>> entries = Entries([{"id": 7, "caption": "a fish"}], "captions.json: annotations")
+        >>> entries.texts("caption")
+        ['a fish']
+        >>> entries.texts("id")
+        Traceback (most recent call last):
+        lightning_fabric.utilities.exceptions.MisconfigurationException: captions.json: annotations, entry 1 has 7 as...
     """
 
     def __init__(self, items: Any, place: str, is_numbered: bool = True) -> None:
@@ -149,66 +157,66 @@ class Entries:
         self.place = place
         self.is_numbered = is_numbered
         if type(items) is not list:
-            refuse(f"{place}: {_shown(items)} stands in place of a list")
+            refuse(f"{place} must be a list, but is {_excerpt(items)}")
         self._check("", items, {dict}, "an object")
 
     def __len__(self) -> int:
         return len(self.items)
 
     def values(self, name: str, types: set[type], kind: str, default: Any = _MISSING) -> list[Any]:
-        """A field of all entries.
+        """The values of a field in all entries.
 
         Args:
-            name: The field.
-            types: Its types; one of a type derived from these is none of them.
-            kind: The same in words.
-            default: Stands where an entry has no such field, and may stand in the file too; without it each entry must
-                have one.
+            name: Name of the field.
+            types: Allowed types, without their subclasses.
+            kind: Allowed types in words, for error messages.
+            default: Value for entries without the field, which is also allowed in the file; without a default, every
+                entry must have the field.
 
         Raises:
-            MisconfigurationException: An entry lacks it, or holds something else there.
+            MisconfigurationException: An entry lacks the field, or its value has another type.
         """
         values = [item.get(name, default) for item in self.items]
         self._check(name, values, types if default is _MISSING else types | {type(default)}, kind)
         return values
 
     def texts(self, name: str, default: Any = _MISSING) -> list[Any]:
-        """A field that holds text; see ``values``. Text that is none in UTF-8, half of an emoji, is refused too."""
+        """The values of a text field, as ``values``; texts that UTF-8 cannot encode are refused."""
         texts = self.values(name, {str}, "a text", default)
         self._check_encodable(name, texts)
         return texts
 
     def ids(self, name: str) -> list[int | str]:
-        """A field that identifies: whole numbers and texts. A text such as ``"42"`` is the number that it writes."""
+        """The values of an identifier field: whole numbers or texts; a text such as ``"42"`` becomes a number."""
         ids = self.values(name, {int, str}, "a number or a text")
         if set(map(type, ids)) != {int}:
             self._check_encodable(name, ids)
-            ids = [int(each) if type(each) is str and _NUMBER.fullmatch(each) else each for each in ids]
-        for index, each in enumerate(ids):
-            if each == "" or (type(each) is int and abs(each) > _MAX_ID):
-                self._refuse(index, name, each, "a number below 2^63 or a text")
+            ids = [int(value) if type(value) is str and _NUMBER.fullmatch(value) else value for value in ids]
+        for index, value in enumerate(ids):
+            if value == "" or (type(value) is int and abs(value) > _MAX_ID):
+                self._refuse(index, name, value, "a number below 2^63 or a text")
         return ids
 
     def numbers(self, name: str) -> list[int]:
-        """A field that identifies by a whole number from 0, which may be written as a text."""
+        """The values of a field with identifiers from 0, which may be written as texts."""
         numbers = []
-        for index, each in enumerate(self.ids(name)):
-            if type(each) is str and each.isdecimal() and len(each) <= _SHOWN:  # with zeros in front
-                each = int(each)
-            if type(each) is not int or not 0 <= each <= _MAX_ID:
-                self._refuse(index, name, each, "a whole number from 0")
-            numbers.append(each)
+        for index, value in enumerate(self.ids(name)):
+            if type(value) is str and value.isdecimal() and len(value) <= _MAX_EXCERPT:  # with leading zeros
+                value = int(value)
+            if type(value) is not int or not 0 <= value <= _MAX_ID:
+                self._refuse(index, name, value, "a whole number from 0")
+            numbers.append(value)
         return numbers
 
     def nested_texts(self, name: str, nested_name: str) -> list[list[str]]:
-        """A field that holds a list of objects: the text that each of these has in a field of its own."""
+        """The texts in a field of nested objects, one list for each entry."""
         lists = self.values(name, {list}, "a list")
         try:
             texts = [item[nested_name] for item in chain.from_iterable(lists)]
             is_good = set(map(type, texts)) <= {str} and is_encodable("".join(texts))
         except (KeyError, TypeError):
             is_good = False
-        if is_good:  # checked all at once, since there are hundreds of thousands of short lists
+        if is_good:  # one check for all, since there are hundreds of thousands of short lists
             rest = iter(texts)
             return [list(islice(rest, len(items))) for items in lists]
         return [Entries(items, f"{self._entry(index)}: {name}").texts(nested_name) for index, items in enumerate(lists)]
@@ -225,17 +233,22 @@ class Entries:
 
     def _refuse(self, index: int, name: str, value: Any, kind: str) -> NoReturn:
         if value is _MISSING:
-            found = f"has no {name}"
+            problem = f"has no {name}"
         else:
-            found = f"has {_shown(value)} as {name}" if name else f"is {_shown(value)}"
-        refuse(f"{self._entry(index)}{'' if self.is_numbered else ': it'} {found}: it must be {kind}")
+            problem = f"has {_excerpt(value)} as {name}" if name else f"is {_excerpt(value)}"
+        refuse(f"{self._entry(index)}{'' if self.is_numbered else ': it'} {problem}: it must be {kind}")
 
     def _entry(self, index: int) -> str:
         return f"{self.place}, entry {index + 1}" if self.is_numbered else self.place
 
 
 def is_encodable(text: str) -> bool:
-    """Return whether a text can be written in UTF-8: JSON may hold half of a surrogate pair."""
+    r"""Return whether a text can be encoded in UTF-8; JSON may hold half of a surrogate pair.
+
+    Example:
+        >>> is_encodable("a fish"), is_encodable("\ud83d")
+        (True, False)
+    """
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -243,11 +256,11 @@ def is_encodable(text: str) -> bool:
     return True
 
 
-def _shown(value: Any) -> str:
-    """What a value is, in a few characters of ASCII."""
+def _excerpt(value: Any) -> str:
+    """Describe a value in a few characters of ASCII."""
     if isinstance(value, _Repeated):
         return "two values"
     if isinstance(value, list | dict):
         return f"{'a list' if isinstance(value, list) else 'an object'} of {len(value)}"
     text = json.dumps(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+    return text if len(text) <= _MAX_EXCERPT else f"{text[:_MAX_EXCERPT]}..."

@@ -124,7 +124,7 @@ def test_subset_is_scored_as_if_it_were_all(tmp_path):
         ([["image_id", 1]], "entry 1 is a list of 2: it must be an object"),
         ('[{"image_id": 1, "caption": "x", "caption": "y"}]', "entry 1 has two values as caption"),
         ('[{"image_id": 1, "caption": "half of \\ud83d"}]', "entry 1 has"),
-        ("[" * 100_000, "stand in each other too many times"),
+        ("[" * 100_000, "are nested too deeply"),
         ({"1": "x"}, "is not a list of"),
         ("nothing", "is not a JSON file"),
     ],

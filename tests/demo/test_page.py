@@ -429,7 +429,7 @@ def test_a_visit(model, browser, tmp_path, monkeypatch):
 
         write_header(tmp_path / "vast.png", 2000, 2000)
         upload(tmp_path / "vast.png")
-        wait_for_message("too large: 1,000,000 are read at most")
+        wait_for_message("too large: the maximum is 1,000,000")
         write_header(tmp_path / "damaged.png", 20, 20)
         upload(tmp_path / "damaged.png")
         wait_for_message("The image is damaged")

@@ -215,8 +215,9 @@ def reconstruct(
         values = [0.0] * len(ids)
         if scores:
             labels = ids[:, 1:].masked_fill(ids[:, 1:] == model.tokenizer.pad_token_id, -100)
-            repeated = [tensor.repeat_interleave(decoding.num_candidates, 0) for tensor in (condition, mask)]
-            values = log_probability(model.decode(*repeated, labels), labels, start.shape[1] - 1)
+            repeated = condition.repeat_interleave(decoding.num_candidates, 0)
+            repeated_mask = mask.repeat_interleave(decoding.num_candidates, 0)
+            values = log_probability(model.decode(repeated, repeated_mask, labels), labels, start.shape[1] - 1)
         texts = written_texts(model.tokenizer, ids[:, start.shape[1] :])
         lengths = (ids[:, start.shape[1] :] != model.tokenizer.pad_token_id).sum(1).tolist()
         for number, (text, value, length) in enumerate(zip(texts, values, lengths, strict=True)):
