@@ -3,12 +3,11 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from vlkd_pl import __version__
-from vlkd_pl.cli import _with_shipped_configs, main
+from vlkd_pl.cli import main
 
 
 def test_help_names_every_command(capsys):
@@ -104,23 +103,3 @@ def test_scores_of_another_format(tmp_path, capsys, content, error):
 def test_scores_of_an_unfinished_test(tmp_path, capsys):
     assert main(["scores", str(tmp_path)]) == 1
     assert f"no scores.json in {tmp_path}" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("given", "found"),
-    [
-        (["--config", "configs/glue.yaml"], ["--config", "{shipped}"]),
-        (["-c", "configs/glue.yaml"], ["-c", "{shipped}"]),
-        (["--config=configs/glue.yaml", "--a=b=c"], ["--config={shipped}", "--a=b=c"]),
-        (["--config", "configs/there.yaml"], ["--config", "configs/there.yaml"]),
-        (["--config", "configs/no.yaml"], ["--config", "configs/no.yaml"]),
-        (["--config", "glue.yaml", "configs/glue.yaml"], ["--config", "glue.yaml", "configs/glue.yaml"]),
-        (["--output", "configs/glue.yaml", "--config"], ["--output", "configs/glue.yaml", "--config"]),
-    ],
-)
-def test_shipped_configurations_stand_in_for_files_that_are_not_there(given, found, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "configs").mkdir()
-    (tmp_path / "configs" / "there.yaml").touch()
-    shipped = Path(__file__).parents[1] / "configs" / "glue.yaml"
-    assert _with_shipped_configs(given) == [argument.format(shipped=shipped) for argument in found]

@@ -32,10 +32,10 @@ def started(monkeypatch):
 
     def process(command, stdout, **_):
         stage, settings = command[3], dict(part.removeprefix("--").split("=", 1) for part in command[4:])
-        name = settings["trainer.logger.init_args.name"]
-        folder = Path(settings["trainer.logger.init_args.save_dir"]) / name
+        folder = Path(settings["run_dir"])
+        name = folder.name
         assert folder.is_dir()
-        started.commands.append((stage, settings["model.init_args.task"], name, settings))
+        started.commands.append((stage, settings["model.task"], name, settings))
         if started.interrupt_at == len(started.commands):
             (folder / "half.txt").write_text("cut")
             raise KeyboardInterrupt
@@ -69,11 +69,11 @@ def command(config, output, *extra, tasks=("cola", "rte")):
 
 def test_every_combination_is_fitted_and_tested_once(started, config, tmp_path):
     assert main(command(config, tmp_path / "runs")) == 0
-    fits = [each for each in started.commands if each[0] == "fit"]
+    fits = [run for run in started.commands if run[0] == "fit"]
     assert len(fits) == len({(task, name) for _, task, name, _ in fits}) == 8
-    assert [each[1:3] for each in started.commands[::2]] == [each[1:3] for each in started.commands[1::2]]
+    assert [run[1:3] for run in started.commands[::2]] == [run[1:3] for run in started.commands[1::2]]
     values = {
-        (s["data.init_args.batch_size"], s["model.init_args.learning_rate"], s["model.init_args.weight_decay"])
+        (s["data.batch_size"], s["model.learning_rate"], s["model.weight_decay"])
         for _, task, _, s in fits
         if task == "cola"
     }
@@ -96,20 +96,20 @@ def test_the_papers_grid_is_the_default(started, config, tmp_path):
 def test_finished_runs_are_found_and_interrupted_ones_done_anew(started, config, tmp_path, capsys):
     started.interrupt_at = 6  # in the test of the third run
     assert main(command(config, tmp_path / "runs")) == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "the same command resumes" in capsys.readouterr().err
     started.interrupt_at = None
     half = tmp_path / "runs" / "cola" / "batch16_lr0.0005_decay0.0001"
     assert (half / "half.txt").exists()
     before = len(started.commands)
     assert main(command(config, tmp_path / "runs")) == 0
     assert not (half / "half.txt").exists()
-    fits = [each[1:3] for each in started.commands if each[0] == "fit"]
+    fits = [run[1:3] for run in started.commands if run[0] == "fit"]
     assert {key for key in fits if fits.count(key) > 1} == {("cola", half.name)}
     assert len(set(fits)) == 8
     assert len(started.commands) == before + 2 * 6
     assert main(command(config, tmp_path / "runs")) == 0
     assert len(started.commands) == before + 2 * 6
-    assert capsys.readouterr().out.count(": found, ") == 2 + 8
+    assert capsys.readouterr().out.count(": recorded, ") == 2 + 8
 
 
 def test_a_record_that_was_cut_is_none(started, config, tmp_path, monkeypatch):
@@ -131,16 +131,16 @@ def test_the_grid_can_be_extended_and_written_otherwise(started, config, tmp_pat
     assert len(started.commands) == 2 * 6
 
 
-def test_a_failed_run_is_told_and_done_again(started, config, tmp_path, capsys):
+def test_a_failed_run_is_reported_and_repeated(started, config, tmp_path, capsys):
     printed = "Traceback (most recent call last):\n  File ...\nRuntimeError: the loss is NaN\n\n"
     started.failures["fit", "batch16_lr0.0001_decay0.0001"] = 1, printed, True
     assert main(command(config, tmp_path / "runs", tasks=["cola"])) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "cola batch16_lr0.0001_decay0.0001 failed: RuntimeError: the loss is NaN (see " in line
-    assert len([each for each in started.commands if each[0] == "test"]) == 3
+    assert len([run for run in started.commands if run[0] == "test"]) == 3
     started.failures.clear()
     assert main(command(config, tmp_path / "runs", tasks=["cola"])) == 0
-    assert len([each for each in started.commands if each[0] == "test"]) == 4
+    assert len([run for run in started.commands if run[0] == "test"]) == 4
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_a_failed_run_is_told_and_done_again(started, config, tmp_path, capsys):
         (1, "Seed set to 0\nvlkd-pl fit: BART cannot be loaded from nope\n", "BART cannot be loaded from nope"),
         (1, "vlkd-pl fit: there are no data\nwandb: a last word\n", "there are no data"),
         (1, "Traceback (most recent call last):\nModuleNotFoundError: no timm\n", "ModuleNotFoundError: no timm"),
-        (2, "vlkd-pl fit: unknown key model.init_args.rout\n", "unknown key model.init_args.rout"),
+        (2, "vlkd-pl fit: unknown key model.rout\n", "unknown key model.rout"),
         (-signal.SIGSEGV, "", "killed by SIGSEGV"),
         (1, "", "status 1"),
     ],
@@ -188,7 +188,7 @@ def test_too_little_memory_for_a_batch_stops_no_other_run(started, config, tmp_p
     started.failures["fit", "batch16_lr0.0001_decay0.0001"] = status, printed, False
     assert main(command(config, tmp_path / "runs", tasks=["cola"])) == 1
     assert len(capsys.readouterr().err.splitlines()) == 1
-    assert len([each for each in started.commands if each[0] == "test"]) == 3
+    assert len([run for run in started.commands if run[0] == "test"]) == 3
 
 
 def test_a_run_that_fails_where_another_finished_stops_no_other(started, config, tmp_path, capsys):
@@ -196,16 +196,16 @@ def test_a_run_that_fails_where_another_finished_stops_no_other(started, config,
     assert main(command(config, tmp_path / "runs", tasks=["cola"])) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("vlkd-pl grid: cola batch16_lr0.0001_decay0.001 failed: ouch (see ")
-    assert len([each for each in started.commands if each[0] == "test"]) == 3
+    assert len([run for run in started.commands if run[0] == "test"]) == 3
 
 
 def test_other_settings_need_another_folder(started, config, tmp_path, capsys):
-    assert main(command(config, tmp_path / "runs", "--model.init_args.model=a", tasks=["cola"])) == 0
-    assert {settings["model.init_args.model"] for *_, settings in started.commands} == {"a"}
+    assert main(command(config, tmp_path / "runs", "--model.model=a", tasks=["cola"])) == 0
+    assert {settings["model.model"] for *_, settings in started.commands} == {"a"}
     done = len(started.commands)
-    assert main(command(config, tmp_path / "runs", "--model.init_args.model=b", tasks=["cola"])) == 1
+    assert main(command(config, tmp_path / "runs", "--model.model=b", tasks=["cola"])) == 1
     config.write_text("seed_everything: 1\n")
-    assert main(command(config, tmp_path / "runs", "--model.init_args.model=a", tasks=["cola"])) == 1
+    assert main(command(config, tmp_path / "runs", "--model.model=a", tasks=["cola"])) == 1
     assert capsys.readouterr().err.count("give another --output") == 2
     assert len(started.commands) == done
 
@@ -219,10 +219,10 @@ def test_two_grids_do_not_share_a_folder(started, config, tmp_path, capsys):
     assert started.commands == []
 
 
-def test_only_the_best_runs_checkpoints_are_kept(started, config, tmp_path):
+def test_only_the_best_runs_checkpoints_remain(started, config, tmp_path):
     assert main(command(config, tmp_path / "runs", tasks=["cola"])) == 0
-    kept = [path.parents[1].name for path in (tmp_path / "runs").rglob("*.ckpt")]
-    assert kept == ["batch16_lr0.0001_decay0.001"]
+    runs = [path.parents[1].name for path in (tmp_path / "runs").rglob("*.ckpt")]
+    assert runs == ["batch16_lr0.0001_decay0.001"]
 
 
 def test_the_best_of_each_task_is_printed(started, config, tmp_path, capsys):
@@ -282,15 +282,15 @@ def test_a_missing_configuration(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_grid_that_is_ended_and_goes_on(bart_folder, tmp_path):
+def test_a_grid_that_is_ended_and_resumed(bart_folder, tmp_path):
     import random
 
     write_glue(tmp_path / "glue", 12, 6, random.Random(0))
     configs = [f"--config={CONFIGS / part / 'glue.yaml'}" for part in ("", "sample")]
     options = ["--output", tmp_path / "runs", "--tasks", "cola", "--batch-sizes", "4", "--weight-decays", "0"]
     values = ["--learning-rates", "1e-4", "5e-4", "--trainer.max_epochs=1"]
-    given = [f"--model.init_args.model={bart_folder}", f"--data.init_args.source={tmp_path / 'glue'}"]
-    line = [sys.executable, "-m", "vlkd_pl", "grid", *configs, *map(str, options), *values, *given]
+    overrides = [f"--model.model={bart_folder}", f"--data.source={tmp_path / 'glue'}"]
+    line = [sys.executable, "-m", "vlkd_pl", "grid", *configs, *map(str, options), *values, *overrides]
     first = tmp_path / "runs" / "cola" / "batch4_lr0.0001_decay0" / "result.json"
     process = subprocess.Popen(line, stdout=subprocess.PIPE, text=True)
     while not first.is_file():
@@ -302,4 +302,4 @@ def test_a_grid_that_is_ended_and_goes_on(bart_folder, tmp_path):
     written = first.stat().st_mtime_ns
     done = subprocess.run(line, capture_output=True, text=True, check=True)
     assert first.stat().st_mtime_ns == written
-    assert [each.split()[3].rstrip(",") for each in done.stdout.splitlines()[:2]] == ["found", "done"]
+    assert [line.split()[3].rstrip(",") for line in done.stdout.splitlines()[:2]] == ["recorded", "done"]

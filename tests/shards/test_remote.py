@@ -15,6 +15,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 import vlkd_pl.shards.addresses
 import vlkd_pl.shards.remote
 from vlkd_pl.datamodules.cc3m import CC3MDataModule
+from vlkd_pl.errors import MissingPackageError
 from vlkd_pl.features.remote_copy import fetch_cache
 from vlkd_pl.shards.reader import find_shards, read_captions, read_shard
 from vlkd_pl.shards.remote import NUM_RETRIES, open_file
@@ -171,7 +172,7 @@ def test_a_missing_package_is_named(monkeypatch):
         raise ImportError("Install s3fs to access S3")
 
     monkeypatch.setattr(vlkd_pl.shards.addresses.fsspec, "get_filesystem_class", unknown)
-    with pytest.raises(MisconfigurationException, match=r"Install s3fs to access S3.*pip install '\.\[remote\]'"):
+    with pytest.raises(MissingPackageError, match=r"Install s3fs to access S3.*pip install '\.\[remote\]'"):
         find_shards("s3://bucket/a.tar")
 
 

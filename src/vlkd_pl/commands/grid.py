@@ -1,4 +1,4 @@
-"""``vlkd-pl grid``: the paper's search over GLUE's hyper-parameters (Appendix A), and Table 5 of what it found."""
+"""``vlkd-pl grid``: the paper's search over GLUE's hyperparameters (Appendix A), and Table 5 of its results."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from vlkd_pl.commands.config_files import find_config
 from vlkd_pl.files import file_sha256, write_text
 
 _TASKS = {
@@ -27,7 +28,7 @@ _TASKS = {
     "qnli": ("QNLI", ("accuracy",)),
     "stsb": ("STS-B", ("pearson", "spearmanr")),
 }
-"""The columns of Table 5 in its order, with the scores in each; STS-B is not in it, and not in its average."""
+"""The columns of Table 5 in its order, each with its scores; STS-B is not in the paper's table and average."""
 
 _PAPER = {
     "VLKD in Table 5": ("59.1", "95.5", "81.2", "87.5/91.1", "92.1/89.2", "89.6", "94.3", "", "85.7"),
@@ -41,8 +42,8 @@ class GridRun(NamedTuple):
     Attributes:
         task: A key of ``_TASKS``.
         batch_size: Samples in a batch.
-        learning_rate: Peak learning rate, as it was given.
-        weight_decay: Weight decay, as it was given.
+        learning_rate: Peak learning rate, as on the command line.
+        weight_decay: Weight decay, as on the command line.
     """
 
     task: str
@@ -56,24 +57,31 @@ class GridRun(NamedTuple):
         return f"batch{int(self.batch_size)}_lr{float(self.learning_rate):g}_decay{float(self.weight_decay):g}"
 
     def folder(self, output: Path) -> Path:
-        """Where its files go."""
+        """The directory of the run."""
         return output / self.task / self.name
 
     def scores(self, output: Path) -> dict[str, float] | None:
-        """What was recorded when it had finished; None if it has not."""
+        """The recorded scores; None for a run that has not finished."""
         record = self.folder(output) / "result.json"
         return json.loads(record.read_text())["scores"] if record.is_file() else None
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Does the runs of the grid that are not done yet, and prints the best of each task."""
+    """Do the runs of the grid that have not finished, and print the best of each task.
+
+    Args:
+        arguments: The command and its options.
+
+    Returns:
+        Exit status: 0; 1 when a run failed; 130 after Ctrl-C.
+    """
     parser = argparse.ArgumentParser(
         prog="vlkd-pl grid",
         description="Fine-tunes on GLUE with every combination of batch size, learning rate and weight decay, tests "
-        "each run's best checkpoint on the dev set, and prints the best of each task beside Table 5 of the paper. A "
-        "finished run is recorded and never done twice; one that was interrupted is done anew. A failure that other "
-        "runs of a task would share stops the grid. Further options go to vlkd-pl fit and test: "
-        "--model.init_args.model facebook/bart-large.",
+        "each run's best checkpoint on the dev set, and prints the best of each task next to Table 5 of the paper. A "
+        "finished run is recorded and not repeated; an interrupted one starts again. A failure that all runs of a task "
+        "would share stops the grid. Further options are passed to vlkd-pl fit and test: "
+        "--model.model facebook/bart-large.",
         allow_abbrev=False,
     )
     parser.add_argument("--config", action="append", required=True, metavar="FILE", help="as for vlkd-pl fit")
@@ -91,8 +99,8 @@ def main(arguments: Sequence[str]) -> int:
         )
     options, overrides = parser.parse_known_args(arguments[1:])
     settings = list(itertools.product(options.batch_sizes, options.learning_rates, options.weight_decays))
-    drawn = [GridRun(task, *values) for task in options.tasks for values in settings]
-    runs = list({run.folder(options.output): run for run in drawn}.values())  # each once, however it is written
+    points = [GridRun(task, *values) for task in options.tasks for values in settings]
+    runs = list({run.folder(options.output): run for run in points}.values())  # 1e-4 is 0.0001
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a run ends with the grid
     try:
@@ -109,12 +117,12 @@ def main(arguments: Sequence[str]) -> int:
         print(f"vlkd-pl grid: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("vlkd-pl grid: interrupted; the same command goes on", file=sys.stderr)
+        print("vlkd-pl grid: interrupted; the same command resumes", file=sys.stderr)
         return 130
     best = [_best([run for run in runs if run.task == task], options.output) for task in options.tasks]
-    found = {run.task: (run, scores) for run, scores in filter(None, best)}
-    print(table({task: scores for task, (_, scores) in found.items()}, str(options.output)))
-    for task, (run, _) in found.items():
+    results = {run.task: (run, scores) for run, scores in filter(None, best)}
+    print(table({task: scores for task, (_, scores) in results.items()}, str(options.output)))
+    for task, (run, _) in results.items():
         print(f"best of {task}: {run.folder(options.output)}")
     for run, failure in failures.items():
         log = run.folder(options.output) / "log.txt"
@@ -123,11 +131,11 @@ def main(arguments: Sequence[str]) -> int:
 
 
 class GridError(Exception):
-    """What stops the grid, told in one line."""
+    """An error that stops the grid, in one line."""
 
 
 class RunError(Exception):
-    """Why a run failed, in one line.
+    """The reason why a run failed, in one line.
 
     Attributes:
         is_shared: Whether the other runs of its task would fail as well.
@@ -139,19 +147,22 @@ class RunError(Exception):
 
 
 def table(scores: Mapping[str, Mapping[str, float]], name: str) -> str:
-    """The scores in Table 5's form, in percent, above the paper's.
+    """Format scores as Table 5, in percent, above the paper's rows.
 
-    Table 5 averages seven tasks, each counted by the mean of its two figures where it has two (as VLKD's row shows:
-    85.66). MNLI's one figure there is taken for the mean of its two dev sets, since BART's 90.0 is the mean of the 89.9
-    and 90.1 that Lewis et al. (2020) report.
+    Table 5 averages seven tasks; a task with two figures counts by their mean (as VLKD's row shows: 85.66). MNLI's
+    single figure is taken as the mean of its two dev sets, since BART's 90.0 is the mean of the 89.9 and 90.1 of Lewis
+    et al. (2020).
 
     Args:
-        scores: For each task its scores by name; a task may be missing, and the average then is.
-        name: Head of the row.
+        scores: For each task its scores by name, as fractions. Without a task of the seven there is no average.
+        name: Label of the row.
+
+    >>> print(table({"rte": {"accuracy": 0.812}}, "mine").splitlines()[1].split())
+    ['mine', '81.2']
     """
     cells, means = [], []
     for task, (_, names) in _TASKS.items():
-        figures = [100 * scores[task][each] for each in names] if task in scores else []
+        figures = [100 * scores[task][score] for score in names] if task in scores else []
         cells.append("/".join(f"{figure:.1f}" for figure in figures))
         if task != "stsb" and figures:
             means.append(sum(figures) / len(figures))
@@ -164,16 +175,16 @@ def table(scores: Mapping[str, Mapping[str, float]], name: str) -> str:
 def _finish(
     run: GridRun, options: argparse.Namespace, overrides: Sequence[str], lock: IO[str], number: int, total: int
 ) -> str | None:
-    """Does a run unless it is recorded.
+    """Do a run unless it is recorded.
 
     Returns:
-        None if it is recorded now; else why it failed.
+        None if the run is recorded now; otherwise the reason why it failed.
 
     Raises:
-        GridError: It failed as the other runs of its task would.
+        GridError: The run failed, and the other runs of its task would fail as well.
     """
     scores = run.scores(options.output)
-    status = "found"
+    status = "recorded"
     if scores is None:
         try:
             _do(run, options, overrides, lock)
@@ -191,10 +202,10 @@ def _finish(
 
 
 def _do(run: GridRun, options: argparse.Namespace, overrides: Sequence[str], lock: IO[str]) -> None:
-    """Fits and tests in processes of their own, so that none leaves anything to the next; records what came out.
+    """Fit and test in new processes, which share no state with other runs, and record the scores.
 
     Raises:
-        RunError: One of them failed.
+        RunError: A process failed.
     """
     folder = run.folder(options.output)
     shutil.rmtree(folder, ignore_errors=True)
@@ -202,13 +213,11 @@ def _do(run: GridRun, options: argparse.Namespace, overrides: Sequence[str], loc
     shared = [
         *(f"--config={path}" for path in options.config),
         *overrides,
-        f"--model.init_args.task={run.task}",
-        f"--model.init_args.learning_rate={run.learning_rate}",
-        f"--model.init_args.weight_decay={run.weight_decay}",
-        f"--data.init_args.batch_size={run.batch_size}",
-        f"--trainer.logger.init_args.save_dir={options.output / run.task}",
-        f"--trainer.logger.init_args.name={run.name}",
-        "--trainer.logger.init_args.version=",
+        f"--model.task={run.task}",
+        f"--model.learning_rate={run.learning_rate}",
+        f"--model.weight_decay={run.weight_decay}",
+        f"--data.batch_size={run.batch_size}",
+        f"--run_dir={folder}",
         "--trainer.enable_progress_bar=false",
     ]
     log = folder / "log.txt"
@@ -230,7 +239,7 @@ def _do(run: GridRun, options: argparse.Namespace, overrides: Sequence[str], loc
 
 
 def _reason(log: Path, status: int) -> str:
-    """Why a process failed: the line in which it says so, or the last one that it printed."""
+    """The reason why a process failed: the line that explains it, or the last one that it printed."""
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
     explained = [line.partition(": ")[2] for line in lines if line.startswith(("vlkd-pl fit: ", "vlkd-pl test: "))]
     if status < 0:
@@ -239,19 +248,19 @@ def _reason(log: Path, status: int) -> str:
 
 
 def _is_memory(reason: str, status: int) -> bool:
-    """Whether a process had too little memory, as with a batch that is too large."""
+    """Whether a process ran out of memory, as with a batch that is too large."""
     return status == -signal.SIGKILL or bool(re.search("out of memory|MemoryError|allocate memory", reason, re.I))
 
 
 def _has_trained(folder: Path) -> bool:
-    """Whether a run came as far as to training: it logged something, or wrote a checkpoint."""
+    """Whether a run has trained: it has logged metrics, or written a checkpoint."""
     metrics = folder / "metrics.csv"
     has_logged = metrics.is_file() and len(metrics.read_text().splitlines()) > 1
     return has_logged or any((folder / "checkpoints").glob("*.ckpt"))
 
 
 def _drop_checkpoints(run: GridRun, options: argparse.Namespace) -> None:
-    """Keeps those of the task's best run alone: eighteen of bart-large would fill a disk."""
+    """Remove the checkpoints of all runs of a task but its best: eighteen of bart-large would fill a disk."""
     folders = [path.parent for path in (options.output / run.task).glob("*/result.json")]
     best = max(folders, key=lambda folder: _rank(json.loads((folder / "result.json").read_text())["scores"]))
     for folder in folders:
@@ -260,43 +269,41 @@ def _drop_checkpoints(run: GridRun, options: argparse.Namespace) -> None:
 
 
 def _best(runs: Sequence[GridRun], output: Path) -> tuple[GridRun, dict[str, float]] | None:
-    """The best of the finished runs with its scores; of equal ones the first."""
+    """The best of the finished runs, with its scores; the first of equal ones."""
     finished = [(run, scores) for run in runs if (scores := run.scores(output)) is not None]
-    return max(finished, key=lambda each: _rank(each[1]), default=None)
+    return max(finished, key=lambda result: _rank(result[1]), default=None)
 
 
 def _rank(scores: Mapping[str, float]) -> float:
-    """What the best has most of; a correlation that is not defined is the worst."""
+    """The score that ranks runs; an undefined correlation ranks last."""
     return -math.inf if math.isnan(scores["score"]) else scores["score"]
 
 
 def _take(lock: IO[str], output: Path) -> None:
-    """Locks the folder for this process and its runs.
+    """Lock the folder for this process and its runs.
 
     Raises:
-        GridError: It is locked.
+        GridError: The folder is locked.
     """
     import fcntl
 
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        raise GridError(f"another grid, or a run that it left, is at work in {output}: wait for its end") from error
+        raise GridError(f"another grid, or a run that it left, is running in {output}: wait until it ends") from error
 
 
 def _check_settings(path: Path, configs: Sequence[str], overrides: Sequence[str]) -> None:
-    """Notes what all runs of a folder share, or compares.
+    """Record the settings that all runs of a folder share, or compare them with the record.
 
     Raises:
-        GridError: A configuration is missing, or the folder's runs were done with others.
+        GridError: A configuration is missing, or the folder's runs have other settings.
     """
-    missing = [config for config in configs if not Path(config).is_file()]
-    if missing:
-        raise GridError(f"there is no configuration file {missing[0]}")
-    settings = {
-        "configs": [file_sha256(Path(config)) for config in configs],
-        "overrides": list(overrides),
-    }
+    try:
+        checksums = [file_sha256(find_config(config)) for config in configs]
+    except FileNotFoundError as error:
+        raise GridError(str(error)) from error
+    settings = {"configs": checksums, "overrides": list(overrides)}
     if not path.is_file():
         write_text(path, json.dumps(settings, indent=1))
     elif json.loads(path.read_text()) != settings:
@@ -304,7 +311,7 @@ def _check_settings(path: Path, configs: Sequence[str], overrides: Sequence[str]
 
 
 def _number(kind: type[int] | type[float]) -> Any:
-    """An argument that is a number of a kind, as it was written."""
+    """An argument type that checks a number, and keeps its spelling."""
 
     def checked(text: str) -> str:
         if not kind(text) >= 0:

@@ -1,4 +1,4 @@
-"""Errors of jsonargparse in one line."""
+"""Rewrites the errors of jsonargparse as one line."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import pytorch_lightning as pl
 import vlkd_pl
 
 EXAMPLES = {
-    "fit": "configs/distill.yaml",
-    "validate": "configs/zeroshot_coco.yaml",
-    "test": "configs/zeroshot_coco.yaml",
-    "predict": "configs/predict_captions.yaml",
-    "cache": "configs/distill.yaml",
+    "fit": "distill.yaml",
+    "validate": "zeroshot_coco.yaml",
+    "test": "zeroshot_coco.yaml",
+    "predict": "predict_captions.yaml",
+    "cache": "distill.yaml",
 }
-"""For each command a configuration to begin with."""
+"""For each command a shipped configuration to start with."""
 
 SPECIFICATION = ("class_path", "init_args", "dict_kwargs")
 """The keys that name a class and its arguments."""
@@ -29,17 +29,22 @@ UNKNOWN_KEY = re.compile(
     r"|unrecognized arguments: (?P<arguments>.+)",
     re.DOTALL,
 )
-"""What jsonargparse says of a key that it does not know."""
+"""The messages of jsonargparse on an unknown key."""
 
 _NOISE = re.compile(
     r"Does not validate against|Subtypes: |Given value|Errors:$|Expected a <class 'NoneType'>"
     r"|Subclass types expect|a (class path \(str\)|dict with)|Expected a path but"
 )
-"""Lines of jsonargparse's errors that tell a user nothing."""
+"""Lines of jsonargparse's errors without information for a user."""
 
 
 def unknown_key(unknown: re.Match[str], parser: Any) -> str:
-    """What to say of a key that a parser does not know."""
+    """Explain an unknown key.
+
+    Args:
+        unknown: A match of ``UNKNOWN_KEY``.
+        parser: The parser that refused the key.
+    """
     if unknown["arguments"] is None:
         key = ".".join(filter(None, (unknown["group"], unknown["key"])))
     else:
@@ -47,36 +52,43 @@ def unknown_key(unknown: re.Match[str], parser: Any) -> str:
         if not key.startswith("--"):
             return f"unknown argument {key}: settings are given as --KEY VALUE"
         key = key.removeprefix("--")
-    known = [action.dest for action in parser._actions if action.dest != "help"]
-    meant = _nearest(key, known)
+    names = [action.dest for action in parser._actions if action.dest != "help"]
+    suggestion = _nearest(key, names)
     if not parser.exit_on_error:  # of a class, whose arguments are under init_args
         first = key.split(".")[0]
         near = get_close_matches(first, SPECIFICATION, 1, 0.8)
         if first in SPECIFICATION:
-            return "a key stands beside class_path and init_args: the arguments of a class go under init_args"
-        if not known:
+            return "a key stands next to class_path and init_args: the arguments of a class go under init_args"
+        if not names:
             return f"unknown key init_args.{key}: no class_path is given before it"
         if near:
-            meant = near[0]
+            suggestion = near[0]
         else:
             key = f"init_args.{key}"
-    return f"unknown key {key}" + (f": did you mean {meant}?" if meant else "")
+    return f"unknown key {key}" + (f": did you mean {suggestion}?" if suggestion else "")
 
 
-def _nearest(key: str, known: Iterable[str]) -> str | None:
-    """The name nearest to the first part of a key that is unknown; else a full key whose last part is that of it."""
+def _nearest(key: str, names: Iterable[str]) -> str | None:
+    """The name nearest to the first unknown part of a key; otherwise a full key that ends with the same part."""
     parts = key.split(".")
-    paths = [name.split(".") for name in known]
+    paths = [name.split(".") for name in names]
     for depth, part in enumerate(parts):
-        names = {path[depth] for path in paths if path[:depth] == parts[:depth] and len(path) > depth}
-        if part not in names:
-            near = get_close_matches(part, sorted(names), 1)
+        siblings = {path[depth] for path in paths if path[:depth] == parts[:depth] and len(path) > depth}
+        if part not in siblings:
+            near = get_close_matches(part, sorted(siblings), 1)
             return near[0] if near else next((".".join(path) for path in paths if path[-1] == parts[-1]), None)
     return None
 
 
 def one_line(message: str, command: str, arguments: Sequence[str], configs: Mapping[str, Any]) -> str:
-    """What a parser says in many lines, in one."""
+    """Rewrite an error of a parser as one line.
+
+    Args:
+        message: The error of jsonargparse.
+        command: The command.
+        arguments: Its options, to find the source of a key.
+        configs: Settings of each configuration file, by its path.
+    """
     if re.fullmatch(r"the following arguments are required: .*\b(model|data)\b.*", message):
         return f"no model and no data: give a configuration, such as --config {EXAMPLES[command]}"
     option = re.fullmatch(r"argument (?:-c/)?(--[\w.]+): expected one argument", message)
@@ -98,7 +110,7 @@ def one_line(message: str, command: str, arguments: Sequence[str], configs: Mapp
 
 
 def _help_option(key: str) -> str:
-    """The option that explains what is known in the place of a key."""
+    """The option whose help lists the keys next to an unknown one."""
     parts = key.split(".")
     if "init_args" in parts:
         return f"--{'.'.join(parts[: parts.index('init_args')])}.help CLASS"
@@ -106,7 +118,7 @@ def _help_option(key: str) -> str:
 
 
 def _fault(message: str) -> tuple[str, str]:
-    """The key that a message is about, and the reason: the one under most keys and classes of all that it gives."""
+    """The key that a message is about, and the most deeply nested of its reasons."""
     faults: dict[int, list[tuple[str, str]]] = {}
     around: list[tuple[int, str, bool]] = []  # indentation, full key, and whether it is a class
     value = None
@@ -141,7 +153,7 @@ def _fault(message: str) -> tuple[str, str]:
 
 
 def _plain(reason: str) -> str:
-    """A reason of jsonargparse in plain words, with the name that was meant."""
+    """A reason of jsonargparse in plain words, with a suggestion for a misspelt name."""
     named = re.search(r"Expected a dot import path string: (\w+)", reason)
     if named:
         names = [*vlkd_pl.__all__, *pl.callbacks.__all__, *pl.loggers.__all__, *pl.strategies.__all__]
@@ -166,12 +178,12 @@ def _plain(reason: str) -> str:
 
 
 def _with_nearest(reason: str, name: str, names: Sequence[str]) -> str:
-    near = get_close_matches(name, names, 1) or [each for each in names if each.lower().startswith(name.lower())]
+    near = get_close_matches(name, names, 1) or [other for other in names if other.lower().startswith(name.lower())]
     return f"{reason}: did you mean {near[0]}?" if near else reason
 
 
 def _source(key: str, arguments: Sequence[str], configs: Mapping[str, Any]) -> str | None:
-    """The configuration file that a key is from; None where it is from the command line."""
+    """The configuration file that sets a key; None for a key from the command line."""
     parts = key.split(".")
     short = [part for part in parts if part != "init_args"]
     for argument in arguments:
@@ -182,9 +194,13 @@ def _source(key: str, arguments: Sequence[str], configs: Mapping[str, Any]) -> s
 
 
 def _holds(settings: Any, parts: Sequence[str]) -> bool:
-    """Whether settings have a key; in a list, whether one of them has it."""
+    """Whether settings have a key, or an item of a list of settings has it; ``init_args`` may be left out."""
     if not parts:
         return True
     if isinstance(settings, list):
-        return any(_holds(each, parts) for each in settings)
-    return isinstance(settings, Mapping) and parts[0] in settings and _holds(settings[parts[0]], parts[1:])
+        return any(_holds(item, parts) for item in settings)
+    if not isinstance(settings, Mapping):
+        return False
+    if parts[0] == "init_args" and parts[0] not in settings:
+        return _holds(settings, parts[1:])
+    return parts[0] in settings and _holds(settings[parts[0]], parts[1:])

@@ -10,14 +10,18 @@ from typing import Any
 
 import pytorch_lightning as pl
 import transformers
+from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.strategies import FSDPStrategy, ModelParallelStrategy
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 
-from vlkd_pl.commands.parsing import ConfigFile, Parser, TrainerHelp, build, import_public_classes
+from vlkd_pl.commands.parsing import ConfigFile, Parser, TrainerHelp, import_public_classes
+from vlkd_pl.modules.vlkd import VLKDModule
+from vlkd_pl.training.export import ExportModel
 from vlkd_pl.training.logs import METRICS_FILE, ContinueLogs, set_up_logs
 from vlkd_pl.training.prediction_writer import PredictionWriter
+from vlkd_pl.training.progress_bar import StepProgressBar
 from vlkd_pl.training.resume import (
     CheckpointFiles,
     SaveOnSignal,
@@ -27,11 +31,18 @@ from vlkd_pl.training.resume import (
     remove_requeued_before,
     reuse_last_version,
 )
-from vlkd_pl.training.runs import check_no_run, check_writable, place_loggers, removed_if_failed
+from vlkd_pl.training.runs import (
+    check_no_run,
+    check_writable,
+    default_loggers,
+    is_default_logger,
+    place_loggers,
+    removed_if_failed,
+)
 
 
-class _Part:
-    """Where the data find a part of the model: where the model is told to, or in the model folder that it starts from.
+class _SharedPart:
+    """Links a part of the model to the data: the model's own argument, or else the part in its ``init_from`` folder.
 
     Args:
         name: ``clip`` or ``bart``.
@@ -39,18 +50,18 @@ class _Part:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.__name__ = f"{name}_of"  # what the help calls it
+        self.__name__ = f"{name}_of"  # shown in the help
 
-    def __call__(self, given: str | None, init_from: str | None) -> str | None:
-        return str(Path(init_from) / self.name) if given is None and init_from is not None else given
+    def __call__(self, part: str | None, init_from: str | None) -> str | None:
+        return str(Path(init_from) / self.name) if part is None and init_from is not None else part
 
 
 class VLKDCLI(LightningCLI):
-    """Lightning's command line; what model and data share is given once, under ``model``."""
+    """Lightning's command line with default callbacks and loggers; model and data share arguments of the model."""
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """The trainer's methods that are commands."""
+        """The trainer's methods that are commands, with their arguments that are not options."""
         hidden = {"model", "dataloaders", "datamodule"}
         return {
             "fit": hidden | {"train_dataloaders", "val_dataloaders"},
@@ -60,59 +71,73 @@ class VLKDCLI(LightningCLI):
         }
 
     def init_parser(self, **options: Any) -> LightningArgumentParser:
-        """A parser with ``--config`` and ``--trainer.help``."""
+        """Make a parser with ``--config`` and ``--trainer.help``."""
         options.setdefault("dump_header", [f"pytorch_lightning=={pl.__version__}"])
         parser = self.parser_class(**options)
         parser.add_argument("-c", "--config", action=ConfigFile, help="a configuration file in YAML")
         parser.add_argument("--trainer.help", action=TrainerHelp)
         return parser
 
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **options: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **options)
+        parser.set_defaults({"trainer.logger": default_loggers(subcommand)})
+        return parser
+
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Reads the command line."""
+        """Parse the command line."""
+        self._names_run_dir = any(argument.split("=")[0] == "--run_dir" for argument in args)
         if any(argument.endswith(".help") for argument in args):
             import_public_classes()  # which need no class_path then
         super().parse_arguments(parser, args)
-        parser.add_instantiator(build, object)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds the run's directory, and links the arguments that model and data must agree on."""
+        """Add the run's directory and callbacks, and link the arguments that model and data share."""
         parser.add_argument(
             "--run_dir",
             type=str | None,
             default=None,
-            help="Directory of the run, for its logs, checkpoints and model, in place of the one of the configuration.",
+            help="Directory of the run, for its logs, checkpoints, results and model.",
         )
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(ExportModel, "export")
+        parser.set_defaults({"checkpoint.save_last": True})
         for part in ("clip", "bart"):
             parser.link_arguments(
-                (f"model.init_args.{part}", "model.init_args.init_from"), f"data.init_args.{part}", _Part(part)
+                (f"model.init_args.{part}", "model.init_args.init_from"), f"data.init_args.{part}", _SharedPart(part)
             )
         for part in ("model", "task"):
             parser.link_arguments(f"model.init_args.{part}", f"data.init_args.{part}")
 
     def _parse_ckpt_path(self) -> None:
-        """Leaves the checkpoint unread: Lightning looks for hyper-parameters in it, and modules here keep none."""
+        """Do not read the checkpoint here: Lightning looks for hyperparameters, and these modules save none."""
 
     @property
-    def _goes_on(self) -> bool:
+    def _resumes(self) -> bool:
         return self.subcommand == "fit" and self.config.fit.ckpt_path == "last"
 
     def before_instantiate_classes(self) -> None:
-        """Let all loggers write to ``--run_dir``; with ``fit --ckpt_path last``, to the directory of the last run."""
+        """Let the loggers write to the run's directory; with ``--ckpt_path last`` to that of the last run."""
         options = self.config[self.subcommand] if self.subcommand is not None else self.config
         if self.subcommand not in (None, "fit"):
             _prefer_model_folder(options)
-        loggers = options.trainer.logger if isinstance(options.trainer.logger, list) else [options.trainer.logger]
+        trainer = options.trainer
+        loggers = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
         if options.run_dir is not None:
-            place_loggers(loggers, Path(options.run_dir))
-            options.trainer.default_root_dir, options.run_dir = options.run_dir, None
-        if self._goes_on:
+            place_loggers(loggers, options.run_dir, moves_all=self._names_run_dir)
+            if self._names_run_dir or trainer.default_root_dir is None:
+                trainer.default_root_dir = options.run_dir
+        elif any(map(is_default_logger, loggers)):
+            trainer.logger = [logger for logger in loggers if not is_default_logger(logger)] or None
+        if self._resumes:
             reuse_last_version(loggers)
 
     def instantiate_trainer(self, **options: Any) -> pl.Trainer:
-        """The trainer, with what every run has.
+        """Build the trainer with the callbacks of every run.
 
-        For ``fit`` it saves on signals; for ``predict`` it has a writer of predictions, where the configuration names
-        none.
+        ``fit`` saves on signals; ``predict`` writes predictions, unless the configuration names a writer.
+
+        Raises:
+            MisconfigurationException: The precision or the strategy is not supported.
         """
         trainer: Any = super().instantiate_trainer(**options)
         if trainer.precision in ("16-true", "bf16-true"):
@@ -123,7 +148,7 @@ class VLKDCLI(LightningCLI):
         if isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy):
             raise MisconfigurationException(
                 "trainer.strategy: Lightning's own strategies that shard a model do not work with these modules: give "
-                "--config configs/overlays/fsdp.yaml, or vlkd_pl.FSDP2Strategy"
+                "--config overlays/fsdp.yaml, or vlkd_pl.FSDP2Strategy"
             )
         trainer.strategy.checkpoint_io = CheckpointFiles(resumes=self.subcommand == "fit")
         trainer.callbacks.append(ContinueLogs())
@@ -134,19 +159,47 @@ class VLKDCLI(LightningCLI):
         return trainer
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:
+        config["callbacks"] = self._with_default_callbacks(config, callbacks)
         try:
-            return super()._instantiate_trainer(config, callbacks)
+            return super()._instantiate_trainer(config, [])
         except (TypeError, ValueError) as error:
             raise MisconfigurationException(f"trainer: {error}") from error
 
+    def _with_default_callbacks(self, config: dict[str, Any], callbacks: list[pl.Callback]) -> list[pl.Callback]:
+        """Add the default callbacks, each unless the configuration names one of its kind under ``trainer.callbacks``.
+
+        Args:
+            config: Arguments of the trainer.
+            callbacks: The callbacks under ``checkpoint`` and ``export``.
+        """
+        configured = config["callbacks"] or []
+        configured = configured if isinstance(configured, list) else [configured]
+        defaults: dict[type, pl.Callback] = {}
+        if config["enable_progress_bar"] is False:  # which Lightning refuses next to a progress bar
+            configured = [callback for callback in configured if not isinstance(callback, ProgressBar)]
+        else:
+            defaults[ProgressBar] = StepProgressBar()
+        if self.subcommand == "fit":
+            checkpoint, export = callbacks
+            if config["enable_checkpointing"] is not False:
+                defaults[ModelCheckpoint] = checkpoint
+            if isinstance(self.model, VLKDModule):
+                defaults[ExportModel] = export
+        missing = [
+            default
+            for kind, default in defaults.items()
+            if not any(isinstance(callback, kind) for callback in configured)
+        ]
+        return [*configured, *missing]
+
     def before_fit(self) -> None:
-        """With ``--ckpt_path last``, take the newest intact checkpoint; start anew where there is none.
+        """With ``--ckpt_path last``, resume from the newest intact checkpoint, or start a new run without one.
 
         Raises:
-            MisconfigurationException: A new run would write where another one has written.
+            MisconfigurationException: A new run would write to the directory of another one.
         """
         path = self.config_init.fit.ckpt_path
-        if self._goes_on:
+        if self._resumes:
             last = last_of_run(self.trainer)
             self.config_init.fit.ckpt_path = last and str(last)
             if last is not None and self.trainer.is_global_zero:
@@ -158,13 +211,13 @@ class VLKDCLI(LightningCLI):
             warnings.filterwarnings("ignore", ".*your dataloader is not resumable")  # the data module resumes it
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Check where the run will write, and remove what a failed start leaves there."""
+        """Check the directories of the run, and remove those that a failed start creates."""
         check_writable(self.trainer)
         with removed_if_failed(self.trainer):
             super()._run_subcommand(subcommand)
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        """Set up the logs: after all checks, and before the trainer uses them."""
+        """Set up the logs after all checks, and before the trainer uses them."""
         if self.trainer.is_global_zero:
             name = METRICS_FILE if subcommand == "fit" else f"metrics_{subcommand}.csv"
             set_up_logs(self.trainer.loggers, name, resume=subcommand == "fit")
@@ -173,13 +226,13 @@ class VLKDCLI(LightningCLI):
 
 
 class _SaveConfig(SaveConfigCallback):
-    """Saves the configuration of a run; where that fails, it says so in one line."""
+    """Saves the configuration of a run, and explains a failure in one line."""
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Save it as ``config.yaml`` for ``fit``, and as ``config_test.yaml`` for a test of that run.
+        """Save the configuration as ``config.yaml`` for ``fit``, and for example as ``config_test.yaml`` for ``test``.
 
         Raises:
-            MisconfigurationException: It cannot be written.
+            MisconfigurationException: The file cannot be written.
         """
         self.config_filename = "config.yaml" if stage == "fit" else f"config_{TrainerFn(stage).value}.yaml"
         try:
@@ -192,11 +245,14 @@ class _SaveConfig(SaveConfigCallback):
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs one of the trainer's commands.
+    """Run one of the trainer's commands.
+
+    Args:
+        arguments: The command and its options.
 
     Returns:
-        0, or 1 where a file, model or setting is wrong: one line then says which. 1 too where predictions are written
-        but some files were no images; 143 where SIGTERM ended the run, and 130 where SIGINT did.
+        Exit status: 0; 1 when predictions are written but some image files were unreadable; 143 after SIGTERM and 130
+        after SIGINT.
     """
     transformers.utils.logging.disable_progress_bar()
     try:
@@ -207,8 +263,9 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _prefer_model_folder(config: Any) -> None:
-    """Of a model folder to start from, takes all that it holds: what the configuration of its training names may be
-    another CLIP or BART, or be missing on this machine.
+    """Take CLIP and BART from the model folder of ``init_from``, rather than from the configuration of its training.
+
+    The configuration may name another CLIP or BART, or files that are missing on this machine.
     """
     folder = config.get("model.init_args.init_from")
     if folder is None or not Path(folder).is_dir():
@@ -226,7 +283,10 @@ def _writers(trainer: Any) -> list[PredictionWriter]:
 
 
 def run(arguments: Sequence[str]) -> Any:
-    """Parses the command line, builds everything, and runs the trainer.
+    """Parse the command line, build everything, and run the trainer.
+
+    Args:
+        arguments: The command and its options.
 
     Returns:
         The command line object, with its ``trainer``, ``model`` and ``datamodule``.

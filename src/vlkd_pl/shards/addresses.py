@@ -8,6 +8,8 @@ import re
 import fsspec
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
+from vlkd_pl.errors import missing_package
+
 URL_SCHEMES = ("s3", "gs", "gcs", "http", "https")
 """Schemes of the addresses that are allowed: S3, Google Cloud Storage, and HTTP."""
 
@@ -36,8 +38,8 @@ def check_address(path: str) -> None:
         path: A path or an address, with its braces expanded.
 
     Raises:
-        MisconfigurationException: The path is a command, like webdataset's ``pipe:``; its scheme is not allowed; or
-            the package that reads the scheme is missing.
+        MisconfigurationException: The path is a command, like webdataset's ``pipe:``, or its scheme is not allowed.
+        MissingPackageError: The package that reads the scheme is missing.
 
     Example:
         >>> check_address("https://example.com/00000.tar")
@@ -63,10 +65,7 @@ def check_address(path: str) -> None:
         except ValueError as error:
             raise MisconfigurationException(f"{path}: fsspec does not support the scheme {scheme}") from error
         except ImportError as error:
-            raise MisconfigurationException(
-                f"{path} needs a missing package ({error}): for S3 and GCS run pip install '.[remote]' in the "
-                "checkout of vlkd_pl"
-            ) from error
+            raise missing_package(f"{path} needs a package for its scheme ({error})", "remote") from error
 
 
 def _schemes(path: str) -> list[str]:

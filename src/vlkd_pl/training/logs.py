@@ -1,4 +1,4 @@
-"""Logs that a resumed run continues in their files, and that a full disk does not end a run by."""
+"""Logs that a resumed run continues, and that a full disk does not interrupt."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 
 from vlkd_pl.files import write_text
+from vlkd_pl.shards.addresses import is_address
 
 METRICS_FILE = "metrics.csv"
 """The file of a ``CSVLogger`` that the metrics of training go to."""
@@ -26,16 +27,16 @@ METRICS_FILE = "metrics.csv"
 class MetricsFile(ExperimentWriter):
     """A CSV file of metrics that a resumed run continues, where Lightning's own deletes it.
 
-    Rows that cannot be written, as on a full disk, wait for the next time, and training goes on. The file is replaced
-    atomically when a metric has a new name, which needs another header.
+    Rows that cannot be written, as on a full disk, wait for the next write, and training continues. The file is
+    replaced atomically when a new metric changes the header.
 
     Args:
         log_dir: Directory of the file.
         file_name: Name of the file.
-        resume: Whether the rows that are in the file stay.
+        resume: Whether the rows in the file stay.
 
     Attributes:
-        num_rows: Rows logged so far.
+        num_rows: Number of rows logged so far.
     """
 
     def __init__(self, log_dir: str, file_name: str, resume: bool) -> None:
@@ -56,21 +57,21 @@ class MetricsFile(ExperimentWriter):
         self.num_rows += 1
 
     def resume(self, step: int, num_rows: int) -> None:
-        """Drop the rows that a resumed run logs again, and a last row that was cut.
+        """Drop the rows that a resumed run logs again, and a truncated last row.
 
         Args:
-            step: Optimizer steps that the checkpoint has seen.
-            num_rows: Rows that had been logged when it was written. Of an optimizer step that was half done a
-                validation may be among them.
+            step: Optimizer steps of the checkpoint.
+            num_rows: Number of rows logged when the checkpoint was written. They stay even at later steps, since a
+                validation may fall between the accumulated batches of a step.
         """
         if self.metrics_keys:
             names, rows = self._rows()
-            kept = [row for n, row in enumerate(rows) if n < num_rows or int(row["step"]) < step]
-            self._replace(names, kept)
-            self.num_rows = len(kept)
+            rows = [row for n, row in enumerate(rows) if n < num_rows or int(row["step"]) < step]
+            self._replace(names, rows)
+            self.num_rows = len(rows)
 
     def save(self) -> None:
-        """Write the rows since the last time."""
+        """Write the rows that are not in the file yet."""
         names = sorted({*self.metrics_keys, *(name for row in self.metrics for name in row)})
         if not self.metrics:
             return
@@ -82,13 +83,13 @@ class MetricsFile(ExperimentWriter):
                 _append(self.path, _lines(names, self.metrics))
         except OSError as error:
             if not self._warned:
-                rank_zero_warn(f"{self.path} cannot be written ({error}): its rows wait, and training goes on")
+                rank_zero_warn(f"{self.path} cannot be written ({error}): its rows wait, and training continues")
             self._warned = True
         else:
             self.metrics_keys, self.metrics = names, []
 
     def _rows(self) -> tuple[list[str], list[dict[str, str]]]:
-        """The names and the rows of the file, without a last row that was cut."""
+        """The names and the rows of the file, without a truncated last row."""
         text = self.path.read_text(encoding="utf-8")
         rows = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1]))
         return list(rows.fieldnames or []), list(rows)
@@ -105,7 +106,7 @@ def _lines(names: Sequence[str], rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _append(path: Path, text: str) -> None:
-    """Append to a file, or leave it as it was where that fails."""
+    """Append to a file, or leave it unchanged on an error."""
     size = path.stat().st_size
     try:
         with path.open("ab", buffering=0) as file:
@@ -118,27 +119,27 @@ def _append(path: Path, text: str) -> None:
 
 
 class ContinueLogs(Callback):
-    """Lets the logs of a resumed run continue where its checkpoint was written."""
+    """Continues the logs of a resumed run at the step of its checkpoint."""
 
     def __init__(self) -> None:
         self._files: list[MetricsFile] = []
         self._num_rows: list[int] = []
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Find the files of metrics, on the first rank."""
+        """Find the files of metrics on the first rank."""
         experiments = [logger.experiment for logger in trainer.loggers if isinstance(logger, CSVLogger)]
         self._files = [experiment for experiment in experiments if isinstance(experiment, MetricsFile)]
 
     def state_dict(self) -> dict[str, Any]:
-        """How many rows have been logged."""
+        """The number of rows logged to each file."""
         return {"num_rows": [file.num_rows for file in self._files]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Note how many had been."""
+        """Restore the number of rows of the checkpoint."""
         self._num_rows = state_dict["num_rows"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Drop what the run before has logged of what is trained again."""
+        """Drop logs of the steps that are trained again."""
         for number, file in enumerate(self._files):
             file.resume(trainer.global_step, self._num_rows[number] if number < len(self._num_rows) else 0)
         for logger in trainer.loggers if trainer.is_global_zero and trainer.global_step else ():
@@ -147,17 +148,17 @@ class ContinueLogs(Callback):
 
 
 def set_up_logs(loggers: Sequence[Any], file_name: str, resume: bool) -> None:
-    """Give loggers that write to local disks files that are continued, and that survive a full disk.
+    """Let loggers that write to local disks resume their files, and survive a full disk.
 
-    To be called on the first rank, before the loggers are used.
+    The first rank must call it before the loggers are used.
 
     Args:
-        loggers: Those of a trainer.
+        loggers: Loggers of a trainer.
         file_name: Name of the file that a ``CSVLogger`` writes.
-        resume: Whether the rows that are in it stay.
+        resume: Whether the rows in that file stay.
     """
     for logger in loggers:
-        if isinstance(logger, CSVLogger) and "://" not in logger.log_dir:
+        if isinstance(logger, CSVLogger) and not is_address(logger.log_dir):
             logger._experiment = MetricsFile(logger.log_dir, file_name, resume)
         if isinstance(logger, TensorBoardLogger):
             _keep_events_from_failing()
@@ -166,7 +167,7 @@ def set_up_logs(loggers: Sequence[Any], file_name: str, resume: bool) -> None:
 
 
 def _hide_events_from(writer: Any, step: int) -> None:
-    """Let TensorBoard show nothing of a step or later ones that is in the files of earlier starts."""
+    """Let TensorBoard hide events of earlier starts from a step on."""
     try:
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # type: ignore[import-untyped]
     except ImportError:  # tensorboardX stands in for it
@@ -178,14 +179,14 @@ def _save(logger: TensorBoardLogger, save: Any) -> None:
     try:
         save()
     except OSError as error:  # of hparams.yaml
-        rank_zero_warn(f"the logs in {logger.log_dir} cannot be written ({error}): training goes on")
+        rank_zero_warn(f"the logs in {logger.log_dir} cannot be written ({error}): training continues")
 
 
 @cache
 def _keep_events_from_failing() -> None:
-    """Let TensorBoard's writer warn where it cannot write.
+    """Let TensorBoard's writer warn when it cannot write.
 
-    It writes in a thread that ends with a traceback, and raises the error again whenever something is logged later.
+    By default its thread ends with a traceback, and each later event raises the error again.
     """
     try:
         from tensorboard.summary.writer import event_file_writer  # type: ignore[import-untyped]
@@ -193,7 +194,7 @@ def _keep_events_from_failing() -> None:
         return
 
     class Events(event_file_writer.RecordWriter):
-        """Writes events until that fails once; what follows half an event cannot be read."""
+        """Writes events until a write fails; events after a partial one would be unreadable."""
 
         failed = False
 
@@ -202,9 +203,9 @@ def _keep_events_from_failing() -> None:
                 return
             try:
                 write(*data)
-            except Exception as error:  # TensorFlow, where it is installed, has errors of its own
+            except Exception as error:  # of any class, if TensorFlow is installed
                 self.failed = True
-                rank_zero_warn(f"TensorBoard's log cannot be written ({error}): it ends here, and training goes on")
+                rank_zero_warn(f"TensorBoard's log cannot be written ({error}): it ends here, and training continues")
 
         def write(self, data: bytes) -> None:
             """Write an event."""

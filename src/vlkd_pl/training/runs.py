@@ -1,7 +1,8 @@
-"""The directory of a run: whether it can be written, whether it holds a run already, and what a failed start leaves."""
+"""The directory of a run: its loggers, the checks before a start, and the clean-up after a failed one."""
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -13,65 +14,95 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
+from vlkd_pl.shards.addresses import is_address
 from vlkd_pl.training.export import ExportModel
 from vlkd_pl.training.logs import METRICS_FILE
 from vlkd_pl.training.prediction_writer import PredictionWriter
 
-_LEFT_BY_A_START = ("config*.yaml", "hparams.yaml", "events.out.tfevents.*", "checkpoint.tmp")
+RUN_DIR = "<run_dir>"
+"""The ``save_dir`` of a default logger until the run's directory is known."""
+
+_LEFTOVERS = ("config*.yaml", "hparams.yaml", "events.out.tfevents.*", "checkpoint.tmp")
 
 
 def log_directories(trainer: pl.Trainer) -> list[Path]:
-    """The directories on local disks that a trainer's loggers write to; without loggers its ``default_root_dir``."""
-    found = [logger.log_dir for logger in trainer.loggers if isinstance(logger, TensorBoardLogger | CSVLogger)]
-    return [Path(path) for path in found or [trainer.default_root_dir] if "://" not in str(path)]
+    """The local directories that a trainer's loggers write to; ``default_root_dir`` for a trainer without loggers."""
+    folders = [logger.log_dir for logger in trainer.loggers if isinstance(logger, TensorBoardLogger | CSVLogger)]
+    return [Path(path) for path in folders or [trainer.default_root_dir] if not is_address(str(path))]
 
 
-def place_loggers(loggers: Iterable[Any], directory: Path) -> None:
-    """Let TensorBoardLoggers and CSVLoggers write to a directory.
+def default_loggers(command: str) -> list[dict[str, Any]]:
+    """The loggers of a command, as configurations that ``place_loggers`` completes.
 
     Args:
-        loggers: Their configurations, with ``class_path`` and ``init_args``.
-        directory: Where their files, and those of the run, go.
+        command: ``fit``, which logs to TensorBoard and CSV, or another command, which logs to CSV.
+
+    >>> [logger["class_path"] for logger in default_loggers("fit")]
+    ['TensorBoardLogger', 'CSVLogger']
     """
-    place = {"save_dir": str(directory.absolute().parent), "name": directory.name, "version": ""}
+    names = ("TensorBoardLogger", "CSVLogger") if command == "fit" else ("CSVLogger",)
+    return [{"class_path": name, "init_args": {"save_dir": RUN_DIR, "name": "", "version": ""}} for name in names]
+
+
+def place_loggers(loggers: Iterable[Any], run_dir: str, moves_all: bool) -> None:
+    """Let TensorBoardLoggers and CSVLoggers write to a directory itself, without a folder for each version.
+
+    Args:
+        loggers: Configurations of loggers, with ``class_path`` and ``init_args``; those of other classes stay.
+        run_dir: The directory.
+        moves_all: Whether loggers that the user configured are moved as well, rather than the default ones alone, of
+            which a configured name or version stays.
+    """
+    save_dir, name = os.path.split(run_dir.rstrip("/"))
     for logger in loggers:
-        if names_file_logger(logger):
-            for name, value in place.items():
-                logger.init_args[name] = value
+        arguments: Any = getattr(logger, "init_args", None)
+        if moves_all and names_file_logger(logger):
+            arguments.save_dir, arguments.name, arguments.version = save_dir or ".", name, ""
+        elif is_default_logger(logger):
+            arguments.save_dir, arguments.name = save_dir or ".", arguments.name or name
+
+
+def is_default_logger(logger: Any) -> bool:
+    """Whether the configuration of a logger is one of ``default_loggers``."""
+    return names_file_logger(logger) and logger.init_args.get("save_dir") == RUN_DIR
 
 
 def names_file_logger(logger: Any) -> bool:
-    """Whether the configuration of a logger is of a TensorBoardLogger or CSVLogger."""
+    """Whether a logger's configuration names a TensorBoardLogger or CSVLogger."""
     return getattr(logger, "class_path", "").rpartition(".")[2] in ("TensorBoardLogger", "CSVLogger")
 
 
 def checkpoint_directories(trainer: pl.Trainer) -> list[Path]:
-    """The directories that a trainer's ``ModelCheckpoint`` callbacks write to; to be called on all ranks."""
+    """The directories that a trainer's ``ModelCheckpoint`` callbacks write to.
+
+    All ranks must call it.
+    """
     log_dir = trainer.log_dir or trainer.default_root_dir
     callbacks = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
     return [Path(callback.dirpath or Path(log_dir) / "checkpoints") for callback in callbacks]
 
 
 def check_no_run(trainer: pl.Trainer) -> None:
-    """Check that a new run finds no other run where it will write; to be called on all ranks.
+    """Refuse to start a new run in a directory that holds another one.
 
-    A directory holds a run where there is a checkpoint, a log of metrics, or an exported model. What a start leaves
-    that failed before its first logged step is no run.
+    All ranks must call it. A directory holds a run if it has a checkpoint, a log of metrics or an exported model; the
+    files of a start that failed before its first logged step do not count.
 
     Args:
-        trainer: Its callbacks and loggers say where it will write.
+        trainer: The trainer of the new run, whose callbacks and loggers name the directories.
 
     Raises:
-        MisconfigurationException: There is one.
+        MisconfigurationException: A directory holds a run.
     """
-    for held in _held(trainer):
+    for path in _results(trainer):
         raise MisconfigurationException(
-            f"{held} is of an earlier run, which is not overwritten: resume that run with --ckpt_path last, or start "
-            "another in another directory with --run_dir DIR (or trainer.logger's save_dir and name)"
+            f"{path} is of an earlier run, which is not overwritten: resume that run with --ckpt_path last, or start "
+            "another in another directory with --run_dir DIR"
         )
 
 
-def _held(trainer: pl.Trainer) -> Iterator[Path]:
+def _results(trainer: pl.Trainer) -> Iterator[Path]:
+    """Checkpoints, metrics and models where a trainer will write."""
     for folder in checkpoint_directories(trainer):
         yield from folder.glob("*.ckpt")
     for folder in log_directories(trainer):
@@ -83,10 +114,10 @@ def _held(trainer: pl.Trainer) -> Iterator[Path]:
 
 
 def check_writable(trainer: pl.Trainer) -> None:
-    """Check that the directories that a trainer will write to can be made and written, without making them.
+    """Check that the directories that a trainer will write to can be created, without creating them.
 
     Raises:
-        MisconfigurationException: One is a file, or lies where nothing can be written.
+        MisconfigurationException: A directory is a file, or its disk or parent cannot be written.
     """
     folders = [("trainer.logger", folder) for folder in log_directories(trainer)]
     folders += [("trainer.default_root_dir", Path(trainer.default_root_dir))]
@@ -96,7 +127,7 @@ def check_writable(trainer: pl.Trainer) -> None:
         if isinstance(callback, PredictionWriter) and callback.path is not None:
             folders.append(("PredictionWriter.path", Path(callback.path).parent))
     for setting, folder in folders:
-        if "://" in str(folder) or ":/" in str(folder):
+        if ":/" in str(folder):  # an address, of which a Path keeps one slash
             continue
         existing = next(path for path in (folder, *folder.absolute().parents) if path.exists() or path.is_symlink())
         if not existing.is_dir():
@@ -111,8 +142,8 @@ def check_writable(trainer: pl.Trainer) -> None:
 
 @contextmanager
 def removed_if_failed(trainer: pl.Trainer) -> Iterator[None]:
-    """Remove the directories that a start made if it fails before it has anything to keep."""
-    made = [
+    """Remove the directories that a start has created if it fails before it wrote any results."""
+    created = [
         path
         for folder in log_directories(trainer)
         for path in (folder / "checkpoints", folder, *folder.parents)
@@ -122,14 +153,15 @@ def removed_if_failed(trainer: pl.Trainer) -> Iterator[None]:
         yield
     except BaseException:
         if trainer.is_global_zero:
-            for folder in sorted(set(made), key=lambda path: len(path.parts), reverse=True):
+            for folder in sorted(set(created), key=lambda path: len(path.parts), reverse=True):
                 _remove_start(folder)
         raise
 
 
 def _remove_start(folder: Path) -> None:
-    left = {path for pattern in _LEFT_BY_A_START for path in folder.glob(pattern)}
-    if folder.is_dir() and left == set(folder.iterdir()):
-        for path in left:
+    """Remove a folder that holds nothing but the files of a failed start."""
+    leftovers = {path for pattern in _LEFTOVERS for path in folder.glob(pattern)}
+    if folder.is_dir() and leftovers == set(folder.iterdir()):
+        for path in leftovers:
             path.unlink()
         folder.rmdir()
