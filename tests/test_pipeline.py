@@ -66,13 +66,13 @@ def test_grey_alpha_and_turned_images(tmp_path):
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (np.zeros((2, 3, 4, 3), np.uint8), "of shape .* is no image"),
-        (np.zeros((4, 4, 2), np.uint8), "of shape .* is no image"),
-        (np.zeros((4, 4, 3), np.int64), "an array of int64 is no image"),
+        (np.zeros((2, 3, 4, 3), np.uint8), "of shape .* is not an image"),
+        (np.zeros((4, 4, 2), np.uint8), "of shape .* is not an image"),
+        (np.zeros((4, 4, 3), np.int64), "an array of int64 is not an image"),
         (np.full((4, 4, 3), 255.0), r"must lie in \[0, 1\]"),
         (np.full((4, 4, 3), np.nan), r"must lie in \[0, 1\]"),
-        (np.zeros((4, 4, 3), complex), "an array of complex128 is no image"),
-        (np.array([["a.jpg"]]), "an array of <U5 is no image"),
+        (np.zeros((4, 4, 3), complex), "an array of complex128 is not an image"),
+        (np.array([["a.jpg"]]), "an array of <U5 is not an image"),
         (np.zeros((0, 0, 3), np.uint8), "0 x 0 pixels is empty"),
         (np.zeros((5, 0, 3)), "0 x 5 pixels is empty"),
         (np.zeros((0, 5)), "5 x 0 pixels is empty"),
@@ -145,18 +145,18 @@ def test_no_images(model, nothing, tmp_path):
 def test_what_is_no_image_is_a_type_error_at_once(model, images, files):
     name = type(images).__name__
     for call in (model.caption, model.iter_captions, lambda images: model.search("a fish", images)):
-        with pytest.raises(TypeError, match=f"^images is of type {name}: give a path, a PIL image, or a NumPy array"):
+        with pytest.raises(TypeError, match=f"^images has the type {name}: give a path, a PIL image, or a NumPy array"):
             call(images)
-    with pytest.raises(TypeError, match=rf"^images\[1\] is of type {name}: give a path"):
+    with pytest.raises(TypeError, match=rf"^images\[1\] has the type {name}: give a path"):
         model.caption([files[0], images])
-    with pytest.raises(TypeError, match=f"^image is of type {name}: give a path"):
+    with pytest.raises(TypeError, match=f"^image has the type {name}: give a path"):
         model.answers(images, "what?")
 
 
 def test_a_list_in_a_list_is_a_type_error(model, files):
-    with pytest.raises(TypeError, match=r"^images\[0\] is of type list"):
+    with pytest.raises(TypeError, match=r"^images\[0\] has the type list"):
         model.caption([files])
-    with pytest.raises(TypeError, match=r"^image is of type list"):
+    with pytest.raises(TypeError, match=r"^image has the type list"):
         model.answer(files, "what?")
 
 
@@ -176,11 +176,11 @@ def test_empty_texts_are_refused(model, files):
         with pytest.raises(ValueError, match=r"^the text to search for is empty"):
             model.search(empty, files)
     for wrong in (None, 3, ["a fish"]):
-        with pytest.raises(TypeError, match=r"^the text to search for is of type"):
+        with pytest.raises(TypeError, match=r"^the text to search for has the type"):
             model.search(wrong, files)
-    with pytest.raises(TypeError, match=r"^the question is of type int: give a string"):
+    with pytest.raises(TypeError, match=r"^the question has the type int: give a string"):
         model.answers(files[0], [3])
-    with pytest.raises(TypeError, match="candidates is of type str: give a list"):
+    with pytest.raises(TypeError, match="candidates has the type str: give a list"):
         model.answer(files[0], "what?", candidates="yes, no")
 
 

@@ -1,43 +1,33 @@
-"""VLKD: captions, answers and search for one's own images."""
+"""VLKD: captions, answers and search for your own images."""
 
 from __future__ import annotations
 
 import heapq
-import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from vlkd_pl.clip.transform import clip_transform
-from vlkd_pl.data.image_files import iter_image_files
-from vlkd_pl.images import ImageError, as_rgb, check_image_size, read_image
+from vlkd_pl.data.image_inputs import IMAGE_TYPE_NAMES, IMAGE_TYPES, ImageInput, iter_images, to_image
+from vlkd_pl.images import ImageError
 from vlkd_pl.models.decoding import ANSWER_DECODING, CAPTION_DECODING, Decoding, answer, caption
 from vlkd_pl.models.prompts import caption_passage
 from vlkd_pl.models.reconstruction import Reconstruction
 from vlkd_pl.models.vlkd import VLKDModel
 from vlkd_pl.weights.model_files import first_line
 
-ImageInput: TypeAlias = str | Path | Image.Image | NDArray[Any]
-"""A file, a PIL image, or an array (H, W, 3) or (H, W): uint8, or floats in [0, 1]."""
-
-_KINDS = (str, Path, Image.Image, np.ndarray)
-_KIND_NAMES = "a path, a PIL image, or a NumPy array (H, W, 3)"
-
 
 class CaptionResult(NamedTuple):
-    """What became of an image.
+    """Captions of an image, or the reason why it cannot be read.
 
     Attributes:
-        image: The image as it was given; the file of one that was found in a folder.
-        captions: The candidates, the best first; empty where the image could not be read.
-        error: Why it could not be read; empty where it could.
+        image: The image as passed by the caller; the path of an image in a folder.
+        captions: Candidate captions, the best first; empty if the image cannot be read.
+        error: Reason why the image cannot be read; empty if it can.
     """
 
     image: ImageInput
@@ -46,12 +36,12 @@ class CaptionResult(NamedTuple):
 
 
 class SearchResult(NamedTuple):
-    """An image that was found.
+    """Image of a search, with its similarity to the words.
 
     Attributes:
-        image: The image as it was given; the file of one that was found in a folder.
-        score: Its cosine to the words in the joint space, in [-1, 1]; NaN where it could not be read.
-        error: Why it could not be read; empty where it could.
+        image: The image as passed by the caller; the path of an image in a folder.
+        score: Cosine of image and words in the joint space, in [-1, 1]; NaN if the image cannot be read.
+        error: Reason why the image cannot be read; empty if it can.
     """
 
     image: ImageInput
@@ -60,12 +50,33 @@ class SearchResult(NamedTuple):
 
 
 class VLKD:
-    """A distilled model, ready for images.
+    """Captions, answers and image search with a distilled model.
+
+    Images may be paths, PIL images or NumPy arrays; a path of a folder stands for all images below it.
 
     Args:
-        model: The distilled model.
-        device: Where it runs; a GPU where there is one.
-        batch_size: Images that are worked on together.
+        model: Distilled model.
+        device: Device that the model runs on, such as ``cpu`` or ``cuda:1``; by default a GPU if there is one.
+        batch_size: Number of images in a batch, from 1.
+
+    Example:
+        The sample world's small model writes captions at once, though they make no sense before distillation:
+
+        >>> from PIL import Image
+        >>> from vlkd_pl.sample import sample_model
+        >>> vlkd = VLKD(sample_model(), device="cpu")
+        >>> image = Image.new("RGB", (64, 64), "red")
+        >>> caption = vlkd.caption(image)
+        >>> answers = vlkd.answer(image, ["what is this?", "where is it?"])
+        >>> len(answers)
+        2
+
+        A model that ``vlkd-pl fit`` wrote is loaded by the path of its folder::
+
+            vlkd = VLKD.from_pretrained("runs/distill/model")
+            vlkd.caption("photo.jpg")
+            vlkd.answer("photo.jpg", "what is on the table?")
+            nearest, unreadable = vlkd.search("a dog on a beach", "photos/")
     """
 
     def __init__(self, model: VLKDModel, device: str | torch.device | None = None, batch_size: int = 16) -> None:
@@ -76,17 +87,26 @@ class VLKD:
 
     @classmethod
     def from_pretrained(cls, model: str | Path, device: str | torch.device | None = None, batch_size: int = 16) -> VLKD:
-        """Load a model.
+        """Load a distilled model from a folder or from the Hugging Face hub.
 
         Args:
-            model: A folder that ``vlkd-pl fit`` wrote, or the name of one on the Hugging Face hub.
-            device: See the class.
-            batch_size: See the class.
+            model: Folder that ``vlkd-pl fit`` wrote, or its name on the Hugging Face hub.
+            device: Device that the model runs on; by default a GPU if there is one.
+            batch_size: Number of images in a batch, from 1.
 
         Raises:
-            FileNotFoundError: There is no such folder or name.
-            ModelFileError: A file is missing in the folder, corrupt, or of another model.
-            ValueError: There is no such device on this machine.
+            FileNotFoundError: Neither the folder nor the name exists.
+            ModelFileError: A file is missing in the folder, corrupt, or belongs to another model.
+            ValueError: This machine does not have the device.
+
+        Example:
+            >>> from tempfile import TemporaryDirectory
+            >>> from vlkd_pl.sample import sample_model
+            >>> with TemporaryDirectory() as folder:
+            ...     _ = sample_model().save_pretrained(folder)
+            ...     vlkd = VLKD.from_pretrained(folder, device="cpu")
+            >>> vlkd.model.image_features
+            'pooled'
         """
         device = usable_device(device)
         return cls(VLKDModel.from_pretrained(model), device, batch_size)
@@ -99,16 +119,24 @@ class VLKD:
         """Caption one image or several.
 
         Args:
-            images: An image, a sequence of images, or the path of a folder of images.
-            num_masks: m of the prompt "A picture of <mask>×m.".
-            decoding: How.
+            images: Image, sequence of images, or path of a folder of images.
+            num_masks: Number of masks m in the prompt "A picture of <mask>×m.", from 1.
+            decoding: Decoding strategy.
 
         Returns:
-            The caption; of a sequence or a folder a list of them, which may be empty.
+            Caption of one image; for a sequence or a folder, a list of captions, which may be empty.
 
         Raises:
-            ImageError: An image cannot be read; ``iter_captions`` skips such a one.
-            TypeError: ``images`` or an item of it is of another type: bytes, a tensor, a mapping, a set.
+            ImageError: An image cannot be read; ``iter_captions`` reports such an image and continues.
+            TypeError: ``images`` or one of its items is not an image, but for instance bytes, a tensor or a set.
+
+        Example:
+            >>> from PIL import Image
+            >>> from vlkd_pl.sample import sample_model
+            >>> image = Image.new("RGB", (64, 64), "red")
+            >>> captions = VLKD(sample_model(), "cpu").caption([image, image])
+            >>> len(captions)
+            2
         """
         captions = []
         for result in self.iter_captions(images, num_masks, decoding):
@@ -116,7 +144,7 @@ class VLKD:
                 raise ImageError(result.error)
             captions.append(result.captions[0].text)
         is_folder = isinstance(images, str | Path) and Path(images).is_dir()
-        return captions[0] if isinstance(images, _KINDS) and not is_folder else captions
+        return captions[0] if isinstance(images, IMAGE_TYPES) and not is_folder else captions
 
     def iter_captions(
         self,
@@ -125,19 +153,26 @@ class VLKD:
         decoding: Decoding = CAPTION_DECODING,
         scores: bool = False,
     ) -> Iterator[CaptionResult]:
-        """Caption images one batch after the other, in constant memory.
+        """Caption images batch by batch, in constant memory.
 
         Args:
-            images: An image or an iterable of images; a path of a folder stands for all images in it and below it.
-            num_masks: m of the prompt "A picture of <mask>×m.".
-            decoding: How.
-            scores: Whether the scores of the captions are wanted.
+            images: Image or iterable of images; the path of a folder stands for all images below it.
+            num_masks: Number of masks m in the prompt "A picture of <mask>×m.", from 1.
+            decoding: Decoding strategy.
+            scores: Whether to compute the scores of the captions, by one more pass over the decoder.
 
         Returns:
-            The captions of each image, in order, or the reason why it cannot be read.
+            Iterator over a result for each image, in order: its captions, or the reason why it cannot be read.
 
         Raises:
-            TypeError: ``images`` is of another type; so is an item of it, when it is reached.
+            TypeError: ``images`` is not an image or iterable; for one of its items, once the iterator reaches it.
+
+        Example:
+            >>> from PIL import Image
+            >>> from vlkd_pl.sample import sample_model
+            >>> vlkd = VLKD(sample_model(), "cpu")
+            >>> [result.error for result in vlkd.iter_captions([Image.new("RGB", (64, 64)), "missing.jpg"])]
+            ['', 'missing.jpg: No such file or directory']
         """
         return self._captions(self._batches(iter_images(images)), num_masks, decoding, scores)
 
@@ -156,26 +191,52 @@ class VLKD:
     # Answers
 
     def answer(
-        self, image: ImageInput, question: str | Sequence[str], caption_first: bool = False, **options: Any
+        self,
+        image: ImageInput,
+        question: str | Sequence[str],
+        caption_first: bool = False,
+        *,
+        num_masks: int = 1,
+        decoding: Decoding = ANSWER_DECODING,
+        candidates: Sequence[str] | None = None,
+        caption_masks: int = 6,
     ) -> str | list[str]:
         """Answer one question or several about an image.
 
         Args:
-            image: The image.
-            question: A question, or a sequence of questions.
-            caption_first: See ``answers``.
-            **options: See ``answers``.
+            image: Image that the questions are about.
+            question: Question, or sequence of questions.
+            caption_first: Whether to put the model's caption of the image before each question (caption-then-answer).
+            num_masks: Number of masks in place of the answer, from 1.
+            decoding: Decoding strategy.
+            candidates: Answers to choose from; by default any text may be the answer.
+            caption_masks: Number of masks in the prompt of the caption, from 1.
 
         Returns:
-            The answer; to a sequence of questions a list of them.
+            Answer to one question; for a sequence, a list of answers.
 
         Raises:
             ImageError: The image cannot be read.
-            TypeError: See ``answers``.
-            ValueError: A question is empty, or too long for BART.
+            TypeError: The image, a question or ``candidates`` has another type.
+            ValueError: A question is empty, or too long for BART; or ``candidates`` is empty.
+
+        Example:
+            >>> from PIL import Image
+            >>> from vlkd_pl.sample import sample_model
+            >>> image = Image.new("RGB", (64, 64), "red")
+            >>> VLKD(sample_model(), "cpu").answer(image, "what color is this?", candidates=["red"])
+            'red'
         """
-        found = self.answers(image, question, caption_first, **options)
-        texts = [candidates[0].text for candidates in found]
+        answers = self.answers(
+            image,
+            question,
+            caption_first,
+            num_masks=num_masks,
+            decoding=decoding,
+            candidates=candidates,
+            caption_masks=caption_masks,
+        )
+        texts = [alternatives[0].text for alternatives in answers]
         return texts[0] if isinstance(question, str) else texts
 
     def answers(
@@ -190,30 +251,30 @@ class VLKD:
         caption_masks: int = 6,
         scores: bool = False,
     ) -> list[list[Reconstruction]]:
-        """Answer questions about an image, with alternatives.
+        """Answer questions about an image, with alternatives and scores.
 
         Args:
-            image: The image.
-            questions: The questions, or one; of an empty sequence the result is empty.
-            caption_first: Whether the model's own caption stands before each question.
-            num_masks: Masks in place of the answer.
-            decoding: How; its ``num_candidates`` is the number of alternatives.
-            candidates: Answers to choose from; by default any text is an answer.
-            caption_masks: Masks in the prompt of the model's own caption.
-            scores: Whether the scores of the answers are wanted.
+            image: Image that the questions are about.
+            questions: Question, or sequence of questions; for an empty sequence the result is empty.
+            caption_first: Whether to put the model's caption of the image before each question (caption-then-answer).
+            num_masks: Number of masks in place of the answer, from 1.
+            decoding: Decoding strategy; its ``num_candidates`` is the number of alternatives.
+            candidates: Answers to choose from; by default any text may be the answer.
+            caption_masks: Number of masks in the prompt of the caption, from 1.
+            scores: Whether to compute the scores of the answers, by one more pass over the decoder.
 
         Returns:
-            For each question the candidates, the best first.
+            For each question its alternative answers, the best first.
 
         Raises:
             ImageError: The image cannot be read.
-            TypeError: The image, a question or ``candidates`` is of another type.
-            ValueError: A question is empty, or too long for BART; or there are no candidates.
+            TypeError: The image, a question or ``candidates`` has another type.
+            ValueError: A question is empty, or too long for BART; or ``candidates`` is empty.
         """
-        if not isinstance(image, _KINDS):
-            raise TypeError(f"image is of type {_name(image)}: give {_KIND_NAMES}")
+        if not isinstance(image, IMAGE_TYPES):
+            raise TypeError(f"image has the type {type(image).__name__}: give {IMAGE_TYPE_NAMES}")
         if isinstance(candidates, str):
-            raise TypeError("candidates is of type str: give a list of answers")
+            raise TypeError("candidates has the type str: give a list of answers")
         questions = [questions] if isinstance(questions, str) else list(questions)
         for number, question in enumerate(questions, start=1):
             _check_text(question, f"question {number}" if len(questions) > 1 else "the question")
@@ -224,8 +285,8 @@ class VLKD:
             raise ImageError(error)
         passages = None
         if caption_first:
-            own = caption(self.model, image_tokens, caption_masks)[0][0].text
-            passages = [caption_passage(own)] * len(questions)
+            image_caption = caption(self.model, image_tokens, caption_masks)[0][0].text
+            passages = [caption_passage(image_caption)] * len(questions)
         return answer(
             self.model,
             image_tokens,
@@ -243,19 +304,30 @@ class VLKD:
     def search(
         self, words: str, images: ImageInput | Iterable[ImageInput], top: int = 10
     ) -> tuple[list[SearchResult], list[SearchResult]]:
-        """Find the images nearest to words in the joint space, by the distilled text encoder, in constant memory.
+        """Find the images that match words best, in constant memory.
+
+        The score of an image is its cosine to the words in the joint space, where the distilled text encoder embeds
+        them.
 
         Args:
-            words: What the images show.
-            images: An image or an iterable of images; a path of a folder stands for all images in it and below it.
-            top: Images to find at most.
+            words: Description of the images to find.
+            images: Image or iterable of images; the path of a folder stands for all images below it.
+            top: Maximum number of images to find, from 1.
 
         Returns:
-            The images found, the nearest first; and those that could not be read.
+            The images with the highest scores, the best first; and the images that cannot be read.
 
         Raises:
-            TypeError: ``words``, ``images`` or an item of it is of another type.
+            TypeError: ``words``, ``images`` or one of its items has another type.
             ValueError: ``words`` is empty.
+
+        Example:
+            >>> from PIL import Image
+            >>> from vlkd_pl.sample import sample_model
+            >>> images = [Image.new("RGB", (64, 64), color) for color in ("red", "green", "blue")]
+            >>> nearest, unreadable = VLKD(sample_model(), "cpu").search("a red fish", images, top=2)
+            >>> len(nearest), nearest[0].score >= nearest[1].score, unreadable
+            (2, True, [])
         """
         _check_text(words, "the text to search for")
         images_to_read = iter_images(images)
@@ -276,7 +348,7 @@ class VLKD:
         return [SearchResult(image, score) for score, _, image in sorted(nearest, reverse=True)], unread
 
     def _batches(self, images: Iterator[ImageInput]) -> Iterator[tuple[list[ImageInput], Tensor, list[str]]]:
-        """Batches of images, the image tokens of those that could be read, and for each why it could not be or ""."""
+        """Iterate over batches: images, the tokens of the readable ones, and for each image its error or ""."""
         while batch := list(islice(images, self.batch_size)):
             tensors, errors = [], []
             for image in batch:
@@ -292,13 +364,17 @@ class VLKD:
 
 
 def usable_device(device: str | torch.device | None) -> torch.device:
-    """The device that is named, if this machine has it.
+    """Check that this machine has a device, and choose one by default.
 
     Args:
-        device: ``cpu``, ``cuda``, ``cuda:1``, …; None for a GPU where there is one.
+        device: ``cpu``, ``cuda``, ``cuda:1``, …; None for a GPU if there is one, and the CPU otherwise.
 
     Raises:
-        ValueError: There is no such device on this machine.
+        ValueError: This machine does not have the device.
+
+    Example:
+        >>> usable_device("cpu")
+        device(type='cpu')
     """
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -315,73 +391,8 @@ def usable_device(device: str | torch.device | None) -> torch.device:
     return usable
 
 
-def iter_images(images: ImageInput | Iterable[ImageInput]) -> Iterator[ImageInput]:
-    """Go through images, with the images of a folder in its place; a string is one path, never an iterable.
-
-    Args:
-        images: An image, the path of a folder, or an iterable of both.
-
-    Returns:
-        The images, those of a folder as paths.
-
-    Raises:
-        TypeError: ``images`` is of another type; so is an item of it, when it is reached. Encoded bytes, tensors, whose
-            layout and scale are not known, mappings and sets, which have no order, are refused.
-    """
-    if isinstance(images, _KINDS):
-        images = [images]
-    # a mapping gives its keys, bytes their numbers, a file its lines
-    elif isinstance(images, Tensor | bytes | bytearray | memoryview | Mapping | Set | io.IOBase) or not isinstance(
-        images, Iterable
-    ):
-        raise TypeError(f"images is of type {_name(images)}: give {_KIND_NAMES}, or a list of these")
-    return _iter_images(images)
-
-
-def _iter_images(images: Iterable[ImageInput]) -> Iterator[ImageInput]:
-    for number, image in enumerate(images):
-        if not isinstance(image, _KINDS):
-            raise TypeError(f"images[{number}] is of type {_name(image)}: give {_KIND_NAMES}")
-        if isinstance(image, str | Path):
-            yield from iter_image_files([image])
-        else:
-            yield image
-
-
-def to_image(image: ImageInput) -> Image.Image:
-    """Read an image as RGB, turned as its orientation tag says.
-
-    Args:
-        image: A file, a PIL image or an array.
-
-    Raises:
-        ImageError: A file is missing, is not a readable image, or is damaged; an array is of another shape or type; or
-            the image is empty, too large or too thin.
-    """
-    if isinstance(image, np.ndarray):
-        image = _from_array(image)
-    return as_rgb(image) if isinstance(image, Image.Image) else read_image(image)
-
-
-def _from_array(array: NDArray[Any]) -> Image.Image:
-    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] not in (1, 3, 4)):
-        raise ImageError(f"an array of shape {array.shape} is no image: give (H, W), (H, W, 3) or (H, W, 4)")
-    check_image_size(array.shape[1], array.shape[0])
-    if array.dtype.kind == "f":
-        if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
-            raise ImageError("an array of floats must lie in [0, 1] to be an image: divide it, or give uint8")
-        array = (array * 255).round().astype(np.uint8)
-    if array.dtype != np.uint8:
-        raise ImageError(f"an array of {array.dtype} is no image: give uint8, or floats in [0, 1]")
-    return Image.fromarray(array[..., 0] if array.ndim == 3 and array.shape[-1] == 1 else array)
-
-
 def _check_text(text: str, name: str) -> None:
     if not isinstance(text, str):
-        raise TypeError(f"{name} is of type {_name(text)}: give a string")
+        raise TypeError(f"{name} has the type {type(text).__name__}: give a string")
     if not any(character.isprintable() and not character.isspace() for character in text):
         raise ValueError(f"{name} is empty: give one word at least")
-
-
-def _name(value: object) -> str:
-    return type(value).__name__

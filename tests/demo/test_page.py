@@ -80,7 +80,7 @@ def test_a_image_is_taken(name, tmp_path):
 
 
 def test_too_many_pixels_are_refused_by_the_header_alone(tmp_path):
-    sizes = {(40, 31): "too large: 1,200 are", (1, 101): "too thin", (60_000, 60_000): "3600000000 pixels"}
+    sizes = {(40, 31): "too large: the maximum is 1,200", (1, 101): "too thin", (60_000, 60_000): "3600000000 pixels"}
     for (width, height), reason in sizes.items():
         write_header(tmp_path / "a.png", width, height)
         assert re.match(f"The image is refused: .*{reason}", image_problem(tmp_path / "a.png", 10, 1200))
