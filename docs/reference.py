@@ -1,6 +1,6 @@
 """A Sphinx extension that writes the configuration and API references from the code.
 
-A page names what it wants in a comment of its own on one line: ``<!-- arguments: modules -->`` becomes a table of
+A page asks for them in a comment: ``<!-- arguments: modules -->`` becomes a table of
 arguments for each public Lightning module, ``<!-- api: vlkd_pl.losses -->`` the docstrings of a module's public names.
 """
 
@@ -29,8 +29,8 @@ KINDS: dict[str, tuple[type, ...]] = {
 
 def public_names(module: ModuleType) -> list[str]:
     """Names of the classes, functions and constants that a module publishes."""
-    names = getattr(module, "__all__", None)
-    if names is None:
+    names = getattr(module, "__all__", ())
+    if not names:
         names = [name for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
     return [name for name in names if not name.startswith("_")]
 
@@ -45,7 +45,7 @@ def classes(kind: str) -> list[type]:
     if kind != "groups":
         return [cls for cls in public if isinstance(cls, type) and issubclass(cls, KINDS[kind])]
     groups: dict[str, type] = {}
-    for cls in [cls for each in KINDS for cls in classes(each)]:
+    for cls in [cls for kind in KINDS for cls in classes(kind)]:
         for annotation in typing.get_type_hints(cls.__init__).values():
             for part in (annotation, *typing.get_args(annotation)):
                 if dataclasses.is_dataclass(part) and isinstance(part, type):
@@ -75,7 +75,7 @@ def arguments(cls: type) -> Iterator[Argument]:
     for base in reversed(cls.__mro__[:-1]):
         if base.__module__.startswith("vlkd_pl"):
             parsed = docstring_parser.parse_from_object(base)
-            described |= {each.arg_name: each.description or "" for each in parsed.params}
+            described |= {entry.arg_name: entry.description or "" for entry in parsed.params}
     for name, parameter in inspect.signature(cls).parameters.items():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
@@ -102,7 +102,7 @@ def argument_tables(kind: str) -> str:
     lines: list[str] = []
     for cls in classes(kind):
         summary = docstring_parser.parse(inspect.getdoc(cls) or "").short_description or ""
-        lines += [f"## {cls.__name__}", "", _markdown(summary), ""]
+        lines += [f"### {cls.__name__}", "", _markdown(summary), ""]
         rows = list(arguments(cls))
         if not rows:
             lines += ["No arguments.", ""]
