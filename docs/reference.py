@@ -48,7 +48,7 @@ def classes(kind: str) -> list[type]:
     for cls in [cls for kind in KINDS for cls in classes(kind)]:
         for annotation in typing.get_type_hints(cls.__init__).values():
             for part in (annotation, *typing.get_args(annotation)):
-                if dataclasses.is_dataclass(part) and isinstance(part, type):
+                if dataclasses.is_dataclass(part) and part.__module__.startswith("vlkd_pl."):
                     groups.setdefault(part.__name__, part)
     return [groups[name] for name in sorted(groups)]
 
@@ -73,9 +73,8 @@ def arguments(cls: type) -> Iterator[Argument]:
     """The arguments of a class with their descriptions from its docstring, or from below the fields of a dataclass."""
     described: dict[str, str] = {}
     for base in reversed(cls.__mro__[:-1]):
-        if base.__module__.startswith("vlkd_pl"):
-            parsed = docstring_parser.parse_from_object(base)
-            described |= {entry.arg_name: entry.description or "" for entry in parsed.params}
+        parsed = docstring_parser.parse_from_object(base)
+        described |= {entry.arg_name: entry.description for entry in parsed.params if entry.description}
     for name, parameter in inspect.signature(cls).parameters.items():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue

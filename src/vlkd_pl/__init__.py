@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-__version__ = "0.4.1"
+__version__ = "0.5.0"
 
 _HOMES = {
     "CC3MDataModule": "vlkd_pl.datamodules.cc3m",
