@@ -213,6 +213,8 @@ def check_training(arguments, options):
         module, _, name = config[root].rpartition(".")
         holder = getattr(import_module(module), name)
         for part in path:
+            if "options" in parameters(holder):
+                break
             assert part in parameters(holder), f"{holder.__name__} has no argument {part}: {option}"
             holder = parameters(holder)[part]
 
