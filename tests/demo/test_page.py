@@ -83,23 +83,23 @@ def test_too_many_pixels_are_refused_by_the_header_alone(tmp_path):
     sizes = {(40, 31): "too large: the maximum is 1,200", (1, 101): "too thin", (60_000, 60_000): "3600000000 pixels"}
     for (width, height), reason in sizes.items():
         write_header(tmp_path / "a.png", width, height)
-        assert re.match(f"The image is refused: .*{reason}", image_problem(tmp_path / "a.png", 10, 1200))
+        assert re.match(f"This image cannot be used: .*{reason}", image_problem(tmp_path / "a.png", 10, 1200))
 
 
-def test_what_is_no_image_is_refused(tmp_path):
+def test_unreadable_file_is_refused(tmp_path):
     (tmp_path / "text.jpg").write_text("no image")
     (tmp_path / "empty.png").touch()
     (tmp_path / "drawing.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg"/>')
     (tmp_path / "script.eps").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
     for file in [*tmp_path.iterdir(), tmp_path / "nothing.jpg"]:
-        assert image_problem(file, 10, 10**6).startswith("This file is no image that can be read.")
+        assert image_problem(file, 10, 10**6).startswith("This file is not a readable image.")
 
 
 def test_a_large_file_is_refused(tmp_path):
     Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
     with (tmp_path / "a.png").open("ab") as file:
         file.truncate(2**20 + 1)
-    assert image_problem(tmp_path / "a.png", 1, 10**6) == "The file is too large: 1 MB are taken at most."
+    assert image_problem(tmp_path / "a.png", 1, 10**6) == "This file is too large. The maximum is 1 MB."
 
 
 def test_drawn_examples_are_images_with_questions(tmp_path):
@@ -391,7 +391,7 @@ def test_a_visit(model, browser, tmp_path, monkeypatch):
         browser.get(address)
 
         ask("what is this?")
-        wait_for_message("Drop an image first")
+        wait_for_message("drop an image first")
 
         image = tmp_path / "image.png"
         Image.open(examples[0].file).resize((300, 200)).save(image)
@@ -403,11 +403,11 @@ def test_a_visit(model, browser, tmp_path, monkeypatch):
         assert_in_order(texts("#captions li .score"))
 
         ask("")
-        wait_for_message("Type a question first")
+        wait_for_message("type a question first")
         ask("what is this? " * 20)
         wait_for_message("are too many")
         ask("what" * 300)
-        wait_for_message("The question is too long: 1,000 characters")
+        wait_for_message("The question is too long. The maximum is 1,000 characters")
         ask("what color is the fish?")
         ((best, *others),) = model.answers(
             image,
@@ -424,8 +424,10 @@ def test_a_visit(model, browser, tmp_path, monkeypatch):
 
         (tmp_path / "text.jpg").write_text("no image")
         upload(tmp_path / "text.jpg")
-        wait_for_message("This file is no image that can be read.")
-        wait_for(lambda: not texts("#captions li") and not texts("#answers li"), "nothing told of what is no image")
+        wait_for_message("This file is not a readable image.")
+        wait_for(
+            lambda: not texts("#captions li") and not texts("#answers li"), "nothing is shown for an unreadable file"
+        )
 
         write_header(tmp_path / "vast.png", 2000, 2000)
         upload(tmp_path / "vast.png")

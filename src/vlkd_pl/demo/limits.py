@@ -1,4 +1,4 @@
-"""What a request of the demo may do."""
+"""Limits on the requests of the demo's visitors."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ with needs_extra("demo"):
 
 
 MAX_UPLOADS = 100
-"""Uploaded files that are kept; their size is at most twenty times that of one upload. The oldest are deleted."""
+"""Maximum number of stored uploads, which take at most twenty times the size of one; the oldest are deleted."""
 _UPLOADS_AT_ONCE = 8
-_BODY_BYTES = 2**16  # of a request, beside the file in it
+_BODY_BYTES = 2**16  # of a request, in addition to the file in it
 _UNUSED_ROUTES = tuple(
     f"/gradio_api/{route}"
     for route in ("proxy=", "process_recording", "component_server", "deep_link", "custom_component/", "stream/")
@@ -25,19 +25,19 @@ _Message = MutableMapping[str, Any]
 
 
 class RequestLimits:
-    """ASGI middleware that bounds what clients can send and have stored, and closes what the page does not use.
+    """ASGI middleware that limits uploads and their storage, and closes the routes that the page does not use.
 
     Args:
-        app: The application.
-        folder: The upload folder. Files that are in it now are kept for good.
-        max_upload_bytes: Bytes of one upload at most.
+        app: Application to wrap.
+        folder: Upload folder; files that exist at the start are never deleted.
+        max_upload_bytes: Maximum size of an upload in bytes.
     """
 
     def __init__(self, app: Callable[..., Awaitable[None]], folder: Path, max_upload_bytes: int) -> None:
         self.app = app
         self.folder = folder
         self.max_upload_bytes = max_upload_bytes
-        self.kept = _files(folder)
+        self.permanent_files = _files(folder)
         self.num_uploading = 0
 
     async def __call__(
@@ -46,7 +46,7 @@ class RequestLimits:
         receive: Callable[[], Awaitable[_Message]],
         send: Callable[[_Message], Awaitable[None]],
     ) -> None:
-        """Serve a request; a body that is too large ends it with status 413."""
+        """Serve a request; a body that is too large is refused with status 413."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -77,10 +77,10 @@ class RequestLimits:
                 self.prune()
 
     def prune(self) -> None:
-        """Delete the oldest uploads beyond the bounds."""
+        """Delete the oldest uploads beyond the limits."""
         uploads = []
-        for file in _files(self.folder) - self.kept:
-            with suppress(FileNotFoundError):  # another upload may just move it to its place
+        for file in _files(self.folder) - self.permanent_files:
+            with suppress(FileNotFoundError):  # an upload may be moving the file right now
                 uploads.append((file.stat().st_mtime, file.stat().st_size, file))
         num_bytes = 0
         for number, (_, size, file) in enumerate(sorted(uploads, reverse=True), start=1):

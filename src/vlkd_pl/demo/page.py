@@ -1,4 +1,4 @@
-"""The page of ``vlkd-pl demo``: captions of an image that is dropped on it, and answers to questions about it."""
+"""The page of ``vlkd-pl demo``: it captions an image and answers questions about it."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ with needs_extra("demo"):
     from starlette.middleware import Middleware
 
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
-"""Pillow's names of the formats that are taken: those that every browser shows."""
+"""Pillow's names of the accepted formats: those that every browser shows."""
 
-_NO_CAPTION = "They appear here when there is an image."
-_NO_ANSWER = "It appears here, with alternatives and the probability of each."
-_CAPTION_NOTE = "mean probability of a token, by which the search orders captions, as vlkd-pl caption does"
-_ANSWER_NOTE = "probability of the whole answer, as vlkd-pl ask --top orders answers; vlkd-pl ask alone is greedy"
-_DAMAGED = "The image is damaged, or no longer here: give it again."
+_NO_CAPTION = "Captions appear here once you drop an image."
+_NO_ANSWER = "Ask a question, and the answer appears here, with alternatives and their probabilities."
+_CAPTION_NOTE = "mean probability of a token; the captions are sorted by it, as in vlkd-pl caption"
+_ANSWER_NOTE = "probability of the whole answer; the answers are sorted by it, as in vlkd-pl ask --top"
+_DAMAGED = "The image is damaged or no longer available. Please upload it again."
 _MOST_EXAMPLES = 12
 _NUM_CAPTIONS = 3
 _NUM_ANSWERS = 5
@@ -60,26 +60,26 @@ _CSS = """
 #question button { padding: 0.3em 1.1em; background: var(--button-primary-background-fill);
   color: var(--button-primary-text-color); }
 #question button:hover { background: var(--button-primary-background-fill-hover); }
-.told h3 { margin: 0 0 0.5em; font-size: 0.8em; font-weight: 600; letter-spacing: 0.06em; text-transform: uppercase;
+.panel h3 { margin: 0 0 0.5em; font-size: 0.8em; font-weight: 600; letter-spacing: 0.06em; text-transform: uppercase;
   color: var(--body-text-color-subdued); }
-.told .note { margin: -0.3em 0 0.7em; font-size: 0.8em; color: var(--body-text-color-subdued); }
-.told .hint { color: var(--body-text-color-subdued); margin: 0; }
-.told ol { list-style: none; margin: 0; padding: 0; }
-.told li { display: grid; grid-template-columns: 1fr auto; gap: 0.1em 1em; align-items: baseline; margin: 0 0 0.55em; }
-.told li:first-child { font-size: 1.2em; font-weight: 600; }
-.told .text { overflow-wrap: anywhere; }
-.told .score { font-variant-numeric: tabular-nums; font-size: 0.85rem; font-weight: 400; }
-.told .bar { grid-column: 1 / -1; height: 4px; border-radius: 2px; background: var(--border-color-primary); }
-.told .bar span { display: block; height: 100%; border-radius: 2px; background: var(--color-accent); }
+.panel .note { margin: -0.3em 0 0.7em; font-size: 0.8em; color: var(--body-text-color-subdued); }
+.panel .hint { color: var(--body-text-color-subdued); margin: 0; }
+.panel ol { list-style: none; margin: 0; padding: 0; }
+.panel li { display: grid; grid-template-columns: 1fr auto; gap: 0.1em 1em; align-items: baseline; margin: 0 0 0.55em; }
+.panel li:first-child { font-size: 1.2em; font-weight: 600; }
+.panel .text { overflow-wrap: anywhere; }
+.panel .score { font-variant-numeric: tabular-nums; font-size: 0.85rem; font-weight: 400; }
+.panel .bar { grid-column: 1 / -1; height: 4px; border-radius: 2px; background: var(--border-color-primary); }
+.panel .bar span { display: block; height: 100%; border-radius: 2px; background: var(--color-accent); }
 """
 
 
 class Example(NamedTuple):
-    """An image to try the model on.
+    """Example image on the page.
 
     Attributes:
-        file: Its file.
-        question: A question about it; empty for none.
+        file: File of the image.
+        question: Question about the image; empty for none.
     """
 
     file: Path
@@ -87,11 +87,14 @@ class Example(NamedTuple):
 
 
 def draw_examples(folder: Path, seed: int = 0) -> list[Example]:
-    """Draw scenes of the sample world, with a question about each.
+    """Draw example scenes of the sample world, with a question about each.
 
     Args:
-        folder: Gets the images; made where it is missing.
-        seed: Decides how the scenes are drawn, and the questions.
+        folder: Folder for the images; created if it is missing.
+        seed: Seed of the drawings and the questions.
+
+    Returns:
+        The examples, in the order of their files.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rng = random.Random(seed)
@@ -99,44 +102,44 @@ def draw_examples(folder: Path, seed: int = 0) -> list[Example]:
     for number, scene in enumerate(_EXAMPLE_SCENES):
         file = folder / f"{number}.png"
         render(scene, rng).save(file)
-        asked = [each.text for each in questions(scene, rng) if each.kind not in ("fact", "yes/no")]
-        examples.append(Example(file, rng.choice(asked)))
+        texts = [question.text for question in questions(scene, rng) if question.kind not in ("fact", "yes/no")]
+        examples.append(Example(file, rng.choice(texts)))
     return examples
 
 
 def image_problem(file: str | Path, max_upload_mb: int, max_pixels: int) -> str:
-    """Tell from a file's size and header, before anything is decoded, why it is not taken.
+    """Check an uploaded file by its size and header, before anything is decoded.
 
     Args:
-        file: What was uploaded.
-        max_upload_mb: Most megabytes (2^20 bytes) of the file.
-        max_pixels: Most pixels of the image, width times height.
+        file: Uploaded file.
+        max_upload_mb: Maximum size of the file in megabytes (2^20 bytes).
+        max_pixels: Maximum of the image's pixels, width times height.
 
     Returns:
-        A sentence to show, or an empty string for an image that is taken.
+        Reason for refusing the file, as a sentence for the visitor; empty for an accepted image.
     """
-    no_image = f"This file is no image that can be read. Give one of {', '.join(IMAGE_FORMATS)}."
+    unreadable = f"This file is not a readable image. Please choose one of {', '.join(IMAGE_FORMATS)}."
     try:
         if os.stat(file).st_size > max_upload_mb * 2**20:
-            return f"The file is too large: {max_upload_mb} MB are taken at most."
+            return f"This file is too large. The maximum is {max_upload_mb} MB."
         with open_image(file, max_pixels) as image:
-            return "" if image.format in IMAGE_FORMATS else no_image
+            return "" if image.format in IMAGE_FORMATS else unreadable
     except ImageSizeError as error:
-        return f"The image is refused: {str(error).removeprefix(f'{file}: ')}."
+        return f"This image cannot be used: {str(error).removeprefix(f'{file}: ')}."
     except (OSError, ValueError):
-        return no_image
+        return unreadable
 
 
 def find_examples(folder: Path, max_upload_mb: int = 10, max_pixels: int = 50_000_000) -> list[Example]:
-    """Find the first twelve images that are taken in a folder, searched recursively; without questions.
+    """Find the first twelve accepted images in a folder and its subfolders, as examples without questions.
 
     Args:
-        folder: The folder.
-        max_upload_mb: See ``image_problem``.
-        max_pixels: See ``image_problem``.
+        folder: Folder of images.
+        max_upload_mb: Maximum size of a file in megabytes (2^20 bytes).
+        max_pixels: Maximum of an image's pixels, width times height.
     """
-    taken = (file for file in iter_image_files([folder]) if not image_problem(file, max_upload_mb, max_pixels))
-    return [Example(file) for file in islice(taken, _MOST_EXAMPLES)]
+    accepted = (file for file in iter_image_files([folder]) if not image_problem(file, max_upload_mb, max_pixels))
+    return [Example(file) for file in islice(accepted, _MOST_EXAMPLES)]
 
 
 def build_page(
@@ -148,19 +151,19 @@ def build_page(
     max_upload_mb: int = 10,
     max_pixels: int = 50_000_000,
 ) -> gr.Blocks:
-    """Build the page; the model works for one visitor at a time.
+    """Build the page, whose model serves one visitor at a time.
 
     Args:
-        model: The model to try.
-        examples: Images to choose from.
-        num_masks: Where the slider of the masks in the captions' prompt stands at first.
-        num_beams: Where the slider of the beams stands at first.
-        max_upload_mb: See ``image_problem``.
-        max_pixels: See ``image_problem``.
+        model: Model that captions and answers.
+        examples: Example images to choose from.
+        num_masks: Initial number of masks in the caption prompt, from 1.
+        num_beams: Initial number of beams, from 1.
+        max_upload_mb: Maximum size of an upload in megabytes (2^20 bytes).
+        max_pixels: Maximum of an image's pixels, width times height.
     """
 
     def take(upload: dict[str, Any] | None) -> tuple[Any, ...]:
-        """What is kept of an image that came or went; and the image, captions and answers on the page."""
+        """Check an image that was uploaded or removed; returns its path, and updates image, captions and answers."""
         if upload is None:
             return None, gr.skip(), _panel("Captions", _NO_CAPTION), _panel("Answer", _NO_ANSWER)
         file = upload["path"]
@@ -172,48 +175,48 @@ def build_page(
         look = gr.update(elem_classes=["small"] if is_small else [])
         return file, look, gr.skip(), _panel("Answer", _NO_ANSWER)
 
-    def tell(file: str | None, masks: int, beams: int) -> str:
-        """The captions."""
+    def show_captions(file: str | None, masks: int, beams: int) -> str:
+        """Caption the image."""
         if file is None:
             return _panel("Captions", _NO_CAPTION)
         decoding = Decoding(int(beams), _CAPTION_TOKENS, num_candidates=int(beams))
-        (captioned,) = model.iter_captions([Path(file)], int(masks), decoding, scores=True)
-        if captioned.error:
+        (result,) = model.iter_captions([Path(file)], int(masks), decoding, scores=True)
+        if result.error:
             gr.Warning(_DAMAGED)
             return _panel("Captions", _NO_CAPTION)
-        rows = [(each.text, math.exp(each.score / max(1, each.num_tokens))) for each in captioned.captions]
+        rows = [(text.text, math.exp(text.score / max(1, text.num_tokens))) for text in result.captions]
         return _panel("Captions", rows[:_NUM_CAPTIONS], _CAPTION_NOTE)
 
     def answer(file: str | None, question: str, caption_first: bool, masks: int, beams: int) -> str:
-        """The answer and its alternatives."""
+        """Answer the question, with alternatives."""
         if file is None:
-            gr.Warning("Drop an image first, or choose an example.")
+            gr.Warning("Please drop an image first, or choose an example.")
             return _panel("Answer", _NO_ANSWER)
         if not question or not question.strip():
-            gr.Warning("Type a question first.")
+            gr.Warning("Please type a question first.")
             return _panel("Answer", _NO_ANSWER)
         if len(question) > _QUESTION_CHARACTERS:
-            gr.Warning(f"The question is too long: {_QUESTION_CHARACTERS:,} characters are taken at most.")
+            gr.Warning(f"The question is too long. The maximum is {_QUESTION_CHARACTERS:,} characters.")
             return _panel("Answer", _NO_ANSWER)
-        # divided by its length, a text that rambles would be found before a short answer that is likelier
+        # without length normalisation, which would rank a rambling text above a likelier short answer
         decoding = Decoding(int(beams), _ANSWER_TOKENS, length_penalty=0.0, num_candidates=int(beams))
         try:
-            (found,) = model.answers(
+            (answers,) = model.answers(
                 Path(file), [question], caption_first, decoding=decoding, caption_masks=int(masks), scores=True
             )
         except ImageError:
             gr.Warning(_DAMAGED)
             return _panel("Answer", _NO_ANSWER)
         except ValueError as error:
-            gr.Warning(f"The question is refused: {error}")
+            gr.Warning(f"The question cannot be answered: {error}")
             return _panel("Answer", _NO_ANSWER)
-        rows = [(each.text, math.exp(each.score)) for each in found]
+        rows = [(text.text, math.exp(text.score)) for text in answers]
         return _panel("Answer", rows[:_NUM_ANSWERS], _ANSWER_NOTE)
 
     files = [example.file for example in examples]
     with _Page(files, title="VLKD", analytics_enabled=False) as page:
         gr.Markdown(
-            "# VLKD\nCLIP sees and BART writes: drop an image, read its captions, ask about it.", elem_id="heading"
+            "# VLKD\nCLIP sees, BART writes: drop an image, read its captions, and ask about it.", elem_id="heading"
         )
         file = gr.State(None)
         with gr.Row():
@@ -224,7 +227,7 @@ def build_page(
                     buttons=[],
                     height=400,
                     elem_id="image",
-                    placeholder=f"Drop an image here\nor click to choose one, of {max_upload_mb} MB at most",
+                    placeholder=f"Drop an image here\nor click to choose one (up to {max_upload_mb} MB)",
                 )
                 if examples:
                     chosen = gr.Dataset(
@@ -247,7 +250,7 @@ def build_page(
                 )
                 with gr.Accordion("Settings", open=False, elem_id="settings"):
                     caption_first = gr.Checkbox(
-                        label="Caption first", info="The model's own caption stands before the question."
+                        label="Caption first", info="Put the model's caption before the question."
                     )
                     with gr.Row():
                         masks = gr.Slider(
@@ -256,7 +259,7 @@ def build_page(
                             num_masks,
                             step=1,
                             label="Masks",
-                            info="in the prompt",
+                            info="in the caption prompt",
                         )
                         beams = gr.Slider(
                             1, max(_SLIDER_END, num_beams), num_beams, step=1, label="Beams", info="of the search"
@@ -267,13 +270,13 @@ def build_page(
             "api_visibility": "private",
             "show_progress": "minimal",
         }
-        # without preprocess Gradio opens no file before it was looked at here
+        # without preprocessing, Gradio opens no file before it is checked here
         image.change(take, image, [file, image, captions, answers], preprocess=False, **one_at_a_time)
-        gr.on([file.change, masks.change, beams.change], tell, [file, masks, beams], captions, **one_at_a_time)
+        gr.on([file.change, masks.change, beams.change], show_captions, [file, masks, beams], captions, **one_at_a_time)
         question.submit(answer, [file, question, caption_first, masks, beams], answers, **one_at_a_time)
         if examples:
             chosen.click(
-                # Gradio's own copy, since it serves no file of other folders
+                # the path of Gradio's copy, since it serves no file of other folders
                 lambda number: (chosen.samples[number][0]["path"], examples[number].question),
                 chosen,
                 [image, question],
@@ -284,26 +287,26 @@ def build_page(
 
 
 def launch(page: gr.Blocks, host: str = "127.0.0.1", port: int = 7860, max_upload_mb: int = 10) -> str:
-    """Serve a page from threads of its own. Neither they nor the page ask anything of another machine.
+    """Serve a page from background threads, without requests to other machines.
 
-    The upload folder, which the environment variable ``GRADIO_TEMP_DIR`` names, must be the page's own: beyond
-    ``MAX_UPLOADS`` the oldest files in it are deleted.
+    The environment variable ``GRADIO_TEMP_DIR`` names the upload folder. Nothing else may use that folder, since the
+    oldest files beyond ``MAX_UPLOADS`` are deleted.
 
     Args:
-        page: The page.
+        page: Page to serve.
         host: Address to listen on.
         port: Port to listen on.
-        max_upload_mb: Most megabytes (2^20 bytes) of an upload; a larger one is cut off.
+        max_upload_mb: Maximum size of an upload in megabytes (2^20 bytes); a larger one is refused.
 
     Returns:
-        The page's address.
+        Address of the page.
 
     Raises:
-        OSError: The port is taken.
-        ValueError: There is no ``GRADIO_TEMP_DIR``.
+        OSError: The port is in use.
+        ValueError: ``GRADIO_TEMP_DIR`` is not set.
     """
     if not os.environ.get("GRADIO_TEMP_DIR"):
-        raise ValueError("GRADIO_TEMP_DIR is not set: name a folder of the page's own, before it is built")
+        raise ValueError("GRADIO_TEMP_DIR is not set: before building the page, set it to a folder for its uploads")
     font = ["system-ui", "sans-serif"]
     limits = Middleware(RequestLimits, folder=Path(get_upload_folder()), max_upload_bytes=max_upload_mb * 2**20)
     _, address, _ = page.queue(max_size=64, api_open=False).launch(
@@ -324,13 +327,13 @@ def launch(page: gr.Blocks, host: str = "127.0.0.1", port: int = 7860, max_uploa
 
 
 class _Page(gr.Blocks):
-    """Blocks that take nothing from a client but plain values and the paths of uploaded files and of examples.
+    """Blocks that accept only plain values, uploaded files and examples from a client.
 
-    Gradio itself opens the path, and fetches the address, that a client writes into its request for any component.
+    Gradio alone would open any path and fetch any address in a client's request.
 
     Args:
         examples: Files that a client may name.
-        **options: See ``gr.Blocks``.
+        **options: Options of ``gr.Blocks``.
     """
 
     def __init__(self, examples: Iterable[Path], **options: Any) -> None:
@@ -338,7 +341,7 @@ class _Page(gr.Blocks):
         self.example_files = {file.resolve() for file in examples}
 
     async def preprocess_data(self, block_fn: Any, inputs: list[Any], *arguments: Any, **options: Any) -> Any:
-        """Check what a client sent before Gradio looks at it."""
+        """Check a client's inputs before Gradio processes them."""
         return await super().preprocess_data(block_fn, list(map(self._checked, inputs)), *arguments, **options)
 
     def _checked(self, value: Any) -> Any:
@@ -347,27 +350,27 @@ class _Page(gr.Blocks):
         path = value.get("path") if isinstance(value, dict) else None
         if not isinstance(path, str) or not self._may_read(path):
             raise gr.Error("Upload an image, or choose an example.", print_exception=False)
-        return {"path": path}  # nothing else that the client says of it, such as its address
+        return {"path": path}  # without the client's other fields, such as an address
 
     def _may_read(self, path: str) -> bool:
         try:
             file = Path(path).resolve()
-            is_own = file.is_relative_to(Path(get_upload_folder()).resolve()) or file in self.example_files
-            return is_own and file.is_file()  # no FIFO and no device
+            is_allowed = file.is_relative_to(Path(get_upload_folder()).resolve()) or file in self.example_files
+            return is_allowed and file.is_file()  # no FIFO or device
         except (OSError, ValueError, RuntimeError):  # a path that no file can have, or links in a circle
             return False
 
 
 def _panel(title: str, content: str | Sequence[tuple[str, float]], note: str = "") -> str:
-    """HTML of texts with their probabilities, the best first; or of a hint in their place.
+    """HTML of a panel with texts and their probabilities, the best first, or with a hint.
 
     Args:
-        title: Heading.
-        content: Texts with what their bars show, or a hint.
-        note: What the bars show.
+        title: Heading of the panel.
+        content: Texts with their probabilities in [0, 1]; or a hint.
+        note: Explanation of the probabilities.
     """
     if isinstance(content, str):
-        return f'<div class="told"><h3>{title}</h3><p class="hint">{content}</p></div>'
+        return f'<div class="panel"><h3>{title}</h3><p class="hint">{content}</p></div>'
     rows = []
     for text, probability in content:
         percent = f"{probability:.1%}" if probability >= 0.001 else "&lt; 0.1%"
@@ -375,4 +378,4 @@ def _panel(title: str, content: str | Sequence[tuple[str, float]], note: str = "
             f'<li><span class="text">{escape(text) or "(nothing)"}</span><span class="score">{percent}</span>'
             f'<span class="bar"><span style="width: {probability:.1%}"></span></span></li>'
         )
-    return f'<div class="told"><h3>{title}</h3><p class="note">{note}</p><ol>{"".join(rows)}</ol></div>'
+    return f'<div class="panel"><h3>{title}</h3><p class="note">{note}</p><ol>{"".join(rows)}</ol></div>'
