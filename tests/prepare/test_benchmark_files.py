@@ -72,7 +72,7 @@ def test_files_in_place(data, capsys, any_number, benchmark):
     status, lines = check(capsys, data, benchmark)
     assert status == 0
     assert len(lines) == len(official.BENCHMARKS[benchmark])
-    assert all(line.startswith(("whole ", "optional ")) for line in lines)
+    assert all(line.startswith(("complete ", "optional ")) for line in lines)
 
 
 @pytest.mark.parametrize("benchmark", official.BENCHMARKS)
@@ -94,15 +94,15 @@ def test_what_is_held_is_told(data, capsys, any_number):
     _, lines = check(capsys, data, "coco")
     num_captions = sum(len(image.references) for image in read_coco_captions(data / "coco" / "dataset_coco.json"))
     assert lines[0] == (
-        f"whole    coco/dataset_coco.json: 7 train, 5 restval, 10 val, 10 test, {num_captions} captions"
+        f"complete coco/dataset_coco.json: 7 train, 5 restval, 10 val, 10 test, {num_captions} captions"
     )
-    assert lines[-1] == "whole    coco/dataset_coco.json and coco: 32 images"
+    assert lines[-1] == "complete coco/dataset_coco.json and coco: 32 images"
     _, lines = check(capsys, data, "nocaps")
     assert lines[0].endswith("3 in-domain, 3 near-domain, 3 out-domain")
     _, lines = check(capsys, data, "glue")
-    assert lines[0] == "whole    glue/CoLA/train.tsv: 12 samples, 0 broken lines"
+    assert lines[0] == "complete glue/CoLA/train.tsv: 12 samples, 0 corrupt lines"
     _, lines = check(capsys, data, "xsum")
-    assert lines[0] == "whole    xsum: 12 train documents, 0 of them without text or summary"
+    assert lines[0] == "complete xsum: 12 train documents, 0 of them without text or summary"
 
 
 def cut(path):

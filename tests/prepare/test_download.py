@@ -127,7 +127,7 @@ def test_links_become_shards(downloader, tsv, tmp_path, capsys):
 def test_a_download_that_was_cut_goes_on(downloader, tsv, tmp_path, capsys):
     downloader.left = (1,)
     assert prepare(tsv, tmp_path / "cc3m") == 1
-    assert "img2dataset has left 1 of 3 shards" in capsys.readouterr().err
+    assert "img2dataset did not finish 1 of 3 shards" in capsys.readouterr().err
     downloader.left = ()
     statistics = tmp_path / "cc3m" / "download" / "00002_stats.json"
     statistics.write_bytes(statistics.read_bytes()[:20])  # killed while it was written

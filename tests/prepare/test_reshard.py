@@ -89,7 +89,7 @@ def test_the_number_of_workers_changes_nothing(uncut, source, tmp_path):
 def test_what_is_finished_is_not_done_again(uncut, source, capsys):
     before = {path: path.stat().st_mtime_ns for path in uncut.iterdir()}
     assert prepare(source, uncut) == 0
-    assert capsys.readouterr().out.startswith("finished before: 120 samples in 4 shards")
+    assert capsys.readouterr().out.startswith("already finished: 120 samples in 4 shards")
     assert {path: path.stat().st_mtime_ns for path in uncut.iterdir()} == before
 
 
@@ -197,11 +197,11 @@ def grey(tmp_path):
 
 
 def test_what_training_skips_by_default_is_reported(grey, tmp_path, capsys, monkeypatch, clip_folder, bart_folder):
-    told = "kept, but skipped in training by default: 3 not_rgb (used with --data.init_args.skip_non_rgb false)"
+    told = "stored, but skipped in training by default: 3 not_rgb (used with --data.init_args.skip_non_rgb false)"
     folder = tmp_path / "out"
     for first_line in (
-        "7 samples read, lost: 1 unreadable_image, 1 duplicate",
-        "finished before: 5 samples in 1 shards",
+        "7 samples read, skipped: 1 unreadable_image, 1 duplicate",
+        "already finished: 5 samples in 1 shards",
     ):
         assert prepare(grey, folder, samples_per_shard=9) == 0
         lines = capsys.readouterr().out.splitlines()
@@ -235,7 +235,7 @@ def test_images_above_the_default_of_training_are_reported(grey, tmp_path, capsy
 @pytest.mark.parametrize("address", ["s3://bucket/{0..3}.tar", "file:///data/0.tar", "simplecache::file:///0.tar"])
 def test_shards_at_an_address_are_refused_in_one_line(tmp_path, capsys, address):
     assert prepare(address, tmp_path / "out") == 1
-    message = f"{address} is an address: give the path of a file or folder on a disk"
+    message = f"{address} is a remote address: give the path of a local file or folder"
     assert capsys.readouterr().err == f"vlkd-pl prepare cc3m: {message}\n"
 
 
@@ -310,16 +310,16 @@ def test_another_request_for_the_same_folder_is_refused(uncut, source, tmp_path,
     folder = tmp_path if begun else uncut
     before = content(uncut)
     assert prepare(source, folder, "--min-words", 1) == 1
-    assert f"{folder} has been prepared with other limits" in capsys.readouterr().err
+    assert f"{folder} was prepared with other limits" in capsys.readouterr().err
     assert prepare(source / "0000[0-4].tar", folder) == 1
-    assert "with other sources: give the same as then, or another folder" in capsys.readouterr().err
+    assert "with other sources: use the same values, or another folder" in capsys.readouterr().err
     assert content(uncut) == before
 
 
 def test_shards_of_others_are_not_written_over(source, capsys):
     before = content(source)
     assert prepare(source, source) == 1
-    assert "holds shards that are not of this command" in capsys.readouterr().err
+    assert "holds shards of another origin" in capsys.readouterr().err
     assert content(source) == before
 
 
@@ -333,7 +333,7 @@ def test_sources_that_are_no_good(tmp_path, capsys):
     assert "neither a path nor an address" in capsys.readouterr().err
     (tmp_path / "a.tar").write_bytes(tar(pair("a", image(0), b"fish")))
     assert prepare(tmp_path / "a.tar", tmp_path / "out") == 1
-    assert "of 1 shards no sample is good (1 caption_length)" in capsys.readouterr().err
+    assert "no sample of 1 shards is within the limits (1 caption_length)" in capsys.readouterr().err
 
 
 def check(folder):

@@ -163,7 +163,7 @@ def test_a_scheme_is_allowed_by_its_name(remote, tmp_path, monkeypatch):
     (tmp_path / "0.tar").write_bytes(shard())
     monkeypatch.setenv("VLKD_PL_URL_SCHEMES", "file, simplecache")
     assert len(list(read_shard(find_shards(f"file://{tmp_path}/0.tar")[0]))) == len(TEXTS)
-    with pytest.raises(MisconfigurationException, match="VLKD_PL_URL_SCHEMES names them, here memory"):
+    with pytest.raises(MisconfigurationException, match="name it in VLKD_PL_URL_SCHEMES=memory"):
         find_shards(f"simplecache::{remote}/00000.tar")
 
 
@@ -183,9 +183,7 @@ def test_a_store_that_does_not_answer_is_told(remote, monkeypatch, pattern):
 
     monkeypatch.setattr(FlakyFileSystem, "exists", refuse)
     monkeypatch.setattr(FlakyFileSystem, "glob", refuse)
-    with pytest.raises(
-        MisconfigurationException, match=r"flaky://cc3m/.* cannot be looked for \(unable to locate cred"
-    ):
+    with pytest.raises(MisconfigurationException, match=r"flaky://cc3m/.* cannot be reached \(unable to locate cred"):
         find_shards(pattern)
 
 
@@ -282,5 +280,5 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 def test_checkpoints_are_not_read_from_other_schemes(tmp_path, address):
     torch.save({"state_dict": {}}, tmp_path / "a.ckpt")
     assert read_checkpoint(tmp_path / "a.ckpt") == {"state_dict": {}}
-    with pytest.raises(MisconfigurationException, match="neither a path nor an address that is read"):
+    with pytest.raises(MisconfigurationException, match="neither a path nor an allowed address"):
         read_checkpoint(address.format(path=tmp_path / "a.ckpt"))

@@ -11,20 +11,24 @@ from vlkd_pl.commands.output import print_json
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print the answer to each question."""
+    """Print the answer to each question; the status is 1 if the model or the image cannot be read."""
     parser = argparse.ArgumentParser(
-        prog="vlkd-pl ask", description="Answers questions about an image with a distilled model."
+        prog="vlkd-pl ask", description="Answer questions about an image with a distilled model."
     )
-    parser.add_argument("image", metavar="IMAGE", help="the image")
-    parser.add_argument("questions", nargs="+", metavar="QUESTION", help="questions in quotation marks")
+    parser.add_argument("image", metavar="IMAGE", help="path of the image")
+    parser.add_argument(
+        "questions", nargs="+", metavar="QUESTION", help="one or more questions, each in quotation marks"
+    )
     add_model_options(parser)
     parser.add_argument(
-        "--num-masks", type=positive, default=1, help="masks in place of the answer (default: %(default)s)"
+        "--num-masks", type=positive, default=1, help="number of masks in place of the answer (default: %(default)s)"
     )
-    parser.add_argument("--num-beams", type=positive, default=1, help="beams of the search (default: %(default)s)")
-    parser.add_argument("--top", type=positive, default=1, help="answers to each question, with their scores")
     parser.add_argument(
-        "--caption-first", action="store_true", help="let the model's own caption stand before the question"
+        "--num-beams", type=positive, default=1, help="number of beams; 1 is greedy (default: %(default)s)"
+    )
+    parser.add_argument("--top", type=positive, default=1, help="answers to print for each question, with scores")
+    parser.add_argument(
+        "--caption-first", action="store_true", help="put the model's caption of the image before the question"
     )
     parser.add_argument("--candidates", help="answers to choose from, separated by commas")
     parser.add_argument("--json", action="store_true", help="print a JSON line for each question")
@@ -39,12 +43,12 @@ def main(arguments: Sequence[str]) -> int:
     if options.candidates is not None:
         candidates = [text.strip() for text in options.candidates.split(",") if text.strip()]
         if not candidates:
-            print("vlkd-pl ask: --candidates names no answer: give some, separated by commas", file=sys.stderr)
+            print("vlkd-pl ask: --candidates is empty: give answers separated by commas", file=sys.stderr)
             return 2
     decoding = Decoding(options.num_beams, max_new_tokens=10)
     if options.top > 1:
-        # beams that read the same are merged, so that more are searched than are shown; divided by its length, a text
-        # that rambles would be found before a short answer that is likelier
+        # More beams than answers, since beams with the same text are merged; and no length normalisation, which would
+        # rank a rambling text above a likelier short answer.
         num_beams = max(options.num_beams, 4 * options.top)
         decoding = Decoding(num_beams, max_new_tokens=10, length_penalty=0.0, num_candidates=num_beams)
     try:
@@ -60,10 +64,10 @@ def main(arguments: Sequence[str]) -> int:
     except ValueError as error:
         print(f"vlkd-pl ask: {error}", file=sys.stderr)
         return 1
-    for question, found in zip(options.questions, answers, strict=True):
-        best = found[: options.top]
+    for question, alternatives in zip(options.questions, answers, strict=True):
+        best = alternatives[: options.top]
         if options.json:
-            scored = [{"answer": each.text, "score": round(each.score, 4)} for each in best]
+            scored = [{"answer": text.text, "score": round(text.score, 4)} for text in best]
             record = {"image": options.image, "question": question, "answer": best[0].text, "answers": scored}
             print_json(record)
             continue
@@ -71,5 +75,5 @@ def main(arguments: Sequence[str]) -> int:
         if options.top == 1:
             print(f"{label}{best[0].text}")
         else:
-            print(*([label] if label else []), *(f"  {each.score:8.3f}  {each.text}" for each in best), sep="\n")
+            print(*([label] if label else []), *(f"  {text.score:8.3f}  {text.text}" for text in best), sep="\n")
     return 0

@@ -1,4 +1,4 @@
-"""``vlkd-pl demo``: a page to try a model on."""
+"""``vlkd-pl demo``: a web page to try a model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vlkd_pl.errors import missing_package
 def main(arguments: Sequence[str]) -> int:
     """Serve the page until it is interrupted."""
     parser = argparse.ArgumentParser(
-        prog="vlkd-pl demo", description="Serves a page that captions an image and answers questions about it."
+        prog="vlkd-pl demo", description="Serve a web page that captions an image and answers questions about it."
     )
     add_model_options(parser)
     parser.add_argument(
@@ -27,19 +27,17 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--port", type=positive, default=7860, help="port to listen on (default: %(default)s)")
     parser.add_argument(
-        "--num-masks", type=positive, default=6, help="masks in the captions' prompt at first (default: %(default)s)"
+        "--num-masks", type=positive, default=6, help="initial masks in the caption prompt (default: %(default)s)"
+    )
+    parser.add_argument("--num-beams", type=positive, default=6, help="initial number of beams (default: %(default)s)")
+    parser.add_argument(
+        "--max-upload-mb", type=positive, default=10, help="maximum size of a file in megabytes (default: %(default)s)"
     )
     parser.add_argument(
-        "--num-beams", type=positive, default=6, help="beams of the search at first (default: %(default)s)"
+        "--max-pixels", type=positive, default=50_000_000, help="maximum pixels of an image (default: %(default)s)"
     )
     parser.add_argument(
-        "--max-upload-mb", type=positive, default=10, help="most megabytes of a file (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--max-pixels", type=positive, default=50_000_000, help="most pixels of an image (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--examples", type=Path, metavar="FOLDER", help="images to choose from (default: the sample world's)"
+        "--examples", type=Path, metavar="FOLDER", help="example images (default: scenes of the sample world)"
     )
     options = parser.parse_args(arguments[1:])
     if options.port > 65535:
@@ -54,7 +52,7 @@ def main(arguments: Sequence[str]) -> int:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with TemporaryDirectory(prefix="vlkd-pl-demo-") as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder  # what visitors upload goes when the page does
+        os.environ["GRADIO_TEMP_DIR"] = folder  # uploads are deleted when the page closes
         from vlkd_pl.demo.page import build_page, draw_examples, find_examples, launch
 
         if options.examples is None:

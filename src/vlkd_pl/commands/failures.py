@@ -1,4 +1,4 @@
-"""What a user can do where another process of a run has failed: a data worker, or another rank."""
+"""One-line advice for failures of another process of a run: a data worker or another rank."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ from collections.abc import Sequence
 from multiprocessing import resource_sharer
 from traceback import walk_tb
 
-_RESUME = "what was saved resumes with --ckpt_path last"
+_RESUME = "the run resumes from its last checkpoint with --ckpt_path last"
 
 
 def process_failure(error: BaseException) -> str | None:
-    """One line on an error that comes from another process of the run, or from the limits that processes need.
+    """Advice on an error that another process of the run caused, or a limit of the system.
 
     Args:
-        error: What ended this process.
+        error: Exception that ended this process.
 
     Returns:
-        The line; None where the error is another one.
+        One line of advice; None for any other error.
     """
     return worker_failure(error) or lost_rank(error)
 
 
 def worker_failure(error: BaseException) -> str | None:
-    """One line on what to do about the failure of a worker, or about the limits that workers need.
+    """Advice on the failure of a data worker, or on a limit of the system that workers exceed.
 
     Args:
-        error: What ended the main process.
+        error: Exception that ended the main process.
 
     Returns:
-        The line; None where the error is another one.
+        One line of advice; None for any other error.
     """
     chain: list[BaseException] = []
     reason: BaseException | None = error
-    while reason is not None and not any(reason is each for each in chain):  # contexts may form a circle
+    while reason is not None and not any(reason is link for link in chain):  # contexts may form a circle
         chain.append(reason)
         reason = reason.__cause__ or reason.__context__
     text = " ".join(map(str, chain))
@@ -48,7 +48,7 @@ def worker_failure(error: BaseException) -> str | None:
         f"--data.init_args.num_workers; {_RESUME}"
     )
     if (
-        any(isinstance(each, OSError) and each.errno == errno.EMFILE for each in chain)
+        any(isinstance(link, OSError) and link.errno == errno.EMFILE for link in chain)
         or re.search("Too many open files|0 items of ancdata", text)
         or errno.EMFILE in codes
     ):
@@ -68,10 +68,10 @@ def worker_failure(error: BaseException) -> str | None:
             f"{which}, as the system does when memory runs out: lower --data.init_args.num_workers or batch_size; "
             f"{_RESUME}"
         )
-    if any(_is_of_handed_files(each) for each in chain):
+    if any(_is_of_handed_files(link) for link in chain):
         return too_many_files
     ended = re.search(r"DataLoader worker \(pid\S* ([\d, ]+)\) exited unexpectedly", text)
-    return ended and f"the data worker {ended[1]} ended unexpectedly: see its own message; {_RESUME}"
+    return ended and f"the data worker {ended[1]} ended unexpectedly: see its message above; {_RESUME}"
 
 
 def _exit_codes(chain: Sequence[BaseException]) -> set[int]:
@@ -89,6 +89,6 @@ def _is_of_handed_files(error: BaseException) -> bool:
 
 
 def lost_rank(error: BaseException) -> str | None:
-    """One line on an error that says that another rank has ended; None where it is another error."""
+    """Advice on an error that reports the end of another rank; None for any other error."""
     lost = re.search(r"gloo.*(closed|reset) by peer|NCCL.*(remote process exited|connection closed)", str(error), re.S)
     return lost and "another rank has ended: see what it printed"

@@ -1,4 +1,4 @@
-"""The options that every command with a model has, and how the model is loaded."""
+"""The options of the commands that use a model, and the loading of the model."""
 
 from __future__ import annotations
 
@@ -15,23 +15,21 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         required=True,
-        help="folder of a model, as vlkd-pl fit writes it, or its name on the Hugging Face hub",
+        help="folder of a model that vlkd-pl fit wrote, or its name on the Hugging Face hub",
     )
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, … (default: a GPU where there is one)")
-    parser.add_argument(
-        "--batch-size", type=positive, default=16, help="images worked on together (default: %(default)s)"
-    )
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, … (default: a GPU if there is one)")
+    parser.add_argument("--batch-size", type=positive, default=16, help="images in a batch (default: %(default)s)")
 
 
 def positive(text: str) -> int:
-    """An argument that is a whole number above 0."""
+    """Parse an argument as a whole number above 0."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
 
 
 def load_model(options: argparse.Namespace, command: str) -> VLKD | None:
-    """Load the model that the options name; None where it cannot be had, and one line then says why."""
+    """Load the model that the options name; on failure, print one line to stderr and return None."""
     import transformers
 
     from vlkd_pl.pipeline import VLKD

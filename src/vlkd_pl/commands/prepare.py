@@ -1,4 +1,4 @@
-"""``vlkd-pl prepare``: brings the data sets into place, and checks that they are whole."""
+"""``vlkd-pl prepare``: downloads and reshards CC3M, and checks datasets."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str]) -> int:
     """Prepare or check a dataset.
 
     Returns:
-        0, or 1 where something is missing or wrong, which is then told.
+        Exit status: 0, or 1 if something is missing or wrong, which is then printed.
     """
     options = _parser().parse_args(arguments[1:])
     from pytorch_lightning.utilities.exceptions import MisconfigurationException
@@ -38,15 +38,15 @@ def main(arguments: Sequence[str]) -> int:
     try:
         status: int = options.run(options)
     except (OSError, MisconfigurationException, MissingPackageError) as error:
-        told = str(error).splitlines()[-1]  # the error itself, where a worker's begins with its traceback
-        print(f"vlkd-pl prepare {options.what}: {told.removeprefix('data.shards: ')}", file=sys.stderr)
+        reason = str(error).splitlines()[-1]  # the last line, since a worker's error begins with its traceback
+        print(f"vlkd-pl prepare {options.what}: {reason.removeprefix('data.shards: ')}", file=sys.stderr)
         return 1
     return status
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="vlkd-pl prepare", description="Brings the data sets into place, and checks that they are whole."
+        prog="vlkd-pl prepare", description="Download and reshard CC3M, and check the files of datasets."
     )
     kinds = parser.add_subparsers(
         dest="what", required=True, metavar="WHAT", help="cc3m, check, coco, nocaps, vqav2, okvqa, glue or xsum"
@@ -62,57 +62,58 @@ def _parser() -> argparse.ArgumentParser:
             "--num-workers",
             type=positive,
             default=os.cpu_count() or 1,
-            help="shards worked on at once (default: %(default)s)",
+            help="number of processes (default: %(default)s)",
         )
 
     cc3m = add(
         "cc3m",
         _cc3m,
-        "Downloads CC3M, or takes shards of images with captions; checks each sample, writes the good ones into "
-        "shards of equal size, and lists them in DIR/manifest.json with what was lost and why. Given again after a "
-        "cut, it goes on; when it has finished, it does nothing.",
+        "Download CC3M, or read shards of images with captions; check each sample, write the good ones into shards of "
+        "equal size, and list them in DIR/manifest.json together with the skipped samples and the reasons. After an "
+        "interruption, the same command resumes; after the end, it does nothing.",
     )
     cc3m.add_argument(
         "source",
         metavar="SOURCE",
-        help="CC3M's .tsv of captions and addresses; or a folder, wildcard or braces of .tar files that img2dataset "
-        "wrote",
+        help="CC3M's .tsv of captions and addresses; or a folder, wildcard or braces of img2dataset's .tar files",
     )
-    cc3m.add_argument("folder", type=Path, metavar="DIR", help="where to write; from a .tsv also the download")
+    cc3m.add_argument(
+        "folder", type=Path, metavar="DIR", help="folder to write to, which also holds the download of a .tsv"
+    )
     for name, kind, default, purpose in (
-        ("--samples-per-shard", positive, 10_000, "samples of each new shard"),
-        ("--min-side", positive, 64, "pixels of an image's shorter side at least"),
-        ("--max-pixels", positive, 50_000_000, "pixels of an image at most"),
-        ("--max-aspect-ratio", float, 4.0, "longer side over shorter side at most"),
-        ("--min-words", positive, 2, "words of a caption at least"),
-        ("--max-words", positive, 100, "words of a caption at most"),
-        ("--download-side", positive, 512, "pixels of the shorter side to which larger images are made smaller"),
-        ("--download-threads", positive, 64, "connections of each worker"),
+        ("--samples-per-shard", positive, 10_000, "samples in each new shard"),
+        ("--min-side", positive, 64, "minimum of an image's shorter side in pixels"),
+        ("--max-pixels", positive, 50_000_000, "maximum of an image's pixels"),
+        ("--max-aspect-ratio", float, 4.0, "maximum of longer side over shorter side"),
+        ("--min-words", positive, 2, "minimum number of words in a caption"),
+        ("--max-words", positive, 100, "maximum number of words in a caption"),
+        ("--download-side", positive, 512, "shorter side in pixels that larger images are resized to"),
+        ("--download-threads", positive, 64, "connections of each process"),
     ):
         cc3m.add_argument(name, type=kind, default=default, help=f"{purpose} (default: %(default)s)")
     add_workers(cc3m)
     check = add(
         "check",
         _check,
-        "Verifies the shards of a folder: their size, sha256 and number of samples by its manifest.json; without one, "
-        "that every shard reads whole and every sample decodes.",
+        "Verify the shards of a folder: with a manifest.json, their size, sha256 and number of samples; without one, "
+        "that every shard can be read to its end and every sample decoded.",
     )
     check.add_argument("folder", type=Path, metavar="DIR", help="folder of .tar files")
     add_workers(check)
     for benchmark, name in _BENCHMARKS.items():
-        official = add(
+        command = add(
             benchmark,
-            _official,
-            f"Checks that the official files of {name} that the configurations name are in place and whole, and says "
+            _benchmark_files,
+            f"Check that the files of {name} that the configurations use are present and complete, and print "
             "where to get those that are not.",
         )
-        official.add_argument("folder", type=Path, metavar="DIR", help=f"folder of the files: data/{benchmark}")
+        command.add_argument("folder", type=Path, metavar="DIR", help=f"folder of the files: data/{benchmark}")
         if benchmark in ("vqav2", "okvqa"):
-            official.add_argument(
-                "--images", type=Path, help="folder of COCO's train2014 and val2014 (default: coco beside DIR)"
+            command.add_argument(
+                "--images", type=Path, help="folder of COCO's train2014 and val2014 (default: DIR/../coco)"
             )
         else:
-            official.set_defaults(images=None)
+            command.set_defaults(images=None)
     return parser
 
 
@@ -129,7 +130,9 @@ def _cc3m(options: argparse.Namespace) -> int:
     folder: Path = options.folder
     source = Path(options.source)
     if is_address(options.source):
-        raise MisconfigurationException(f"{options.source} is an address: give the path of a file or folder on a disk")
+        raise MisconfigurationException(
+            f"{options.source} is a remote address: give the path of a local file or folder"
+        )
     limits = SampleLimits(
         options.min_side, options.max_pixels, options.max_aspect_ratio, options.min_words, options.max_words
     )
@@ -150,7 +153,7 @@ def _cc3m(options: argparse.Namespace) -> int:
         request = shard_request(sources, limits, options.samples_per_shard)
     manifest = begin(folder, request)
     if manifest is not None:
-        print(f"finished before: {_summary(manifest, folder)}")
+        print(f"already finished: {_summary(manifest, folder)}")
         return 0
     if is_list:
         sources, links = download(source, folder, options.download_side, options.num_workers, options.download_threads)
@@ -161,10 +164,10 @@ def _cc3m(options: argparse.Namespace) -> int:
     if links is not None:
         dead = links["failed_to_download"]
         print(f"{links['count']:,} links, {dead:,} of them dead ({dead / max(1, links['count']):.1%})")
-        print(f"{links['failed_to_resize']:,} of the rest led to no image")
+        print(f"{links['failed_to_resize']:,} of the others were not images")
         if links.get("broken_lines"):
             print(f"{links['broken_lines']:,} lines of {source} hold no link")
-    print(f"{manifest['read']:,} samples read, lost: {skip_summary(manifest['lost'])}")
+    print(f"{manifest['read']:,} samples read, skipped: {skip_summary(manifest['lost'])}")
     print(_summary(manifest, folder))
     return 0
 
@@ -176,12 +179,12 @@ def _summary(manifest: dict[str, Any], folder: Path) -> str:
 
 
 def _skipped_in_training(skipped: Mapping[str, int]) -> str:
-    """A further line on good samples that training skips by default; empty where there are none."""
+    """A line on samples that are stored but that training skips by default; empty if there are none."""
     from vlkd_pl.shards.decoder import skip_summary
 
-    told = skip_summary(skipped, "")
+    counts = skip_summary(skipped, "")
     remedies = [f"--data.init_args.{_TRAINING_REMEDIES[reason]}" for reason in skipped if reason in _TRAINING_REMEDIES]
-    return f"\nkept, but skipped in training by default: {told} (used with {', '.join(remedies)})" if told else ""
+    return f"\nstored, but skipped in training by default: {counts} (used with {', '.join(remedies)})" if counts else ""
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -205,7 +208,7 @@ def _check(options: argparse.Namespace) -> int:
     return 1 if num_wrong else 0
 
 
-def _official(options: argparse.Namespace) -> int:
+def _benchmark_files(options: argparse.Namespace) -> int:
     from vlkd_pl.prepare.benchmark_files import check_files
 
     folder: Path = options.folder
@@ -213,8 +216,8 @@ def _official(options: argparse.Namespace) -> int:
     status = 0
     for report in check_files(options.what, folder, images):
         if not report.problem:
-            print(f"whole    {report.names}: {report.counts}", flush=True)
-        elif report.is_there:
+            print(f"complete {report.names}: {report.counts}", flush=True)
+        elif report.exists:
             status = 1
             held = f"{report.counts}, but " if report.counts else ""
             print(f"WRONG    {report.names}: {held}{report.problem}; download: {report.source}", flush=True)

@@ -1,4 +1,4 @@
-"""A bar for work on shards."""
+"""Progress bar of commands that work on shards."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vlkd_pl.prepare.reshard import Progress as Tell
+    from vlkd_pl.prepare.reshard import Progress as ShardProgress
 
 
 @contextmanager
-def shard_progress() -> Iterator[Tell]:
-    """A bar on stderr where that is a terminal."""
+def shard_progress() -> Iterator[ShardProgress]:
+    """Show a progress bar on stderr if it is a terminal; yields the function that updates it."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -21,9 +21,9 @@ def shard_progress() -> Iterator[Tell]:
     with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
         tasks: dict[str, Any] = {}
 
-        def tell(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(f"{what} shards", total=total)
-            bar.update(tasks[what], completed=done)
+        def update(task: str, num_done: int, total: int) -> None:
+            if task not in tasks:
+                tasks[task] = bar.add_task(f"{task} shards", total=total)
+            bar.update(tasks[task], completed=num_done)
 
-        yield tell
+        yield update

@@ -1,4 +1,4 @@
-"""``vlkd-pl search``: the images that words tell of."""
+"""``vlkd-pl search``: the images that match words."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from vlkd_pl.commands.output import print_json
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print the images nearest to the words; a file that is no image is named and skipped, and the status is 1."""
+    """Print the images that match the words best; unreadable files are reported and skipped, and the status is 1."""
     parser = argparse.ArgumentParser(
         prog="vlkd-pl search",
-        description="Finds the images that words tell of: the nearest in the joint space, as the distilled text "
-        "encoder places the words there.",
+        description="Find the images that match words best, by the cosine of their embeddings in the joint space.",
     )
-    parser.add_argument("words", metavar="WORDS", help="what the images show, in quotation marks")
-    parser.add_argument("images", nargs="+", metavar="IMAGE_OR_FOLDER", help="images, or folders searched recursively")
+    parser.add_argument("words", metavar="WORDS", help="description of the images, in quotation marks")
+    parser.add_argument("images", nargs="+", metavar="IMAGE_OR_FOLDER", help="images, or folders to search recursively")
     add_model_options(parser)
-    parser.add_argument("--top", type=positive, default=10, help="most images to print (default: %(default)s)")
+    parser.add_argument(
+        "--top", type=positive, default=10, help="maximum number of images to print (default: %(default)s)"
+    )
     parser.add_argument("--json", action="store_true", help="print a JSON line for each image")
     options = parser.parse_args(arguments[1:])
 
@@ -28,17 +29,17 @@ def main(arguments: Sequence[str]) -> int:
     if model is None:
         return 1
     try:
-        nearest, unread = model.search(options.words, options.images, options.top)
+        nearest, unreadable = model.search(options.words, options.images, options.top)
     except ValueError as error:
         print(f"vlkd-pl search: {error}", file=sys.stderr)
         return 1
-    for found in unread:
-        print(f"vlkd-pl search: skipped {found.error}", file=sys.stderr)
-    for found in nearest:
+    for result in unreadable:
+        print(f"vlkd-pl search: skipped {result.error}", file=sys.stderr)
+    for result in nearest:
         if options.json:
-            print_json({"image": str(found.image), "score": round(found.score, 4)})
+            print_json({"image": str(result.image), "score": round(result.score, 4)})
         else:
-            print(f"{found.score:6.3f}  {found.image}")
-    if not nearest and not unread:
-        print("vlkd-pl search: there are no images in what was given", file=sys.stderr)
-    return 0 if nearest and not unread else 1
+            print(f"{result.score:6.3f}  {result.image}")
+    if not nearest and not unreadable:
+        print("vlkd-pl search: no image found: give images, or folders that hold some", file=sys.stderr)
+    return 0 if nearest and not unreadable else 1

@@ -1,4 +1,4 @@
-"""The official files of the benchmarks: where configurations look for them, what they hold, where they come from."""
+"""The benchmark files: their paths in the configurations, their published sizes, and their sources."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from vlkd_pl.data.xsum_files import iter_documents
 
 Counts = dict[str, int]
 
-_COCO_IMAGES = "{images}"
+_IMAGES = "{images}"
 
 
-class OfficialFile(NamedTuple):
-    """A file, or several that are read together.
+class BenchmarkFile(NamedTuple):
+    """File of a benchmark, or several files that are read together.
 
     Attributes:
-        names: Paths below the folder of the benchmark, or below that of COCO's images where they begin with
+        names: Paths below the benchmark's folder, or below the folder of COCO's images if they begin with
             ``{images}``.
-        read: From the paths to how many of each kind of thing they hold; raises what the data modules do.
-        published: How many there should be; of several numbers, any. Where they are published stands beside them.
-        source: Where to get it.
-        needed: Whether a configuration names it.
+        read: Function that reads the files and counts their contents by kind; it raises what the data modules raise.
+        published: Published counts by kind; any of several numbers is accepted.
+        source: Address to download the files from.
+        needed: Whether a configuration uses the files.
     """
 
     names: tuple[str, ...]
@@ -41,46 +41,51 @@ class OfficialFile(NamedTuple):
 
 
 class FileReport(NamedTuple):
-    """What the check of official files found.
+    """Result of the check of a benchmark's file.
 
     Attributes:
-        names: Their paths.
-        counts: What they hold, in words.
-        is_there: Whether they are there.
-        problem: What is wrong with them; empty where nothing is.
-        source: Where to get them.
-        needed: Whether a configuration names them.
+        names: Paths of the files.
+        counts: Contents of the files, as text.
+        exists: Whether all files exist.
+        problem: Problem of the files; empty for none.
+        source: Address to download the files from.
+        needed: Whether a configuration uses the files.
     """
 
     names: str
     counts: str
-    is_there: bool
+    exists: bool
     problem: str
     source: str
     needed: bool
 
 
 def check_files(benchmark: str, folder: Path, images: Path) -> Iterator[FileReport]:
-    """Check the official files of a benchmark.
+    """Check the files of a benchmark against the published counts.
 
     Args:
-        benchmark: One of ``BENCHMARKS``.
-        folder: Of the benchmark: ``data/vqav2``.
-        images: Of COCO's images, with ``train2014`` and ``val2014``: ``data/coco``.
+        benchmark: Name of the benchmark, a key of ``BENCHMARKS``.
+        folder: Folder of the benchmark: ``data/vqav2``.
+        images: Folder of COCO's images, with ``train2014`` and ``val2014``: ``data/coco``.
 
     Yields:
-        A report on each, as soon as it has been read.
+        A report on each file, as soon as it has been read.
+
+    Example:
+        >>> report = next(check_files("okvqa", Path("missing"), Path("missing")))
+        >>> report.exists, report.needed
+        (False, True)
     """
-    for official in BENCHMARKS[benchmark]:
+    for file in BENCHMARKS[benchmark]:
         paths = [
-            images / name.removeprefix(_COCO_IMAGES).lstrip("/") if name.startswith(_COCO_IMAGES) else folder / name
-            for name in official.names
+            images / name.removeprefix(_IMAGES).lstrip("/") if name.startswith(_IMAGES) else folder / name
+            for name in file.names
         ]
         counts: Counts = {}
         missing = [str(path) for path in paths if not path.exists()]
         try:
-            counts = {} if missing else official.read(paths)
-            problem = f"no {' and no '.join(missing)}" if missing else _difference(counts, official.published)
+            counts = {} if missing else file.read(paths)
+            problem = f"no {' and no '.join(missing)}" if missing else _difference(counts, file.published)
         except (OSError, MisconfigurationException) as error:
             problem = str(error)
         yield FileReport(
@@ -88,8 +93,8 @@ def check_files(benchmark: str, folder: Path, images: Path) -> Iterator[FileRepo
             ", ".join(f"{count:,} {what}" for what, count in counts.items()),
             not missing,
             problem,
-            official.source,
-            official.needed,
+            file.source,
+            file.needed,
         )
 
 
@@ -142,10 +147,10 @@ def _images_of_questions(paths: Sequence[Path]) -> Counts:
 
 
 def _images(files: Sequence[Path], named_in: Path) -> Counts:
-    """How many images there are; all are there.
+    """Count images, after checking that every file exists and is not empty.
 
     Raises:
-        FileNotFoundError: An image is missing, or there is nothing in its file.
+        FileNotFoundError: The file of an image is missing or empty.
     """
     check_present(files, named_in)
     empty = [str(path) for path in files if path.stat().st_size == 0]
@@ -159,16 +164,16 @@ def _images(files: Sequence[Path], named_in: Path) -> Counts:
 
 def _glue_samples(task: GLUETask) -> Callable[[Sequence[Path]], Counts]:
     def read(paths: Sequence[Path]) -> Counts:
-        samples, broken = read_tsv(paths[0], task)
-        return {"samples": len(samples), "broken lines": len(broken)}
+        samples, corrupt = read_tsv(paths[0], task)
+        return {"samples": len(samples), "corrupt lines": len(corrupt)}
 
     return read
 
 
 def _documents(split: str) -> Callable[[Sequence[Path]], Counts]:
     def read(paths: Sequence[Path]) -> Counts:
-        whole = Counter(bool(each.text and each.summary) for each in iter_documents(str(paths[0]), split))
-        return {f"{split} documents": whole.total(), "of them without text or summary": whole[False]}
+        usable = Counter(bool(document.text and document.summary) for document in iter_documents(str(paths[0]), split))
+        return {f"{split} documents": usable.total(), "of them without text or summary": usable[False]}
 
     return read
 
@@ -181,26 +186,26 @@ _OKVQA_QUESTIONS = "OpenEnded_mscoco_val2014_questions.json"
 _GLUE = "https://dl.fbaipublicfiles.com/glue/data"
 
 
-def _vqa_files(split: str, archive: str, num_questions: int, num_images: int) -> Iterator[OfficialFile]:
+def _vqa_files(split: str, archive: str, num_questions: int, num_images: int) -> Iterator[BenchmarkFile]:
     questions = f"v2_OpenEnded_mscoco_{split}_questions.json"
-    yield OfficialFile(
+    yield BenchmarkFile(
         (questions, f"v2_mscoco_{split}_annotations.json"),
         _questions,
         {"questions": num_questions, "answers": 10 * num_questions},
         f"{_VQA}/v2_Questions_{archive}_mscoco.zip and {_VQA}/v2_Annotations_{archive}_mscoco.zip",
     )
-    yield OfficialFile(
-        (questions, f"{_COCO_IMAGES}/{split}"),
+    yield BenchmarkFile(
+        (questions, f"{_IMAGES}/{split}"),
         _images_of_questions,
         {"images": num_images},
         f"the images, http://images.cocodataset.org/zips/{split}.zip",
     )
 
 
-def _glue_files() -> Iterator[OfficialFile]:
+def _glue_files() -> Iterator[BenchmarkFile]:
     for task, (archive, sizes) in _GLUE_SIZES.items():
         for name, size in sizes.items():
-            yield OfficialFile(
+            yield BenchmarkFile(
                 (f"{LAYOUTS[task].folder}/{name}.tsv",),
                 _glue_samples(task),
                 {"samples": size},
@@ -209,7 +214,7 @@ def _glue_files() -> Iterator[OfficialFile]:
             )
 
 
-# Without broken lines, as in the card of https://huggingface.co/datasets/nyu-mll/glue. QQP was published twice, the
+# Without corrupt lines, as in the card of https://huggingface.co/datasets/nyu-mll/glue. QQP was published twice, the
 # second time (QQP-clean) without three of its lines.
 _GLUE_SIZES: dict[GLUETask, tuple[str, dict[str, int | tuple[int, ...]]]] = {
     "cola": (f"{_GLUE}/CoLA.zip", {"train": 8_551, "dev": 1_043, "test": 1_063}),
@@ -235,46 +240,46 @@ _GLUE_SIZES: dict[GLUETask, tuple[str, dict[str, int | tuple[int, ...]]]] = {
     "stsb": (f"{_GLUE}/STS-B.zip", {"train": 5_749, "dev": 1_500, "test": 1_379}),
 }
 
-BENCHMARKS: dict[str, list[OfficialFile]] = {
+BENCHMARKS: dict[str, list[BenchmarkFile]] = {
     # Karpathy and Fei-Fei (2015): 5,000 images of val2014 each for val and test, the rest for restval; the captions
     # are all of COCO's own files
     "coco": [
-        OfficialFile(
+        BenchmarkFile(
             ("dataset_coco.json",),
             _karpathy,
             {"train": 82_783, "restval": 30_504, "val": 5_000, "test": 5_000, "captions": 616_767},
             "https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip",
         ),
-        OfficialFile(
+        BenchmarkFile(
             ("annotations/captions_val2014.json",),
             _captions,
             {"images": 40_504, "captions": 202_654},
             _COCO_ANNOTATIONS,
         ),
-        OfficialFile(
+        BenchmarkFile(
             ("annotations/captions_train2014.json",),
             _captions,
             {"images": 82_783, "captions": 414_113},
             _COCO_ANNOTATIONS,
             needed=False,
         ),
-        OfficialFile(("dataset_coco.json", _COCO_IMAGES), _images_of_captions, {"images": 123_287}, _COCO_IMAGES),
+        BenchmarkFile(("dataset_coco.json", _IMAGES), _images_of_captions, {"images": 123_287}, _COCO_IMAGES),
     ],
     # https://nocaps.org/download
     "nocaps": [
-        OfficialFile(
+        BenchmarkFile(
             ("nocaps_val_4500_captions.json",),
             _captions,
             {"images": 4_500, "captions": 45_000, "in-domain": 648, "near-domain": 2_938, "out-domain": 914},
             "https://nocaps.s3.amazonaws.com/nocaps_val_4500_captions.json",
         ),
-        OfficialFile(
+        BenchmarkFile(
             ("nocaps_val_4500_captions.json", "images"),
             _images_of_captions,
             {"images": 4_500},
             "the images, at the addresses in the field coco_url of this file of https://nocaps.org/download",
         ),
-        OfficialFile(
+        BenchmarkFile(
             ("nocaps_test_image_info.json",),
             _captions,
             {"images": 10_600},
@@ -288,7 +293,7 @@ BENCHMARKS: dict[str, list[OfficialFile]] = {
         *_vqa_files("train2014", "Train", 443_757, 82_783),
         *_vqa_files("val2014", "Val", 214_354, 40_504),
         *(
-            OfficialFile(
+            BenchmarkFile(
                 (f"karpathy_{split}.json",),
                 _split,
                 published,
@@ -304,14 +309,14 @@ BENCHMARKS: dict[str, list[OfficialFile]] = {
     # The card of https://huggingface.co/datasets/HuggingFaceM4/OK-VQA; with those for training they are the 14,055
     # questions on 14,031 images of Marino et al. (2019)
     "okvqa": [
-        OfficialFile(
+        BenchmarkFile(
             (_OKVQA_QUESTIONS, "mscoco_val2014_annotations.json"),
             _questions,
             {"questions": 5_046, "answers": 50_460},
             f"{_OKVQA}/{_OKVQA_QUESTIONS}.zip and {_OKVQA}/mscoco_val2014_annotations.json.zip",
         ),
-        OfficialFile(
-            (_OKVQA_QUESTIONS, f"{_COCO_IMAGES}/val2014"),
+        BenchmarkFile(
+            (_OKVQA_QUESTIONS, f"{_IMAGES}/val2014"),
             _images_of_questions,
             {"images": 5_033},
             "the images, http://images.cocodataset.org/zips/val2014.zip",
@@ -320,7 +325,7 @@ BENCHMARKS: dict[str, list[OfficialFile]] = {
     "glue": list(_glue_files()),
     # https://github.com/EdinburghNLP/XSum and the card of https://huggingface.co/datasets/EdinburghNLP/xsum
     "xsum": [
-        OfficialFile(
+        BenchmarkFile(
             (".",),
             _documents(split),
             {f"{split} documents": size},
@@ -330,4 +335,4 @@ BENCHMARKS: dict[str, list[OfficialFile]] = {
         for split, size in (("train", 204_045), ("val", 11_332), ("test", 11_334))
     ],
 }
-"""The official files of each benchmark that ``vlkd-pl prepare`` checks."""
+"""The files of each benchmark that ``vlkd-pl prepare`` checks."""

@@ -1,4 +1,4 @@
-"""Which samples are worth keeping, and what a decoder makes of one."""
+"""Limits on the samples of a dataset, and a decoder that checks them."""
 
 from __future__ import annotations
 
@@ -17,19 +17,23 @@ from vlkd_pl.shards.decoder import (
 )
 
 LOSS_REASONS = (*SKIP_REASONS, "too_small", "too_long_or_flat", "caption_length", "repeated_key", "duplicate")
-"""Why a sample is left out; ``broken_tar`` counts shards, of which the rest is lost."""
+"""Reasons for leaving a sample out; ``broken_tar`` counts corrupt shards, whose remaining samples are lost."""
 
 
 @dataclass(frozen=True)
 class SampleLimits:
-    """Which samples are taken.
+    """Limits on the images and captions of a dataset.
 
     Args:
-        min_side: Pixels of an image's shorter side at least.
-        max_pixels: Pixels of an image at most.
-        max_aspect_ratio: Longer side over shorter side at most.
-        min_words: Words of a caption at least.
-        max_words: Words of a caption at most.
+        min_side: Minimum of an image's shorter side in pixels.
+        max_pixels: Maximum of an image's pixels, width times height.
+        max_aspect_ratio: Maximum of longer side over shorter side.
+        min_words: Minimum number of words in a caption.
+        max_words: Maximum number of words in a caption.
+
+    Example:
+        >>> SampleLimits(min_words=3).reason(640, 480, "a fish")
+        'caption_length'
     """
 
     min_side: int = 64
@@ -39,7 +43,7 @@ class SampleLimits:
     max_words: int = 100
 
     def reason(self, width: int, height: int, text: str) -> str | None:
-        """Why a sample is not taken; None where it is."""
+        """The reason of ``LOSS_REASONS`` for leaving a sample out; None for a sample within the limits."""
         if min(width, height) < self.min_side:
             return "too_small"
         if max(width, height) > self.max_aspect_ratio * min(width, height):
@@ -50,10 +54,10 @@ class SampleLimits:
 
 
 class PreparationDecoder:
-    """Decodes raw samples for their sizes, and says which of the readable ones training skips by default.
+    """Decoder of raw samples for their sizes, which also reports the samples that training skips by default.
 
     Args:
-        max_pixels: Pixels of an image at most.
+        max_pixels: Maximum of an image's pixels, width times height.
     """
 
     def __init__(self, max_pixels: int) -> None:
@@ -61,11 +65,11 @@ class PreparationDecoder:
         self._lenient = SampleDecoder(_size, max_pixels, skip_non_rgb=False, num_workers=0)
 
     def __call__(self, raw: RawSample) -> tuple[ImageText | str, str | None]:
-        """Decode a sample.
+        """Decode a raw sample.
 
         Returns:
-            The sample, whose ``image`` is its width and height, or the reason why it is not readable; and the reason
-            why training skips a readable one, or None.
+            The sample with width and height as ``image``, or the reason why it is unreadable; and the reason why
+            training skips a readable sample by default, or None.
         """
         sample = self._in_training.decode(raw)
         if not isinstance(sample, str):

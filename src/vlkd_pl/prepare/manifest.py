@@ -1,4 +1,4 @@
-"""The list of prepared shards."""
+"""The manifest of prepared shards, ``manifest.json``."""
 
 from __future__ import annotations
 
@@ -14,10 +14,17 @@ MANIFEST = "manifest.json"
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a folder of shards; None where there is none.
+    """Read the manifest of a folder of shards; None if it has no manifest.
+
+    Args:
+        folder: Folder of the shards.
 
     Raises:
-        MisconfigurationException: It is not of this format, or names a shard outside the folder.
+        MisconfigurationException: The manifest has another format, or names a shard outside the folder.
+
+    Example:
+        >>> read_manifest(Path("missing")) is None
+        True
     """
     path = folder / MANIFEST
     if not path.is_file():
@@ -40,5 +47,5 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def file_record(path: Path, num_samples: int) -> dict[str, Any]:
-    """What the manifest says of a shard."""
+    """Describe a shard for the manifest: name, number of samples, bytes and sha256."""
     return {"name": path.name, "samples": num_samples, "bytes": path.stat().st_size, "sha256": file_sha256(path)}

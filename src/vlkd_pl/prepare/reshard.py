@@ -1,4 +1,4 @@
-"""Shards of image-text pairs put in order: checked, written anew in equal parts, and listed in a manifest."""
+"""Resharding of image-text pairs: checking them, and writing the good ones to equal shards with a manifest."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ from vlkd_pl.shards.decoder import (
 from vlkd_pl.shards.reader import read_shard
 
 Progress = Callable[[str, int, int], None]
-"""Is told what is done, how much of it, and of how much."""
+"""Function that shows progress, from the name of the task, the number of finished items, and their total."""
 
 _UNFINISHED = "unfinished"
 
 
 class _Part(NamedTuple):
-    """A part of a new shard.
+    """Samples of one source shard that form a part of a new shard.
 
     Attributes:
-        source: The shard that it is taken from.
-        places: Of its samples, in order, among all of that shard.
+        source: Path of the source shard.
+        places: Indices of the samples in the source shard, in order.
     """
 
     source: str
@@ -50,14 +50,12 @@ class _Part(NamedTuple):
 
 
 class ShardCheck(Dataset[int]):
-    """Checks shards, and notes for each the places of the good samples, their digests, and what was lost and why.
-
-    It also notes which good samples training skips by default, and why.
+    """Check of source shards, with a note in JSON for each: its good samples, and the others by reason.
 
     Args:
-        sources: Shards.
-        folder: Gets a note for each shard; what is noted there is not done again.
-        limits: Which samples are taken.
+        sources: Paths of the source shards.
+        folder: Folder for the notes; shards with a note are not checked again.
+        limits: Limits on the samples.
     """
 
     def __init__(self, sources: Sequence[str], folder: Path, limits: SampleLimits) -> None:
@@ -69,10 +67,10 @@ class ShardCheck(Dataset[int]):
         return len(self.sources)
 
     def __getitem__(self, index: int) -> int:
-        """Check a shard.
+        """Check a source shard and write its note.
 
         Raises:
-            OSError: It cannot be read, or the note not be written.
+            OSError: The shard cannot be read, or the note cannot be written.
         """
         if not self._path(index).is_file():
             path = self._path(index)
@@ -80,10 +78,10 @@ class ShardCheck(Dataset[int]):
         return index
 
     def note(self, index: int) -> dict[str, Any]:
-        """The note on a shard.
+        """Read the note of a source shard.
 
-        It holds the number of ``samples``, those ``lost`` by reason, the ``places`` and, in hexadecimal, the
-        ``digests`` of the good ones, and ``skipped_in_training``: place and reason of those that training skips.
+        It holds the number of ``samples``; the numbers ``lost`` by reason; the ``places`` of the good samples and
+        their ``digests`` in hexadecimal; and ``skipped_in_training``, place and reason of those that training skips.
         """
         return json.loads(self._path(index).read_bytes())
 
@@ -129,13 +127,13 @@ class ShardCheck(Dataset[int]):
 
 
 class ShardWriter(Dataset[int]):
-    """Writes new shards, whose keys are running numbers, and notes for each what the manifest says of it.
+    """Writer of new shards with running numbers as keys, and with a note for each that the manifest collects.
 
     Args:
-        parts: For each new shard what it is made of.
-        first_keys: For each the key of its first sample.
-        folder: Gets the shards; what is there with its note is not written again.
-        notes: Folder of the notes.
+        parts: For each new shard, the parts of source shards that it consists of.
+        first_keys: For each new shard, the key of its first sample.
+        folder: Folder for the new shards; a shard with a note is not written again.
+        notes: Folder for the notes.
     """
 
     def __init__(self, parts: Sequence[Sequence[_Part]], first_keys: Sequence[int], folder: Path, notes: Path) -> None:
@@ -148,7 +146,7 @@ class ShardWriter(Dataset[int]):
         return len(self.parts)
 
     def __getitem__(self, index: int) -> int:
-        """Write a shard.
+        """Write a new shard and its note.
 
         Raises:
             OSError: A shard cannot be read or written.
@@ -163,7 +161,7 @@ class ShardWriter(Dataset[int]):
         return index
 
     def note(self, index: int) -> dict[str, Any]:
-        """What the manifest says of a shard: ``name``, ``samples``, ``bytes`` and ``sha256``."""
+        """Read the note of a new shard: ``name``, ``samples``, ``bytes`` and ``sha256``."""
         return json.loads(self._path(index).read_bytes())
 
     def _path(self, index: int) -> Path:
@@ -189,49 +187,49 @@ def prepare_shards(
     num_workers: int,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Check shards and write their good samples into new ones of ``samples_per_shard``, ``{folder}/00000.tar`` ….
+    """Check shards, and write their good samples to new shards ``{folder}/00000.tar`` … of equal size.
 
-    Each shard is read twice: first all are checked, each on its own; then each new shard is written on its own. Both
-    go on where they were cut, and what they write does not depend on cuts or on the number of workers.
+    Shards are read twice, first to check them and then to write the new ones. Both steps resume after an interruption,
+    and the result does not depend on interruptions or on the number of workers.
 
     Args:
-        sources: Shards as img2dataset writes them.
-        folder: Gets the new shards, ``manifest.json`` and, until all is done, the folder ``unfinished``.
-        limits: Which samples are taken.
-        samples_per_shard: Samples in each new shard but the last.
-        request: What was asked for; see ``begin``.
-        links: What came of the download, for the manifest.
-        num_workers: Processes; with 1 it is this one.
-        progress: Is told how far it is.
+        sources: Paths of shards in img2dataset's format.
+        folder: Folder for the new shards, ``manifest.json`` and, until the end, the folder ``unfinished``.
+        limits: Limits on the samples.
+        samples_per_shard: Number of samples in each new shard except the last, from 1.
+        request: Settings that determine the result; see ``begin``.
+        links: Results of the download for the manifest; None without a download.
+        num_workers: Number of processes; with 1, the main process does the work.
+        progress: Function that shows the progress.
 
     Returns:
         The manifest.
 
     Raises:
-        MisconfigurationException: No sample is good.
+        MisconfigurationException: No sample is within the limits.
         OSError: A file cannot be read or written.
     """
     notes = folder / _UNFINISHED
     check = ShardCheck(sources, notes, limits)
-    _each(check, "checking", num_workers, progress)
+    _run(check, "checking", num_workers, progress)
     checked = [check.note(index) for index in range(len(sources))]
     duplicate = _duplicates([note["digests"] for note in checked])
-    kept: list[_Part] = []
+    good: list[_Part] = []
     skipped: Counter[str] = Counter()
     for source, note in zip(sources, checked, strict=True):
         mask, duplicate = np.split(duplicate, [len(note["places"])])
-        kept.append(_Part(source, np.array(note["places"], dtype=np.int64)[~mask].tolist()))
+        good.append(_Part(source, np.array(note["places"], dtype=np.int64)[~mask].tolist()))
         note["lost"]["duplicate"] = int(mask.sum())
-        of_kept = set(kept[-1].places)
-        skipped.update(reason for place, reason in note.get("skipped_in_training", ()) if place in of_kept)
+        good_places = set(good[-1].places)
+        skipped.update(reason for place, reason in note.get("skipped_in_training", ()) if place in good_places)
     lost = {reason: sum(note["lost"].get(reason, 0) for note in checked) for reason in LOSS_REASONS}
-    if not any(part.places for part in kept):
+    if not any(part.places for part in good):
         raise MisconfigurationException(
-            f"of {len(sources)} shards no sample is good ({skip_summary(lost, 'they are empty')})"
+            f"no sample of {len(sources)} shards is within the limits ({skip_summary(lost, 'they are empty')})"
         )
-    parts = list(_parts(kept, samples_per_shard))
+    parts = list(_parts(good, samples_per_shard))
     writer = ShardWriter(parts, [index * samples_per_shard for index in range(len(parts))], folder, notes)
-    _each(writer, "writing", num_workers, progress)
+    _run(writer, "writing", num_workers, progress)
     shards = [writer.note(index) for index in range(len(parts))]
     manifest = {
         "request": request,
@@ -258,17 +256,17 @@ def prepare_shards(
 
 
 def begin(folder: Path, request: dict[str, Any]) -> dict[str, Any] | None:
-    """Make a folder ready for what is asked for, which may have been begun or finished there before.
+    """Prepare a folder for new or interrupted work.
 
     Args:
-        folder: Is made where there is none.
-        request: Whatever decides what is written; as JSON has it.
+        folder: Folder for the new shards; created if it is missing.
+        request: Settings that determine the result, in JSON's types.
 
     Returns:
-        The manifest where the same has been finished; else None.
+        The manifest if the same work has been finished; otherwise None.
 
     Raises:
-        MisconfigurationException: Something else has been finished or begun there, or there are other shards.
+        MisconfigurationException: The folder holds work with other settings, or other shards.
     """
     notes = folder / _UNFINISHED
     manifest = read_manifest(folder)
@@ -280,16 +278,16 @@ def begin(folder: Path, request: dict[str, Any]) -> dict[str, Any] | None:
     elif (notes / "request.json").is_file():
         _check_same(folder, json.loads((notes / "request.json").read_bytes()), request)
     elif any(folder.glob("*.tar")):
-        raise MisconfigurationException(f"{folder} holds shards that are not of this command: give another folder")
+        raise MisconfigurationException(f"{folder} holds shards of another origin: give another folder")
     notes.mkdir(parents=True, exist_ok=True)
-    for left in notes.glob("*.part"):  # of a run that was cut
+    for left in notes.glob("*.part"):  # of an interrupted run
         left.unlink(missing_ok=True)
     write_text(notes / "request.json", json.dumps(request))
     return None
 
 
 def shard_request(sources: Sequence[str], limits: SampleLimits, samples_per_shard: int) -> dict[str, Any]:
-    """What decides the new shards, for ``begin``."""
+    """The settings that determine the new shards, for ``begin``."""
     return {
         "sources": [[Path(source).name, Path(source).stat().st_size] for source in sources],
         "samples_per_shard": samples_per_shard,
@@ -297,11 +295,11 @@ def shard_request(sources: Sequence[str], limits: SampleLimits, samples_per_shar
     }
 
 
-def _parts(kept: Sequence[_Part], samples_per_shard: int) -> Iterator[list[_Part]]:
-    """Cut what is kept into new shards."""
+def _parts(parts: Sequence[_Part], samples_per_shard: int) -> Iterator[list[_Part]]:
+    """Distribute parts of source shards to new shards."""
     shard: list[_Part] = []
     room = samples_per_shard
-    for source, places in kept:
+    for source, places in parts:
         while places:
             shard.append(_Part(source, places[:room]))
             places, room = places[room:], room - len(places[:room])
@@ -313,15 +311,15 @@ def _parts(kept: Sequence[_Part], samples_per_shard: int) -> Iterator[list[_Part
 
 
 def _at(part: _Part) -> Iterator[RawSample]:
-    """The raw samples of a part; its shard is read no further."""
+    """Read the raw samples of a part, and its shard no further."""
     places = set(part.places)
     return islice(read_shard(part.source, lambda key, path, place: place in places), len(places))
 
 
 def _duplicates(digests: Sequence[str]) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """For each digest of all shards whether the same came before."""
+    """Mark each digest that repeats an earlier one, over all shards."""
     pairs = np.frombuffer(bytes.fromhex("".join(digests)), dtype=np.uint64).reshape(-1, 2)
-    order = np.lexsort(pairs.T)  # stable: of equal ones the first comes first
+    order = np.lexsort(pairs.T)  # stable: equal digests keep their order
     repeats = np.zeros(len(pairs), dtype=np.bool_)
     repeats[order[1:]] = (pairs[order[1:]] == pairs[order[:-1]]).all(axis=1)
     return repeats
@@ -332,11 +330,11 @@ def _digest(content: bytes, text: str) -> str:
 
 
 def _unfinished(path: Path, folder: Path) -> Path:
-    """Where a file is until it is whole: each process has its own, since those of a killed run may not have ended."""
+    """Temporary path of a file, one for each process, since those of a killed run may still be writing."""
     return folder / f"{path.name}.{os.getpid()}.part"
 
 
-def _each(dataset: Dataset[int], what: str, num_workers: int, progress: Progress) -> None:
+def _run(dataset: Dataset[int], what: str, num_workers: int, progress: Progress) -> None:
     total = len(dataset)  # type: ignore[arg-type]
     progress(what, 0, total)
     for number, _ in enumerate(make_loader(dataset, num_workers), start=1):
@@ -344,7 +342,7 @@ def _each(dataset: Dataset[int], what: str, num_workers: int, progress: Progress
 
 
 def make_loader(dataset: Dataset[Any], num_workers: int) -> DataLoader[Any]:
-    """Do the work of a data set, in order; its workers end with this process, also where it is killed."""
+    """Make a loader that computes a dataset's items in order; its workers end with the main process, even if killed."""
     return DataLoader(
         dataset,
         batch_size=None,
@@ -363,5 +361,5 @@ def _check_same(folder: Path, before: Any, now: dict[str, Any]) -> None:
         keys = before.keys() | now.keys() if isinstance(before, dict) else now.keys()
         other = sorted(key for key in keys if not isinstance(before, dict) or before.get(key) != now.get(key))
         raise MisconfigurationException(
-            f"{folder} has been prepared with other {' and '.join(other)}: give the same as then, or another folder"
+            f"{folder} was prepared with other {' and '.join(other)}: use the same values, or another folder"
         )

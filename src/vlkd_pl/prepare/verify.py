@@ -1,4 +1,4 @@
-"""Verifies prepared shards against their manifest."""
+"""Verification of shards, against a manifest or by decoding."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from vlkd_pl.shards.reader import SHARD_ERRORS, count_samples, read_shard
 
 
 class ShardReport(NamedTuple):
-    """What the check of a shard found.
+    """Result of a shard's verification.
 
     Attributes:
-        name: Of its file.
-        num_samples: Samples in it.
-        problem: What is wrong with it; empty where nothing is.
-        skipped_in_training: Number of its readable samples that training skips by default, by reason; empty where the
-            shard is not decoded.
+        name: File name of the shard.
+        num_samples: Number of samples in the shard.
+        problem: Problem of the shard; empty for none.
+        skipped_in_training: Number of readable samples that training skips by default, by reason; empty if the shard
+            was not decoded.
     """
 
     name: str
@@ -37,18 +37,27 @@ class ShardReport(NamedTuple):
 
 
 class ShardVerification(Dataset[ShardReport]):
-    """Verifies the shards of a folder: by its manifest or, where there is none, by decoding every sample.
+    """Verification of a folder's shards by its manifest or, without one, by decoding every sample.
 
     Args:
-        folder: Of shards.
+        folder: Folder of shards.
 
     Attributes:
         has_manifest: Whether the folder has a manifest.
-        skipped_in_training: Number of samples that the manifest says are skipped in training by default, by reason.
+        skipped_in_training: Number of samples that training skips by default, by reason, from the manifest.
 
     Raises:
-        FileNotFoundError: There is no such folder, or no shard in it.
+        FileNotFoundError: The folder does not exist or holds no shard.
         MisconfigurationException: The manifest cannot be read.
+
+    Example:
+        >>> from random import Random
+        >>> from tempfile import TemporaryDirectory
+        >>> from vlkd_pl.sample.writers import write_shards
+        >>> with TemporaryDirectory() as folder:
+        ...     write_shards(Path(folder), num_pairs=3, num_shards=1, rng=Random(0))
+        ...     ShardVerification(Path(folder))[0]
+        ShardReport(name='00000.tar', num_samples=3, problem='', skipped_in_training={})
     """
 
     def __init__(self, folder: Path) -> None:
@@ -77,7 +86,7 @@ class ShardVerification(Dataset[ShardReport]):
             return ShardReport(name, 0, f"cannot be read: {error}", {})
 
     def reports(self, num_workers: int, progress: Progress) -> Iterator[ShardReport]:
-        """Verify all shards, in order, by so many processes."""
+        """Iterate over the reports of all shards, in order, with ``num_workers`` processes."""
         for number, report in enumerate(make_loader(self, num_workers), start=1):
             progress("verifying", number, len(self))
             yield ShardReport(*report)
@@ -88,17 +97,17 @@ class ShardVerification(Dataset[ShardReport]):
             return 0, f"is not in {MANIFEST}"
         if not path.is_file():
             return 0, "is missing"
-        found = file_record(path, count_samples(str(path)))
+        record = file_record(path, count_samples(str(path)))
         wrong = [
-            f"{what} {found[what]}, not {listed.get(what)}"
+            f"{what} {record[what]}, not {listed.get(what)}"
             for what in ("bytes", "sha256", "samples")
-            if found[what] != listed.get(what)
+            if record[what] != listed.get(what)
         ]
-        return found["samples"], "has " + " and ".join(wrong) if wrong else ""
+        return record["samples"], "has " + " and ".join(wrong) if wrong else ""
 
 
 def _decoded(path: Path) -> tuple[int, str, dict[str, int]]:
-    """The number of samples of a shard, what is wrong with them, and which of the rest training skips by default."""
+    """Decode a shard: its number of samples, its problem, and the counts of samples that training skips."""
     decoder = PreparationDecoder(SampleLimits.max_pixels)
     keys: Counter[str] = Counter()
     lost: Counter[str] = Counter()
