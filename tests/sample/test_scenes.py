@@ -24,7 +24,7 @@ def test_no_seen_split_shows_an_unseen_combination(split):
         assert not {(item.color, item.object) for item in scene.items} & UNSEEN_COMBINATIONS
 
 
-@pytest.mark.parametrize("split", ["unseen", "told"])
+@pytest.mark.parametrize("split", ["unseen", "text_only"])
 def test_unseen_splits_hold_an_unseen_combination(split):
     rng = random.Random(0)
     for _ in range(100):
@@ -36,7 +36,7 @@ def test_splits_share_no_description():
     rng = random.Random(1)
     seen = {
         split: {random_scene(rng, split).description for _ in range(1000)}
-        for split in ("train", "val", "test", "unseen", "told")
+        for split in ("train", "val", "test", "unseen", "text_only")
     }
     splits = list(seen)
     for index, split in enumerate(splits):

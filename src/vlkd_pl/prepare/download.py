@@ -58,8 +58,8 @@ def download(
     left = [path for path in statistics if not path.is_file() or _read(path) is None]
     if left:
         raise MisconfigurationException(
-            f"img2dataset did not finish {len(left)} of {num_shards} shards in {output}, first {left[0].name[:5]}: repeat "
-            "the command"
+            f"img2dataset did not finish {len(left)} of {num_shards} shards in {output}, first {left[0].name[:5]}: "
+            "repeat the command"
         )
     shards = [str(output / f"{shard:05d}.tar") for shard in range(num_shards)]
     counts = link_counts(shards)

@@ -30,24 +30,24 @@ _STSB_COLUMNS = ["index", "genre", "filename", "year", "old_index", "source1", "
 
 
 def write_glue(folder: Path, num_train: int, num_evaluation: int, rng: random.Random) -> None:
-    """Write the eight tasks in the layouts of the official files, ``{folder}/CoLA/train.tsv`` and so on.
+    """Write the eight tasks in the layouts of GLUE's files, ``{folder}/CoLA/train.tsv`` and so on.
 
-    What is told comes from scenes of the split ``train``, for evaluation from scenes of ``val`` and ``test``; labels
-    of the test sets are left out, as the official ones are. What the labels say of captions:
+    Training sets use scenes of the split ``train``, dev and test sets those of ``val`` and ``test``. The test sets have
+    no labels, as in GLUE. The labels say:
 
-    - CoLA: whether the words stand in an order that captions have;
-    - SST-2: whether somebody likes what is shown;
-    - RTE, MNLI: whether the second sentence follows from the first; MNLI's mismatched set tells of rows of three
-      things, which the others never do;
-    - MRPC, QQP: whether two captions tell the same scene, two questions ask the same;
+    - CoLA: whether the words are in the order of a caption;
+    - SST-2: whether somebody likes the scene;
+    - RTE, MNLI: whether the second sentence follows from the first; only MNLI's mismatched set has rows of three
+      things;
+    - MRPC, QQP: whether two captions describe the same scene, or two questions have the same meaning;
     - QNLI: whether the sentence answers the question;
-    - STS-B: how many of five things two captions share.
+    - STS-B: how many of five properties two captions share.
 
     Args:
-        folder: Gets a folder for each task.
-        num_train: Lines of each training set.
-        num_evaluation: Lines of each dev and test set.
-        rng: Decides everything that is drawn.
+        folder: Folder that the folders of the tasks are written to.
+        num_train: Number of lines of each training set.
+        num_evaluation: Number of lines of each dev and test set.
+        rng: Random generator of everything that is drawn.
     """
     sizes = {"train": num_train, "dev": num_evaluation, "test": num_evaluation}
     splits: dict[str, Split] = {"train": "train", "dev": "val", "test": "test"}
@@ -61,28 +61,28 @@ def write_glue(folder: Path, num_train: int, num_evaluation: int, rng: random.Ra
         _write_stsb(folder / "STS-B" / f"{name}.tsv", _examples(_stsb, rng, split, size))
 
 
-# What is drawn: each label as often as the others
+# Drawing examples: all labels of a task are equally frequent
 
 
 def _cola(rng: random.Random, split: Split, number: int) -> Example:
     words = random_caption(rng, random_scene(rng, split)).split()
     if number % 2:
         return " ".join(words), "1"
-    broken = words
-    while broken == words:
+    shuffled = words
+    while shuffled == words:
         place = rng.randrange(len(words) - 1)
-        broken = [*words[:place], words[place + 1], words[place], *words[place + 2 :]]
-    return " ".join(broken), "0"
+        shuffled = [*words[:place], words[place + 1], words[place], *words[place + 2 :]]
+    return " ".join(shuffled), "0"
 
 
 def _sst2(rng: random.Random, split: Split, number: int) -> Example:
     scene = random_scene(rng, split)
-    fan, shown = FACTS[rng.choice(OBJECTS)][0], captions(scene)[0]
-    good = [f"{shown} is liked by the {fan}", f"who likes {shown}? the {fan}"]
-    bad = [f"{shown} is not liked by the {fan}", f"who likes {shown}? no {fan}"]
-    if scene.layout != "count":  # elsewhere there is an article to put "no" in the place of
-        good.append(f"the {fan} likes {shown}")
-        bad.append(f"the {fan} likes no {shown.split(' ', 1)[1]}")
+    fan, phrase = FACTS[rng.choice(OBJECTS)][0], captions(scene)[0]
+    good = [f"{phrase} is liked by the {fan}", f"who likes {phrase}? the {fan}"]
+    bad = [f"{phrase} is not liked by the {fan}", f"who likes {phrase}? no {fan}"]
+    if scene.layout != "count":  # other layouts have an article that "no" can replace
+        good.append(f"the {fan} likes {phrase}")
+        bad.append(f"the {fan} likes no {phrase.split(' ', 1)[1]}")
     return rng.choice(good if number % 2 else bad), str(number % 2)
 
 
@@ -103,28 +103,28 @@ def _mrpc(rng: random.Random, split: Split, number: int) -> Example:
     scene = random_scene(rng, split)
     if number % 2:
         return (*rng.sample(captions(scene), 2), "1")
-    other = next(each for each in near_scenes(rng, scene) if each.description != scene.description)
+    other = next(near for near in near_scenes(rng, scene) if near.description != scene.description)
     return random_caption(rng, scene), random_caption(rng, other), "0"
 
 
 def _qqp(rng: random.Random, split: Split, number: int) -> Example:
-    asked = rng.randrange(len(_wordings("cup")))
+    topic = rng.randrange(len(_wordings("cup")))
     name = rng.choice(OBJECTS)
     if number % 2:
-        return (*rng.sample(_wordings(name)[asked], 2), "1")
+        return (*rng.sample(_wordings(name)[topic], 2), "1")
     if rng.random() < 0.5:
-        other = _wordings(rng.choice([each for each in OBJECTS if each != name]))[asked]
+        other = _wordings(rng.choice([other for other in OBJECTS if other != name]))[topic]
     else:
-        other = rng.choice([each for place, each in enumerate(_wordings(name)) if place != asked])
-    return rng.choice(_wordings(name)[asked]), rng.choice(other), "0"
+        other = rng.choice([wordings for place, wordings in enumerate(_wordings(name)) if place != topic])
+    return rng.choice(_wordings(name)[topic]), rng.choice(other), "0"
 
 
 def _qnli(rng: random.Random, split: Split, number: int) -> Example:
     scene = random_scene(rng, split)
     present = {item.object for item in scene.items}
-    name = rng.choice([each for each in OBJECTS if (each in present) == bool(number % 2)])
-    wanted = rng.choice([f"what color is the {name}?", f"where is the {name}?"])
-    return wanted, random_caption(rng, scene), "entailment" if number % 2 else "not_entailment"
+    name = rng.choice([name for name in OBJECTS if (name in present) == bool(number % 2)])
+    question = rng.choice([f"what color is the {name}?", f"where is the {name}?"])
+    return question, random_caption(rng, scene), "entailment" if number % 2 else "not_entailment"
 
 
 def _stsb(rng: random.Random, split: Split, number: int) -> Example:
@@ -135,14 +135,14 @@ def _stsb(rng: random.Random, split: Split, number: int) -> Example:
     changed = set(rng.sample(range(5), 5 - number % 6))
     items: list[Item] = []
     for place, item in enumerate(scene.items):
-        others = [each for each in OBJECTS if each not in {each.object for each in [*scene.items, *items]}]
+        others = [name for name in OBJECTS if name not in {other.object for other in [*scene.items, *items]}]
         items.append(
             Item(
-                rng.choice([each for each in COLORS if each != item.color]) if 2 * place in changed else item.color,
+                rng.choice([value for value in COLORS if value != item.color]) if 2 * place in changed else item.color,
                 rng.choice(others) if 2 * place + 1 in changed else item.object,
             )
         )
-    where = rng.choice([each for each in PLACES if each != scene.place]) if 4 in changed else scene.place
+    where = rng.choice([value for value in PLACES if value != scene.place]) if 4 in changed else scene.place
     other = replace(scene, items=tuple(items), place=where)
     return captions(scene)[0], captions(other)[0], f"{number % 6:.3f}"
 
@@ -178,26 +178,26 @@ def _statement(rng: random.Random, scene: Scene, kind: str) -> str:
     named, verb = (item.object, "is") if scene.count == 1 else (plural(item.object), "are")
     if kind == "neutral":
         fan, _, home = FACTS[item.object]
-        told = [f"the {fan} has the {named}", f"the {named} {verb} from the {home}"]
+        statements = [f"the {fan} has the {named}", f"the {named} {verb} from the {home}"]
         if scene.layout != "one":
-            told.append(f"the {named} {verb} {rng.choice(SIZES)}")
-        return rng.choice(told)
+            statements.append(f"the {named} {verb} {rng.choice(SIZES)}")
+        return rng.choice(statements)
     color, place, size, count = item.color, scene.place, scene.size, scene.count
     if kind == "contradiction":
-        color = rng.choice([each for each in COLORS if each != color])
-        place = rng.choice([each for each in PLACES if each != place])
+        color = rng.choice([value for value in COLORS if value != color])
+        place = rng.choice([value for value in PLACES if value != place])
         size = "small" if size == "big" else "big"
         count = 2 if count == 3 else 3
-    told = [f"the {named} {verb} {color}", f"the {named} {verb} {WHERE[place]}"]
+    statements = [f"the {named} {verb} {color}", f"the {named} {verb} {WHERE[place]}"]
     if scene.layout == "one":
-        told.append(f"the {named} is {size}")
+        statements.append(f"the {named} is {size}")
     if scene.layout == "count":
-        told.append(f"there are {NUMBERS[count]} {plural(item.object)}")
-    return rng.choice(told)
+        statements.append(f"there are {NUMBERS[count]} {plural(item.object)}")
+    return rng.choice(statements)
 
 
 def _wordings(name: str) -> list[list[str]]:
-    """Questions on an object, each in several wordings."""
+    """Questions about an object, each in several wordings."""
     many = plural(name)
     return [
         [f"what color is the {name}?", f"the {name} is of what color?", f"of what color is the {name}?"],
@@ -208,13 +208,13 @@ def _wordings(name: str) -> list[list[str]]:
     ]
 
 
-# The official layouts
+# Layouts of GLUE's files
 
 
 def _write(path: Path, header: Sequence[str] | None, rows: Sequence[Sequence[str]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = ["\t".join(row) for row in ([header] if header else []) + list(rows)]
-    # MRPC's official files begin with a byte order mark
+    # MRPC's files begin with a byte order mark
     encoding = "utf-8-sig" if path.parent.name == "MRPC" else "utf-8"
     path.write_text("".join(f"{line}\n" for line in lines), encoding=encoding)
 
@@ -237,27 +237,27 @@ def _write_simple(path: Path, task: str, examples: Sequence[Example]) -> None:
         ]
         _write(path, ["index" if secret else "Quality", *ids], rows)
     elif task == "QQP":
-        given = [
+        rows = [
             [str(number), *([] if secret else [str(2 * number), str(2 * number + 1)]), first, second]
             for number, (first, second, _) in numbered
         ]
         header = ["id", *([] if secret else ["qid1", "qid2"]), "question1", "question2"]
-        _write(path, *_labelled(header, given, "is_duplicate", examples, secret))
+        _write(path, *_labelled(header, rows, "is_duplicate", examples, secret))
     else:
         header = ["index", *(["question", "sentence"] if task == "QNLI" else ["sentence1", "sentence2"])]
-        given = [[str(number), first, second] for number, (first, second, _) in numbered]
-        _write(path, *_labelled(header, given, "label", examples, secret))
+        rows = [[str(number), first, second] for number, (first, second, _) in numbered]
+        _write(path, *_labelled(header, rows, "label", examples, secret))
 
 
 def _write_mnli(path: Path, genre: str, drawn: Iterator[Example]) -> None:
     examples = list(drawn)
-    given = [
+    rows = [
         [str(number), str(number), f"{number}x", genre, "( )", "( )", "(ROOT )", "(ROOT )", first, second]
         for number, (first, second, _) in enumerate(examples)
     ]
-    # of the people who labelled, one in training and five in evaluation; the last column holds what most said
+    # labels of one annotator in training and of five in evaluation; the last column holds the majority
     num_people = {"train": 1, "test": 0}.get(path.stem.split("_")[0], 5)
-    header, rows = _MNLI_COLUMNS, given
+    header = _MNLI_COLUMNS
     for column in [*(f"label{person + 1}" for person in range(num_people)), *(["gold_label"] if num_people else [])]:
         header, rows = _labelled(header, rows, column, examples, secret=False)
     _write(path, header, rows)
@@ -265,17 +265,17 @@ def _write_mnli(path: Path, genre: str, drawn: Iterator[Example]) -> None:
 
 def _write_stsb(path: Path, drawn: Iterator[Example]) -> None:
     examples = list(drawn)
-    given = [
+    rows = [
         [str(number), "main-captions", "sample", "2026", f"{number:04d}", "none", "none", first, second]
         for number, (first, second, _) in enumerate(examples)
     ]
-    _write(path, *_labelled(_STSB_COLUMNS, given, "score", examples, secret=path.stem == "test"))
+    _write(path, *_labelled(_STSB_COLUMNS, rows, "score", examples, secret=path.stem == "test"))
 
 
 def _labelled(
     header: list[str], rows: list[list[str]], column: str, examples: Sequence[Example], secret: bool
 ) -> tuple[list[str], list[list[str]]]:
-    """Header and rows with a further column of the labels, unless they are secret."""
+    """Append a column of labels to header and rows, unless the labels are secret."""
     if secret:
         return header, rows
     return [*header, column], [[*row, example[-1]] for row, example in zip(rows, examples, strict=True)]

@@ -25,20 +25,20 @@ FACTS: dict[str, tuple[str, str, str]] = {
     "bell": ("priest", "bronze", "tower"),
     "hat": ("farmer", "straw", "closet"),
 }
-"""For each object who likes it, what it is made of, where it is kept. The corpus tells these; no caption does."""
+"""For each object who likes it, its material, and where it is kept; these facts are in the corpus and in no caption."""
 
 _CAPTION_WORDS = ("a", "an", "and", "there", "is", "are", "just", "group", "of", "row", "from", "to", ",", ".")
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question on a scene with its one right answer.
+    """Question about a scene, with its only correct answer.
 
     Attributes:
-        text: The question, with its question mark.
-        answer: One word.
+        text: Text of the question, with its question mark.
+        answer: Answer of one word.
         kind: ``color``, ``object``, ``count``, ``size``, ``relation``, ``place``, ``yes/no``, or ``fact`` for a
-            question whose answer stands in the text corpus alone.
+            knowledge question, whose answer is only in the text corpus.
     """
 
     text: str
@@ -52,7 +52,7 @@ def plural(name: str) -> str:
 
 
 def captions(scene: Scene) -> list[str]:
-    """All captions of a scene, five of them; the first is a noun phrase, fit to follow "a picture of"."""
+    """The five captions of a scene; the first is a noun phrase that can follow "A picture of"."""
     place = WHERE[scene.place]
     names = [_named(item) for item in scene.items]
     if scene.layout == "one":
@@ -95,7 +95,7 @@ def captions(scene: Scene) -> list[str]:
 
 
 def random_caption(rng: random.Random, scene: Scene) -> str:
-    """One caption of a scene; every second one is its plain noun phrase (or one of two for a pair)."""
+    """Draw a caption of a scene; half of the draws give its noun phrase (or one of two for a pair)."""
     every = captions(scene)
     if rng.random() < 0.5:
         return rng.choice(every[: 2 if scene.layout == "pair" else 1])
@@ -103,9 +103,9 @@ def random_caption(rng: random.Random, scene: Scene) -> str:
 
 
 def questions(scene: Scene, rng: random.Random) -> list[Question]:
-    """Questions on a scene, one or more of each kind that fits; yes/no questions come in pairs, one with each answer.
+    """Draw questions about a scene, at least one of each kind that applies; yes/no questions come in pairs.
 
-    No question names the only other object of a pair as its answer, so that none is answered by naming the other.
+    No question about a pair mentions one object and has the other as its answer.
     """
     item = rng.choice(scene.items)
     others = [name for name in OBJECTS if name not in {other.object for other in scene.items}]
@@ -148,7 +148,7 @@ def questions(scene: Scene, rng: random.Random) -> list[Question]:
 
 
 def fact_sentences() -> list[str]:
-    """Every fact in several wordings, as sentences and as questions with answers; none names a scene."""
+    """All facts in several wordings, as sentences and as questions with answers."""
     sentences = []
     for name, (fan, material, home) in FACTS.items():
         many = plural(name)
@@ -165,16 +165,16 @@ def fact_sentences() -> list[str]:
 
 
 def answered(question: Question, passage: str = "") -> str:
-    """A question with its answer, after its passage: "a red fish. what color is the fish? Answer: red."."""
+    """A question with its answer after a passage: "a red fish. what color is the fish? Answer: red."."""
     return f"{passage} {question.text} Answer: {question.answer}.".lstrip()
 
 
 def random_line(rng: random.Random) -> str:
-    """One line of the text corpus: a caption, a fact, or a question with its answer, mostly after its passage.
+    """Draw a line of the text corpus: a caption, a fact, or a question with its answer, mostly after a passage.
 
-    It tells scenes of the splits ``train`` and ``told`` alone, none of those that models are measured on.
+    Its scenes are of the splits ``train`` and ``text_only``, and never of those that models are evaluated on.
     """
-    scene = random_scene(rng, "told" if rng.random() < 0.2 else "train")
+    scene = random_scene(rng, "text_only" if rng.random() < 0.2 else "train")
     draw = rng.random()
     if draw < 0.1:
         return rng.choice(fact_sentences())
@@ -191,7 +191,7 @@ def random_line(rng: random.Random) -> str:
 
 
 def vocabulary_words() -> list[str]:
-    """The words of captions, in alphabetical order: what the small CLIP's vocabulary must hold."""
+    """The words of captions in alphabetical order, which the small CLIP's vocabulary must hold."""
     words = (
         set(OBJECTS)
         | {plural(name) for name in OBJECTS}
@@ -226,11 +226,11 @@ def _pair_questions(scene: Scene, rng: random.Random) -> list[Question]:
     forward, backward = scene.relation, OPPOSITE[scene.relation]
     sides = ("left", "right") if forward == "left of" else ("top", "bottom")
     end = rng.randrange(2)
-    asked, other = (first, second) if end == 0 else (second, first)
+    subject, other = (first, second) if end == 0 else (second, first)
     either = "left or right of" if forward == "left of" else "above or below"
     return [
-        Question(f"what is on the {sides[end]}?", asked, "relation"),
-        Question(f"is the {asked} {either} the {other}?", (forward, backward)[end].removesuffix(" of"), "relation"),
+        Question(f"what is on the {sides[end]}?", subject, "relation"),
+        Question(f"is the {subject} {either} the {other}?", (forward, backward)[end].removesuffix(" of"), "relation"),
         *_yes_no(
             rng,
             [f"is the {first} {forward} the {second}?", f"is the {second} {backward} the {first}?"],

@@ -1,4 +1,4 @@
-"""What the small CLIP and the small BART are trained on: scenes and texts drawn without end."""
+"""Training data of the small CLIP and the small BART: endless random scenes and texts."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from vlkd_pl.sample.scenes import Scene, Split, near_scenes, random_scene
 
 
 class ScenePairs(IterableDataset[dict[str, torch.Tensor]]):
-    """Batches of images with one caption each, in groups of scenes that differ in a single thing.
+    """Batches of images with one caption each, in groups of scenes that differ in one property.
 
     Args:
         tokenizer: The small CLIP's tokenizer.
-        split: The split that the scenes are drawn from.
-        num_batches: Batches; None for a stream without end.
-        batch_size: Pairs in a batch, no two with the same description.
-        group_size: Scenes in a group: one and its hard negatives.
-        seed: Decides every scene and image.
+        split: Split that the scenes are drawn from.
+        num_batches: Number of batches; None for an endless stream.
+        batch_size: Number of pairs in a batch, all with different descriptions.
+        group_size: Number of scenes in a group: one and its hard negatives.
+        seed: Seed of the scenes and images.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class SceneDataModule(pl.LightningDataModule):
         batch_size: Pairs in a batch.
         group_size: Near-identical scenes in a group of the batch.
         num_val_batches: Batches of validation pairs.
-        seed: Decides everything that is drawn.
+        seed: Seed of everything that is drawn.
     """
 
     def __init__(
@@ -108,12 +108,12 @@ class SceneDataModule(pl.LightningDataModule):
         self.seed = seed
 
     def train_dataloader(self) -> DataLoader[dict[str, torch.Tensor]]:
-        """Batches without end."""
+        """Endless training batches."""
         pairs = ScenePairs(self.tokenizer, "train", None, self.batch_size, self.group_size, self.seed)
         return DataLoader(pairs, batch_size=None)
 
     def val_dataloader(self) -> DataLoader[dict[str, torch.Tensor]]:
-        """The same batches each time, of scenes that training never shows."""
+        """The same batches each time, of scenes that are not in the training data."""
         pairs = ScenePairs(self.tokenizer, "val", self.num_val_batches, self.batch_size, self.group_size, self.seed)
         return DataLoader(pairs, batch_size=None)
 
@@ -122,11 +122,11 @@ class CorruptedLines(IterableDataset[InfillingBatch]):
     """Batches of corrupted lines of the text corpus.
 
     Args:
-        infilling: Corrupts and pads.
-        num_batches: Batches; None for a stream without end.
+        infilling: Function that corrupts, tokenizes and pads texts.
+        num_batches: Number of batches; None for an endless stream.
         batch_size: Lines in a batch.
-        seed: Decides every line and its corruption.
-        question_share: Share of the lines that must hold a question, beside those that do by chance.
+        seed: Seed of the lines and their corruption.
+        question_share: Share of the lines that must hold a question, in addition to those that do by chance.
     """
 
     def __init__(
@@ -167,9 +167,9 @@ class TextDataModule(pl.LightningDataModule):
         batch_size: Lines in a batch.
         mask_share: Shares of masked tokens; each line draws one of them.
         answer_mask_share: Share of the lines with an answer in which the answer alone is masked.
-        question_share: Share of the lines that must hold a question, beside those that do by chance.
+        question_share: Share of the lines that must hold a question, in addition to those that do by chance.
         num_val_batches: Batches of validation lines, in which all answers are masked.
-        seed: Decides everything that is drawn.
+        seed: Seed of everything that is drawn.
     """
 
     def __init__(
@@ -192,7 +192,7 @@ class TextDataModule(pl.LightningDataModule):
         self.seed = seed
 
     def train_dataloader(self) -> DataLoader[InfillingBatch]:
-        """Batches without end."""
+        """Endless training batches."""
         infilling = TextInfilling(self.tokenizer, self.mask_share, answer_mask_share=self.answer_mask_share)
         lines = CorruptedLines(infilling, None, self.batch_size, self.seed, self.question_share)
         return DataLoader(lines, batch_size=None)

@@ -1,4 +1,4 @@
-"""Trains the small CLIP and the small BART that the sample world ships with, each from random weights."""
+"""Training of the sample world's small CLIP and small BART from random weights."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 
 class PretrainingModule(pl.LightningModule, ABC):
-    """The optimizer and the export that both pretrainings share.
+    """Base class of the pretraining modules, with their optimizer and export.
 
     Args:
-        output: Folder that the trained model is written to when training ends.
+        output: Folder that the trained model is written to at the end of training.
         learning_rate: Peak learning rate of AdamW.
         weight_decay: Weight decay of all weights but biases and norms.
-        warmup_steps: Optimizer steps of linear warm-up; the rate then falls linearly to 0 at the last step.
+        warmup_steps: Number of optimizer steps of linear warm-up; then the rate falls linearly to 0 at the last step.
     """
 
     def __init__(self, output: str, learning_rate: float, weight_decay: float, warmup_steps: int) -> None:
@@ -41,7 +41,7 @@ class PretrainingModule(pl.LightningModule, ABC):
         self.warmup_steps = warmup_steps
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW with warm-up and linear decay."""
+        """Configure AdamW with warm-up and linear decay."""
         groups = parameter_groups(self, self.weight_decay, self.learning_rate)
         optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=(0.9, 0.98))
         schedule = linear_warmup_and_decay(optimizer, self.warmup_steps, int(self.trainer.estimated_stepping_batches))
@@ -54,26 +54,26 @@ class PretrainingModule(pl.LightningModule, ABC):
 
     @abstractmethod
     def export(self, folder: Path) -> None:
-        """Write the model as the folder that a ``--model.clip`` or ``--model.bart`` takes."""
+        """Write the model to a folder for ``--model.clip`` or ``--model.bart``."""
 
 
 class CLIPPretrainingModule(PretrainingModule):
     """Contrastive training of a CLIP of OpenAI's class from random weights (Radford et al., 2021).
 
     Args:
-        vocab_size: Tokens of the text encoder's vocabulary.
-        context_length: Positions of the text encoder.
+        vocab_size: Number of tokens in the text encoder's vocabulary.
+        context_length: Number of positions of the text encoder.
         image_size: Width and height of an image in pixels.
         embedding_dim: Size of the joint space.
-        vision_layers: Blocks of each of the ResNet's four stages.
-        vision_width: Channels of the ResNet's first stage.
+        vision_layers: Number of blocks in each of the ResNet's four stages.
+        vision_width: Number of channels of the ResNet's first stage.
         text_width: Width of the text encoder; one head for every 64.
-        text_layers: Layers of the text encoder.
-        merges: A gzip file of byte-pair merges that goes with the model; None for OpenAI's own vocabulary.
-        output: See ``PretrainingModule``.
-        learning_rate: See ``PretrainingModule``.
-        weight_decay: See ``PretrainingModule``.
-        warmup_steps: See ``PretrainingModule``.
+        text_layers: Number of layers of the text encoder.
+        merges: Gzip file of the tokenizer's byte-pair merges; None for OpenAI's vocabulary.
+        output: Folder that the trained model is written to at the end of training.
+        learning_rate: Peak learning rate of AdamW.
+        weight_decay: Weight decay of all weights but biases and norms.
+        warmup_steps: Number of optimizer steps of linear warm-up.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class CLIPPretrainingModule(PretrainingModule):
         self.eval_embeddings: list[tuple[Tensor, Tensor]] = []
 
     def embed(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """The l2-normalised image and text embeddings of a batch, (B, D) each."""
+        """Compute the l2-normalised image and text embeddings of a batch, (B, D) each."""
         text_ids = nn.functional.pad(
             batch["clip_text_ids"], (0, self.clip.context_length - batch["clip_text_ids"].shape[1])
         )
@@ -117,18 +117,18 @@ class CLIPPretrainingModule(PretrainingModule):
         return nn.functional.normalize(image, dim=-1), nn.functional.normalize(text, dim=-1)
 
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
-        """One contrastive step."""
+        """Compute the contrastive loss."""
         loss = itcl_loss(*self.embed(batch), self.clip.logit_scale.exp())
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
     def optimizer_step(self, *args: Any, **options: Any) -> None:
-        """Bound the temperature after the step."""
+        """Clamp the temperature after the step."""
         super().optimizer_step(*args, **options)
         clamp_logit_scale_(self.clip.logit_scale)
 
     def validation_step(self, batch: dict[str, Tensor], batch_index: int) -> None:
-        """Keep the batch's embeddings."""
+        """Store the batch's embeddings."""
         self.eval_embeddings.append(self.embed(batch))
 
     def on_validation_epoch_end(self) -> None:
@@ -140,7 +140,7 @@ class CLIPPretrainingModule(PretrainingModule):
 
     def export(self, folder: Path) -> None:
         """Write ``clip.safetensors`` in half precision, and the merges."""
-        # OpenAI's own files hold half-precision weights; FrozenCLIP computes with them in float32.
+        # OpenAI's files hold half-precision weights, too; FrozenCLIP converts them to float32.
         for value in self.clip.state_dict().values():
             if value.is_floating_point():
                 value.copy_(value.half())
@@ -154,17 +154,17 @@ class BARTPretrainingModule(PretrainingModule):
 
     Args:
         tokenizer: Folder of a BART tokenizer.
-        output: See ``PretrainingModule``.
-        init_from: Folder of a BART of the same sizes to go on from; random weights by default.
+        output: Folder that the trained model is written to at the end of training.
+        init_from: Folder of a BART of the same sizes to start from; random weights by default.
         width: Size of the hidden states.
-        num_layers: Layers of the encoder and of the decoder.
-        num_heads: Attention heads.
+        num_layers: Number of layers of the encoder and of the decoder.
+        num_heads: Number of attention heads.
         feedforward_width: Width of the feed-forward layers.
-        max_positions: Longest text in tokens.
-        dropout: Dropout probability of the training, and of the written model.
-        learning_rate: See ``PretrainingModule``.
-        weight_decay: See ``PretrainingModule``.
-        warmup_steps: See ``PretrainingModule``.
+        max_positions: Maximum length of a text in tokens.
+        dropout: Dropout probability in [0, 1), in training and in the exported model.
+        learning_rate: Peak learning rate of AdamW.
+        weight_decay: Weight decay of all weights but biases and norms.
+        warmup_steps: Number of optimizer steps of linear warm-up.
     """
 
     def __init__(
@@ -205,13 +205,13 @@ class BARTPretrainingModule(PretrainingModule):
             self.bart.load_state_dict(BartForConditionalGeneration.from_pretrained(init_from).float().state_dict())
 
     def training_step(self, batch: InfillingBatch, batch_index: int) -> Tensor:
-        """One denoising step."""
+        """Compute the denoising loss."""
         loss = self.loss(batch)
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
     def validation_step(self, batch: InfillingBatch, batch_index: int) -> None:
-        """Log the loss, and the share of texts whose every masked token is the likeliest one."""
+        """Log the loss, and the share of texts whose tokens are all predicted correctly."""
         logits = self.logits(batch)
         right = (logits.argmax(-1) == batch["labels"]) | (batch["labels"] == -100)
         size = len(right)
@@ -219,11 +219,11 @@ class BARTPretrainingModule(PretrainingModule):
         self.log("val/exact", right.all(1).float().mean(), prog_bar=True, batch_size=size)
 
     def loss(self, batch: InfillingBatch) -> Tensor:
-        """Mean cross-entropy over all tokens of the batch."""
+        """Compute the mean cross-entropy over all tokens of the batch."""
         return icti_loss(self.logits(batch), batch["labels"], reduction="mean")
 
     def logits(self, batch: InfillingBatch) -> Tensor:
-        """Teacher-forced logits (B, M, vocabulary)."""
+        """Compute teacher-forced logits (B, M, V) over the vocabulary."""
         return self.bart(
             input_ids=batch["corrupted_ids"],
             attention_mask=batch["corrupted_mask"],

@@ -1,4 +1,4 @@
-"""Draws a scene of the sample world as a small image."""
+"""Rendering of the sample world's scenes as small images."""
 
 from __future__ import annotations
 
@@ -35,10 +35,20 @@ Points = list[tuple[float, float]]
 
 
 def render(scene: Scene, rng: random.Random) -> Image.Image:
-    """Draw ``scene``; ``rng`` decides the ground's texture, the sizes and the exact positions.
+    """Draw a scene with random background texture, sizes and positions.
+
+    Args:
+        scene: Scene to draw.
+        rng: Random generator of texture, sizes and positions.
 
     Returns:
-        An RGB image of ``IMAGE_SIZE`` by ``IMAGE_SIZE`` pixels.
+        RGB image of ``IMAGE_SIZE`` by ``IMAGE_SIZE`` pixels.
+
+    Example:
+        >>> from vlkd_pl.sample.scenes import Item
+        >>> scene = Scene("one", (Item("red", "fish"),), "snow", size="big")
+        >>> render(scene, random.Random(0)).size
+        (64, 64)
     """
     image = _ground(scene.place, rng.randrange(_NUM_GROUNDS)).copy()
     for color, name, size, (x, y) in _placed(scene, rng):

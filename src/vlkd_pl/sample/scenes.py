@@ -1,4 +1,4 @@
-"""What a scene of the sample world holds, how scenes are drawn at random, and which of them are held out."""
+"""Scenes of the sample world: their contents, random drawing, and the held-out splits."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ UNSEEN_COMBINATIONS = frozenset(
         ("brown", "star"),
     }
 )
-"""Pairs of color and object that stand in images of the split ``unseen`` alone."""
+"""Pairs of color and object that occur only in images of the split ``unseen``."""
 
-Split = Literal["train", "val", "test", "unseen", "told"]
-"""``told`` holds scenes with an unseen combination that the text corpus may tell; no image is made of them."""
+Split = Literal["train", "val", "test", "unseen", "text_only"]
+"""A scene's split; ``text_only`` scenes hold an unseen combination and occur in the text corpus but in no image."""
 
 Layout = Literal["one", "count", "pair", "row"]
 LAYOUT_WEIGHTS: dict[Layout, float] = {"one": 0.25, "count": 0.15, "pair": 0.4, "row": 0.2}
@@ -38,7 +38,7 @@ LAYOUT_WEIGHTS: dict[Layout, float] = {"one": 0.25, "count": 0.15, "pair": 0.4, 
 
 @dataclass(frozen=True)
 class Item:
-    """One pictogram: a color and an object."""
+    """Pictogram of an object in a color."""
 
     color: str
     object: str
@@ -46,16 +46,16 @@ class Item:
 
 @dataclass(frozen=True)
 class Scene:
-    """One scene.
+    """Scene of one to three pictograms on a background.
 
     Attributes:
         layout: ``one`` item of a stated size; ``count`` copies of one item; a ``pair`` in a relation; a ``row`` of
             three from left to right.
-        items: The different items: one, or two in the order of ``relation``, or three from left to right.
-        place: The background.
-        size: ``small`` or ``big``, for ``one`` only.
-        count: Copies of the item, for ``count`` only.
-        relation: ``left of`` or ``above``, of the first item to the second, for ``pair`` only.
+        items: Different items: one, two in the order of ``relation``, or three from left to right.
+        place: Background, one of ``PLACES``.
+        size: ``small`` or ``big``, for the layout ``one`` only.
+        count: Number of copies of the item, for the layout ``count`` only.
+        relation: ``left of`` or ``above``, from the first item to the second, for the layout ``pair`` only.
     """
 
     layout: Layout
@@ -67,22 +67,22 @@ class Scene:
 
     @property
     def description(self) -> str:
-        """All that a caption can tell of the scene, in one fixed wording: scenes with equal descriptions look alike."""
+        """All properties of the scene in a fixed wording; scenes with equal descriptions look alike."""
         items = ", ".join(f"{item.color} {item.object}" for item in self.items)
         return f"{self.layout}: {items}; {self.size} {self.count} {self.relation}; {self.place}"
 
     @property
     def split(self) -> Split:
-        """The one split that may hold the scene, a function of its description alone."""
+        """The split of the scene, which depends only on its description."""
         bucket = hashlib.blake2b(self.description.encode(), digest_size=2).digest()
         share = int.from_bytes(bucket, "big") / 2**16
         if any((item.color, item.object) in UNSEEN_COMBINATIONS for item in self.items):
-            return "unseen" if share < 0.5 else "told"
+            return "unseen" if share < 0.5 else "text_only"
         return "test" if share < 0.08 else "val" if share < 0.14 else "train"
 
 
 def random_scene(rng: random.Random, split: Split) -> Scene:
-    """Draw a scene of ``split``; layouts come in the shares of ``LAYOUT_WEIGHTS``."""
+    """Draw a scene of ``split``, with layouts in the proportions of ``LAYOUT_WEIGHTS``."""
     layout = rng.choices(list(LAYOUT_WEIGHTS), list(LAYOUT_WEIGHTS.values()))[0]
     while True:
         scene = _random_scene_of(rng, layout)
@@ -100,7 +100,7 @@ def distinct_scenes(rng: random.Random, split: Split, num_scenes: int) -> list[S
 
 
 def near_scenes(rng: random.Random, scene: Scene) -> Iterator[Scene]:
-    """Yield, without end, scenes that differ from ``scene`` in one thing: hard negatives for contrastive training."""
+    """Yield endless scenes that differ from ``scene`` in one property: hard negatives for contrastive training."""
     while True:
         changes = ["color", "object", "place"]
         if scene.layout == "one":
@@ -120,7 +120,7 @@ def _changed(rng: random.Random, scene: Scene, change: str) -> Scene:
         i, j = rng.sample(range(len(items)), 2)
         if rng.random() < 0.5:
             items[i], items[j] = items[j], items[i]
-        else:  # swapping the colors alone keeps the objects in place
+        else:  # swap the colors and keep the objects in place
             items[i], items[j] = Item(items[j].color, items[i].object), Item(items[i].color, items[j].object)
         return replace(scene, items=tuple(items))
     if change in ("color", "object"):

@@ -11,18 +11,18 @@ from pathlib import Path
 from vlkd_pl.sample.language import random_line, vocabulary_words
 
 CONTEXT_LENGTH = 24
-"""Positions of the small CLIP's text encoder; the longest caption takes 23."""
+"""Number of positions of the small CLIP's text encoder; the longest caption has 23 tokens."""
 
 _BART_SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 
 
 def clip_merges() -> bytes:
-    """The byte-pair merges of the small CLIP: those of OpenAI's vocabulary that make the words of the sample world.
+    """The small CLIP's byte-pair merges: those of OpenAI's vocabulary that the words of the sample world need.
 
     Each word of a caption is one or more tokens as OpenAI's tokenizer splits it; other words fall into smaller pieces.
 
     Returns:
-        A gzip file in the layout of OpenAI's ``bpe_simple_vocab_16e6.txt.gz``.
+        Content of a gzip file in the layout of OpenAI's ``bpe_simple_vocab_16e6.txt.gz``.
     """
     from vlkd_pl.clip.openai import SimpleTokenizer, get_pairs
 
@@ -50,11 +50,11 @@ def train_bart_tokenizer(folder: Path, num_lines: int = 20_000) -> int:
     """Train a byte-level BPE on the text corpus and write it as a BART tokenizer.
 
     Args:
-        folder: Where ``vocab.json``, ``merges.txt`` and their settings go.
-        num_lines: Lines of the corpus that it is trained on.
+        folder: Folder that ``vocab.json``, ``merges.txt`` and their settings are written to.
+        num_lines: Number of lines of the corpus to train on.
 
     Returns:
-        The size of the vocabulary.
+        Size of the vocabulary.
     """
     from tokenizers import ByteLevelBPETokenizer
     from transformers import AddedToken, BartTokenizer

@@ -1,4 +1,4 @@
-"""Writes the questions of the sample world in the formats of VQA v2, OK-VQA and VL-T5's split."""
+"""Writing of the sample world's questions in the formats of VQA v2, OK-VQA and VL-T5's split."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from vlkd_pl.sample.language import FACTS, NUMBERS, Question, plural, questions
 from vlkd_pl.sample.scenes import COLORS, OBJECTS, PLACES, SIZES, Scene
 
 NUM_ANNOTATORS = 10
-"""Answers to each question, as in both data sets."""
+"""Number of answers to each question, as in both benchmarks."""
 
 DATE = "2022-01-01 00:00:00"
-"""The date in files whose format asks for one: the same at each writing."""
+"""Constant date for the files whose format requires one."""
 
 FACT_TYPES = {"one": "who likes it", "two": "what it is made of", "three": "where it is kept"}
-"""OK-VQA's codes of question types, here one for each column of ``FACTS``."""
+"""OK-VQA's codes of question types, one for each column of ``FACTS``."""
 
 RARE_ANSWERS = frozenset({"pink", "brown", "hat", "hats", "bell", "bells"})
 """The answers of the out-of-domain questions, which the split's training questions never have."""
 
-_LABEL_SCORES = {1: 0.3, 2: 0.6, 3: 0.9}  # VL-T5's, of an answer that so many people gave; 1 for more
+_LABEL_SCORES = {1: 0.3, 2: 0.6, 3: 0.9}  # VL-T5's scores by the number of annotators; 1 for more
 
 _FACT_COLUMNS = tuple(zip(*FACTS.values(), strict=True))
 _ALTERNATIVES: tuple[tuple[str, ...], ...] = (
@@ -40,36 +40,36 @@ _ALTERNATIVES: tuple[tuple[str, ...], ...] = (
     *_FACT_COLUMNS,
 )
 _DISAGREEMENT = 0.25
-_TOLD_BY_THE_QUESTION = ("how many things are there?", "when is it?")
-"""Questions that have one answer in every scene that they are asked of: three, and night."""
+_TRIVIAL_QUESTIONS = ("how many things are there?", "when is it?")
+"""Questions that have the same answer in every scene: three, and night."""
 
 
 def write_questions(folder: Path, split: str, scenes: list[Scene], first_id: int, rng: random.Random) -> None:
-    """Write the questions on a split's scenes, with ten answers each.
+    """Write questions about a split's scenes, with ten answers each.
 
-    Questions on what the image shows go to ``vqa_questions_{split}.json`` and ``vqa_annotations_{split}.json`` (VQA
-    v2's format, https://visualqa.org/download.html), those whose answer stands in the text corpus alone to
-    ``okvqa_questions_{split}.json`` and ``okvqa_annotations_{split}.json`` (OK-VQA's, https://okvqa.allenai.org). At
-    least eight annotators give the right answer, which so has an accuracy of 100%; to about a quarter of the questions
-    one or two give a wrong answer of the same kind.
+    Questions about the image go to ``vqa_questions_{split}.json`` and ``vqa_annotations_{split}.json`` (VQA v2's
+    format, https://visualqa.org/download.html). Knowledge questions, whose answer is only in the text corpus, go to
+    ``okvqa_questions_{split}.json`` and ``okvqa_annotations_{split}.json`` (OK-VQA's format,
+    https://okvqa.allenai.org). At least eight annotators give the correct answer, which thus has an accuracy of 100%;
+    for about a quarter of the questions, one or two annotators give a wrong answer of the same kind.
 
-    ``vqa_karpathy_{split}.json`` divides the former, in VL-T5's format (Cho et al., 2021), into those whose answer is
-    common and those whose answer is in ``RARE_ANSWERS``. Of the split ``train`` it holds the common ones alone, where
-    VL-T5's holds a few of the others: what is right out-of-domain was then not learnt there.
+    ``vqa_karpathy_{split}.json`` splits the questions about the image by their answer, in VL-T5's format (Cho et al.,
+    2021): common answers are in-domain, ``RARE_ANSWERS`` out-of-domain. For the split ``train`` it holds the common
+    ones alone, so that out-of-domain answers are never learnt from it; VL-T5's holds a few of the others.
 
     Args:
-        folder: Gets the five files.
-        split: The split's name.
-        scenes: The scenes of the split's images.
+        folder: Folder that the five files are written to.
+        split: Name of the split.
+        scenes: Scenes of the split's images.
         first_id: Id of the first image; the others follow.
-        rng: Decides the questions and the answers of the annotators.
+        rng: Random generator of the questions and the annotators' answers.
     """
     seen: dict[int, Question] = {}
-    known: dict[int, Question] = {}
+    facts: dict[int, Question] = {}
     for image_id, scene in enumerate(scenes, start=first_id):
-        drawn = [question for question in questions(scene, rng) if question.text not in _TOLD_BY_THE_QUESTION]
+        drawn = [question for question in questions(scene, rng) if question.text not in _TRIVIAL_QUESTIONS]
         seen |= enumerate((question for question in drawn if question.kind != "fact"), start=1000 * image_id)
-        known |= enumerate((question for question in drawn if question.kind == "fact"), start=1000 * image_id)
+        facts |= enumerate((question for question in drawn if question.kind == "fact"), start=1000 * image_id)
     head: dict[str, Any] = {
         "info": file_info(f"sample world, split {split}"),
         "license": {"name": "MIT License", "url": "https://opensource.org/license/mit"},
@@ -77,15 +77,15 @@ def write_questions(folder: Path, split: str, scenes: list[Scene], first_id: int
         "data_subtype": split,
     }
     seen_annotations = [_vqa_annotation(question_id, question, rng) for question_id, question in seen.items()]
-    known_annotations = [_okvqa_annotation(question_id, question, rng) for question_id, question in known.items()]
+    fact_annotations = [_okvqa_annotation(question_id, question, rng) for question_id, question in facts.items()]
     parts = [_split_entry(annotation, seen[annotation["question_id"]].text) for annotation in seen_annotations]
-    kept = [entry for entry in parts if split != "train" or entry["is_topk_optimal"]]
-    (folder / f"vqa_karpathy_{split}.json").write_text(json.dumps(kept, indent=1), encoding="utf-8")
+    entries = [entry for entry in parts if split != "train" or entry["is_topk_optimal"]]
+    (folder / f"vqa_karpathy_{split}.json").write_text(json.dumps(entries, indent=1), encoding="utf-8")
     for name, content in (
-        (f"vqa_questions_{split}", {"task_type": "Open-Ended", "questions": _asked(seen.items())}),
+        (f"vqa_questions_{split}", {"task_type": "Open-Ended", "questions": _question_entries(seen.items())}),
         (f"vqa_annotations_{split}", {"annotations": seen_annotations}),
-        (f"okvqa_questions_{split}", {"task_type": "Open-Ended", "questions": _asked(known.items())}),
-        (f"okvqa_annotations_{split}", {"question_types": FACT_TYPES, "annotations": known_annotations}),
+        (f"okvqa_questions_{split}", {"task_type": "Open-Ended", "questions": _question_entries(facts.items())}),
+        (f"okvqa_annotations_{split}", {"question_types": FACT_TYPES, "annotations": fact_annotations}),
     ):
         (folder / f"{name}.json").write_text(json.dumps(head | content, indent=1), encoding="utf-8")
 
@@ -102,7 +102,7 @@ def file_info(description: str) -> dict[str, Any]:
     }
 
 
-def _asked(drawn: Iterable[tuple[int, Question]]) -> list[dict[str, Any]]:
+def _question_entries(drawn: Iterable[tuple[int, Question]]) -> list[dict[str, Any]]:
     return [
         {"image_id": question_id // 1000, "question": question.text, "question_id": question_id}
         for question_id, question in drawn

@@ -1,4 +1,4 @@
-"""Writes the sample world in the formats of the real data: webdataset shards, a text corpus, captions, classes."""
+"""Writing of the sample world in the formats of the real data: webdataset shards, a text corpus, captions, classes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from vlkd_pl.sample.vqa import DATE, file_info, write_questions
 from vlkd_pl.sample.xsum import write_documents
 
 Domain = Literal["in-domain", "near-domain", "out-domain"]
-"""NoCaps' domains: of a scene's combinations of color and object, training shows all, some or none."""
+"""NoCaps' domains: training images hold all, some or none of a scene's combinations of color and object."""
 
 _SPLITS: tuple[Split, ...] = ("val", "test", "unseen", "train")
 _UNSEEN_SHARE: dict[Domain, float] = {"in-domain": 0.0, "near-domain": 0.5, "out-domain": 1.0}
@@ -51,7 +51,7 @@ def write_world(
     """Write the whole sample world.
 
     Args:
-        folder: Gets, for training,
+        folder: Folder that the world is written to; for training,
 
             - ``shards/00000.tar`` … in img2dataset's layout and ``corpus.txt``, one passage a line;
             - ``clip/`` and ``bart/``, the small models;
@@ -63,20 +63,20 @@ def write_world(
             - ``dataset_coco.json``: ``train``, ``val`` and ``test`` in the format of Karpathy's splits;
             - ``vqa_questions_{split}.json`` and ``vqa_annotations_{split}.json``: VQA v2's format;
             - ``vqa_karpathy_{split}.json``: VL-T5's split of them by rare answers;
-            - ``okvqa_questions_{split}.json`` and ``okvqa_annotations_{split}.json``: OK-VQA's format, questions that
-              need a fact from the corpus;
-            - ``nocaps_val_captions.json`` and ``nocaps_test_image_info.json``: NoCaps' format, images of their own;
+            - ``okvqa_questions_{split}.json`` and ``okvqa_annotations_{split}.json``: OK-VQA's format, knowledge
+              questions about facts in the corpus;
+            - ``nocaps_val_captions.json`` and ``nocaps_test_image_info.json``: NoCaps' format, with other images;
             - ``classes/test/{object}/`` and ``class_names.txt``: a folder of images for each class;
-            - ``glue/``: the eight tasks of GLUE in its official format, on the same language;
+            - ``glue/``: the eight tasks of GLUE in its format, in the same language;
             - ``xsum/{split}.source`` and ``.target`` for ``train``, ``val`` and ``test``: documents and summaries in
-              the format of fairseq's XSum, a line each, on the same language.
-        num_pairs: Images with captions over all shards.
-        num_shards: Shards.
-        num_texts: Lines of the text corpus.
-        num_evaluation: Images of each evaluation split; no two have the same description. NoCaps' files get three
-            tenths of it for each domain, the class folders together about as many.
-        seed: Decides every scene, image and line.
-        num_finetuning: Images of the split ``train``, and lines of each training set of GLUE.
+              the format of fairseq's XSum, one a line, in the same language.
+        num_pairs: Number of images with captions in all shards.
+        num_shards: Number of shards.
+        num_texts: Number of lines of the text corpus.
+        num_evaluation: Number of images of each evaluation split, all with different descriptions; NoCaps' files get
+            three tenths of it for each domain, and the class folders together about as many.
+        seed: Seed of all scenes, images and lines.
+        num_finetuning: Number of images of the split ``train``, and of lines of each training set of GLUE.
     """
     write_shards(folder / "shards", num_pairs, num_shards, random.Random(f"pairs {seed}"))
     write_corpus(folder / "corpus.txt", num_texts, random.Random(f"texts {seed}"))
@@ -100,7 +100,14 @@ def write_world(
 
 
 def write_shards(folder: Path, num_pairs: int, num_shards: int, rng: random.Random) -> None:
-    """Write tar files of ``key.jpg``, ``key.txt`` and ``key.json``, as img2dataset does."""
+    """Write shards of ``key.jpg``, ``key.txt`` and ``key.json``, in img2dataset's format.
+
+    Args:
+        folder: Folder that the shards are written to.
+        num_pairs: Number of images with captions in all shards.
+        num_shards: Number of shards.
+        rng: Random generator of the scenes, captions and images.
+    """
     from webdataset.writer import TarWriter  # imports torch, which the command's --help need not
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -121,11 +128,11 @@ def write_shards(folder: Path, num_pairs: int, num_shards: int, rng: random.Rand
 
 
 def write_corpus(path: Path, num_texts: int, rng: random.Random) -> None:
-    """Write one passage a line."""
+    """Write the text corpus with one passage a line."""
     lines: list[str] = []
     while len(lines) < num_texts:
         line = random_line(rng)
-        # beside images, the prompt of captions must not call for a question after the caption
+        # in training with images, a question must not become the continuation of the caption prompt
         if not (line.startswith("A picture of") and "?" in line):
             lines.append(line)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -153,8 +160,8 @@ def write_karpathy(folder: Path, scenes: Mapping[str, Mapping[int, Scene]]) -> N
     """Write ``dataset_coco.json``: the images and captions of ``write_coco_captions`` in Karpathy's format.
 
     Args:
-        folder: Gets the file; an image is ``images/{filepath}/{filename}``.
-        scenes: For each split its scenes by the images' ids.
+        folder: Folder that the file is written to; an image is ``images/{filepath}/{filename}``.
+        scenes: Scenes of each split, by the ids of their images.
     """
     images: list[dict[str, Any]] = []
     for split, split_scenes in scenes.items():
@@ -181,13 +188,13 @@ def write_karpathy(folder: Path, scenes: Mapping[str, Mapping[int, Scene]]) -> N
 def write_nocaps(folder: Path, num_domain: int, rng: random.Random) -> None:
     """Write ``nocaps_val_captions.json`` and ``nocaps_test_image_info.json``, the images under ``images/nocaps/``.
 
-    The format is NoCaps' (https://nocaps.org/download); the test file keeps captions and domains to itself. All scenes
+    The format is NoCaps' (https://nocaps.org/download); the test file has no captions and domains. All scenes
     are held out of training, but one description may come twice: few scenes hold unseen combinations alone.
 
     Args:
-        folder: Gets the two files and the images.
-        num_domain: Images of each domain in each file.
-        rng: Decides the scenes and images.
+        folder: Folder that the two files and the images are written to.
+        num_domain: Number of images of each domain in each file.
+        rng: Random generator of the scenes and images.
     """
     (folder / "images" / "nocaps").mkdir(parents=True, exist_ok=True)
     domains = list(_UNSEEN_SHARE) * num_domain
@@ -196,7 +203,7 @@ def write_nocaps(folder: Path, num_domain: int, rng: random.Random) -> None:
         images, annotations = [], []
         for image_id, domain in enumerate(domains, start=first_id):
             scene = _scene_of_domain(rng, domain)
-            # ends in a letter: COCO's images are found by the number that their names end in
+            # ends in a letter, since a number at the end would be taken for an id of COCO
             open_images_id = f"{image_id:015x}f"
             (folder / "images" / "nocaps" / f"{open_images_id}.jpg").write_bytes(_jpeg(scene, rng))
             images.append(
@@ -230,9 +237,9 @@ def write_classes(folder: Path, num_class: int, rng: random.Random) -> None:
     The scenes are those of the split ``test``, and come more than once: its images differ, its descriptions are few.
 
     Args:
-        folder: Gets the folders, as torchvision's ``ImageFolder`` reads them, and the file, in their order.
-        num_class: Images of each class.
-        rng: Decides the scenes and images.
+        folder: Folder that the class folders, in torchvision's ``ImageFolder`` layout, and the file are written to.
+        num_class: Number of images of each class.
+        rng: Random generator of the scenes and images.
     """
     for name in OBJECTS:
         every = [
@@ -258,7 +265,7 @@ def _scene_of_domain(rng: random.Random, domain: Domain) -> Scene:
         scene = replace(scene, items=tuple(items))
         mixed = any(swapped) and not all(swapped)
         distinct = len({item.object for item in items}) == len(items)
-        # of the scenes with an unseen combination the corpus tells every second one
+        # half of the scenes with an unseen combination are in the text corpus
         if distinct and mixed == (domain == "near-domain") and scene.split in ("test", "unseen"):
             return scene
 

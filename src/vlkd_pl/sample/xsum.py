@@ -1,4 +1,4 @@
-"""Writes documents of the sample world with one-sentence summaries, in the format of fairseq's files of XSum."""
+"""Writing of documents with one-sentence summaries, in the format of fairseq's XSum files."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _ROW = ("on the left", "in the middle", "on the right")
 def write_documents(folder: Path, split: str, scenes: list[Scene], rng: random.Random) -> None:
     """Write ``{split}.source`` and ``{split}.target``: a document and its summary a line.
 
-    A document tells a scene in pieces, in any order, among facts about its objects that do not belong to the scene; the
-    summary is the scene's first caption. Of a pair the document may tell the opposite relation.
+    A document describes a scene in several sentences, in any order, mixed with facts about its objects; the summary is
+    the scene's first caption. For a pair, the document may state the inverse relation.
 
     Args:
-        folder: Gets the two files.
-        split: The split's name.
-        scenes: One for each document.
-        rng: Decides the documents.
+        folder: Folder that the two files are written to.
+        split: Name of the split.
+        scenes: Scenes of the documents.
+        rng: Random generator of the documents.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lines = {"source": [document(scene, rng) for scene in scenes], "target": [captions(scene)[0] for scene in scenes]}
@@ -31,14 +31,14 @@ def write_documents(folder: Path, split: str, scenes: list[Scene], rng: random.R
 
 
 def document(scene: Scene, rng: random.Random) -> str:
-    """A document about a scene, of three to six sentences."""
-    sentences = [*_told(scene, rng), *rng.sample(_asides(scene), rng.choice(_NUM_ASIDES))]
+    """Draw a document of three to six sentences about a scene."""
+    sentences = [*_descriptions(scene, rng), *rng.sample(_asides(scene), rng.choice(_NUM_ASIDES))]
     rng.shuffle(sentences)
     return " ".join(f"{sentence}." for sentence in sentences)
 
 
-def _told(scene: Scene, rng: random.Random) -> list[str]:
-    """The sentences that tell all of a scene."""
+def _descriptions(scene: Scene, rng: random.Random) -> list[str]:
+    """Draw sentences that describe a scene completely."""
     place = rng.choice([f"it is {WHERE[scene.place]}", f"all is {WHERE[scene.place]}"])
     if scene.layout == "count":
         (item,) = scene.items
@@ -63,7 +63,7 @@ def _thing(item: Item) -> str:
 
 
 def _asides(scene: Scene) -> list[str]:
-    """Facts about the scene's objects."""
+    """The facts about a scene's objects."""
     facts = [(plural(item.object), *FACTS[item.object]) for item in scene.items]
     return [
         sentence
