@@ -1,4 +1,4 @@
-"""vlkd-pl score: files of the official formats, tables, JSON, and errors of one line."""
+"""vlkd-pl score: files of the benchmarks' formats, tables, JSON, and errors of one line."""
 
 import json
 import subprocess
@@ -28,7 +28,7 @@ def coco(captions, domains=None):
     if domains is not None:
         images = [image | {"domain": domains[image["id"]]} for image in images]
     annotations = [{"image_id": key, "caption": text} for key, texts in captions.items() for text in texts]
-    return {"images": images, "annotations": [{"id": row} | each for row, each in enumerate(annotations)]}
+    return {"images": images, "annotations": [{"id": row} | annotation for row, annotation in enumerate(annotations)]}
 
 
 def predicted(captions):
@@ -49,17 +49,20 @@ def test_captions(tmp_path, capsys):
     status, written = score_captions(tmp_path, coco(CAPTIONS), predicted(predictions))
     assert status == 0
     printed = capsys.readouterr()
-    assert printed.out.splitlines()[0] == "in percent, CIDEr times 100 (JSON files hold fractions)"
-    rows = dict(line.split() for line in printed.out.splitlines()[2:8])
+    assert printed.out.splitlines()[:2] == [
+        "3 images, 3 with reference captions",
+        "in percent, CIDEr times 100 (JSON files hold fractions)",
+    ]
+    rows = dict(line.split() for line in printed.out.splitlines()[3:9])
     assert list(rows) == [name for name in METRICS if name not in ("METEOR", "SPICE")]
-    assert [line.split(":")[0] for line in printed.out.splitlines()[8:]] == [
+    assert [line.split(":")[0] for line in printed.out.splitlines()[9:]] == [
         "METEOR not computed",
         "SPICE not computed",
     ]
     assert list(written) == [*METRICS, "not_computed", "per_image", "units"]
     assert rows == {name: f"{100 * written[name]:.1f}" for name in rows}
     assert written["units"] == dict.fromkeys(METRICS, "fraction")
-    assert written["METEOR"] is None
+    assert [name for name in METRICS if not written[name]] == ["METEOR", "SPICE"]
     assert "java is not installed" in written["not_computed"]["METEOR"]
     assert list(written["per_image"]) == ["1", "2", "3"]
     assert written["CIDEr"] == pytest.approx(sum(scores["CIDEr"] for scores in written["per_image"].values()) / 3)
@@ -72,7 +75,7 @@ def test_metrics_can_be_chosen(tmp_path, capsys):
         tmp_path, coco(CAPTIONS), predicted({1: "a", 2: "b", 3: "c"}), "--metrics", "CIDEr", "ROUGE-L"
     )
     assert status == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[2:]] == ["CIDEr", "ROUGE-L"]
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[3:]] == ["CIDEr", "ROUGE-L"]
     assert [name for name in METRICS if written[name] is not None] == ["ROUGE-L", "CIDEr"]
     assert written["not_computed"]["BLEU-2"] == "not among --metrics CIDEr ROUGE-L"
 
@@ -83,7 +86,7 @@ def test_domains(tmp_path, capsys):
         tmp_path, coco(CAPTIONS, domains), predicted({1: "a red fish", 2: "x", 3: "a tree"}), "--metrics", "ROUGE-L"
     )
     assert status == 0
-    assert capsys.readouterr().out.splitlines()[1].split() == ["in-domain", "out-domain", "overall"]
+    assert capsys.readouterr().out.splitlines()[2].split() == ["all", "in-domain", "out-domain"]
     per_domain = {name: scores["ROUGE-L"] for name, scores in written["per_domain"].items()}
     assert per_domain == pytest.approx({"in-domain": 1, "out-domain": 0, "overall": 2 / 3})
     assert written["ROUGE-L"] == per_domain["overall"]
@@ -129,7 +132,7 @@ def test_subset_is_scored_as_if_it_were_all(tmp_path):
         ("nothing", "is not a JSON file"),
     ],
 )
-def test_predictions_that_do_not_fit(tmp_path, capsys, predictions, error):
+def test_mismatched_predictions_are_one_line(tmp_path, capsys, predictions, error):
     assert score_captions(tmp_path, coco(CAPTIONS), predictions) == (1, None)
     printed = capsys.readouterr()
     assert error in printed.err
@@ -149,7 +152,7 @@ def test_ids_match_as_numbers_or_texts(tmp_path):
     assert score_captions(tmp_path, references, predicted(predictions)) == (0, written)
 
 
-def test_cider_of_one_image_says_why_it_is_zero(tmp_path, capsys):
+def test_cider_of_one_image_is_explained(tmp_path, capsys):
     one = score_captions(tmp_path, coco({1: ["a fish"]}), predicted({1: "a fish"}), "--metrics", "CIDEr")
     assert one[1]["CIDEr"] == 0
     printed = capsys.readouterr().err
@@ -178,7 +181,7 @@ def test_images_without_captions_cannot_be_scored(tmp_path, capsys):
     assert score_captions(tmp_path, coco(CAPTIONS | {4: []}), predicted(everything))[0] == 0
 
 
-def test_files_that_are_missing_or_of_another_format(tmp_path, capsys):
+def test_missing_or_invalid_files_are_one_line(tmp_path, capsys):
     predictions = write(tmp_path / "predictions.json", predicted({1: "x"}))
     for references in (str(tmp_path / "nothing.json"), write(tmp_path / "bad.json", "{"), predictions):
         assert main(["score", "captions", "--references", references, "--predictions", predictions]) == 1
@@ -190,7 +193,7 @@ def test_files_that_are_missing_or_of_another_format(tmp_path, capsys):
     assert "no.json" in capsys.readouterr().err
 
 
-def vqa_files(folder, given):
+def vqa_files(folder, answers_of):
     questions = [{"question_id": key, "image_id": 5, "question": "?"} for key in (1, 2, 3)]
     people = {1: ["yes"] * 3 + ["no"] * 7, 2: ["2"] * 9 + ["3"], 3: ["red"] + ["blue"] * 9}
     kinds = {1: ("is the", "yes/no"), 2: ("how many", "number"), 3: ("what color", "other")}
@@ -204,7 +207,7 @@ def vqa_files(folder, given):
         }
         for key, answers in people.items()
     ]
-    predictions = [{"question_id": key, "answer": text} for key, text in given.items()]
+    predictions = [{"question_id": key, "answer": text} for key, text in answers_of.items()]
     return [
         *("--questions", write(folder / "questions.json", {"questions": questions})),
         *("--annotations", write(folder / "annotations.json", {"annotations": annotations})),
@@ -222,15 +225,15 @@ def test_vqa(tmp_path, capsys):
         "per_question": {"1": 90, "2": 100, "3": 30},
         "units": dict.fromkeys(["overall", "perAnswerType", "perQuestionType", "per_question"], "percent"),
     }
-    whole = capsys.readouterr()
-    assert whole.err == ""
-    printed = whole.out.splitlines()
-    assert printed[0] == "in percent (JSON files hold the same)"
-    assert printed[2].split() == ["overall", "73.33"]
+    output = capsys.readouterr()
+    assert output.err == ""
+    printed = output.out.splitlines()
+    assert printed[:2] == ["3 questions", "in percent (JSON files hold the same)"]
+    assert printed[3].split() == ["overall", "73.33"]
     assert [line.split()[-1] for line in printed if line.startswith("answer: ")] == ["100.00", "30.00", "90.00"]
 
 
-def test_vqa_predictions_that_do_not_fit(tmp_path, capsys):
+def test_mismatched_vqa_predictions_are_one_line(tmp_path, capsys):
     assert main(["score", "vqa", *vqa_files(tmp_path, {1: "yes", 7: "no"})]) == 1
     printed = capsys.readouterr().err
     assert "2 of 3 questions have no prediction (first: 2, 3)" in printed
@@ -250,7 +253,7 @@ def test_summaries(tmp_path, capsys):
     assert capsys.readouterr().out.splitlines()[-1].split() == ["ROUGE-Lsum", "50.00"]
 
 
-def test_few_answers_are_said_once(tmp_path, capsys):
+def test_few_answers_are_noted_once(tmp_path, capsys):
     files = vqa_files(tmp_path, {1: "yes", 2: "2", 3: "red"})
     content = json.loads((tmp_path / "annotations.json").read_text())
     for annotation, number in zip(content["annotations"], (2, 3, 9), strict=True):
@@ -269,6 +272,7 @@ def test_few_answers_are_said_once(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("file", "change", "error"),
     [
+        ("annotations", {"answers": []}, "has no answers to 1 questions (first: 2)"),
         ("questions", {"question": None}, "questions, entry 2 has null as question: it must be a text"),
         ("questions", {"question": " "}, "the question 2 has no text"),
         ("questions", {"question_id": None}, "questions, entry 2 has null as question_id"),
@@ -286,7 +290,7 @@ def test_few_answers_are_said_once(tmp_path, capsys):
         ("annotations", {"question_type": []}, "annotations, entry 2 has a list of 0 as question_type"),
     ],
 )
-def test_fields_of_questions_that_are_of_another_type(tmp_path, capsys, file, change, error):
+def test_fields_of_another_type_are_one_line(tmp_path, capsys, file, change, error):
     files = vqa_files(tmp_path, {1: "yes", 2: "2", 3: "red"})
     content = json.loads((tmp_path / f"{file}.json").read_text())
     content[file][1] |= change
@@ -313,6 +317,10 @@ def test_summaries_of_unequal_number(tmp_path, capsys):
     files += ["--predictions", write(tmp_path / "predictions.txt", "a\n")]
     assert main(["score", "summaries", *files]) == 1
     assert "references.txt has 2 lines" in capsys.readouterr().err
+    write(tmp_path / "references.txt", "")
+    write(tmp_path / "predictions.txt", "")
+    assert main(["score", "summaries", *files]) == 1
+    assert "references.txt is empty" in capsys.readouterr().err
     assert main(["score", "summaries", files[0], str(tmp_path / "no.txt"), *files[2:]]) == 1
     assert "no.txt" in capsys.readouterr().err
 

@@ -67,7 +67,7 @@ def test_meteor_receives_one_line_for_each_image(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("java") is None, reason="METEOR is a Java program")
+@pytest.mark.skipif(not shutil.which("java"), reason="METEOR is a Java program")
 def test_meteor():
     scored = caption_scores(REFERENCES | {4: ["a fish"]}, PREDICTIONS | {4: ""}, ["METEOR"])
     assert scored.not_computed == {}

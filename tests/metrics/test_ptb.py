@@ -107,7 +107,7 @@ def test_next_caption_gives_no_tokens():
     assert tokenize("", "A dog") == ""
 
 
-@pytest.mark.skipif(shutil.which("java") is None, reason="needs java on the path")
+@pytest.mark.skipif(not shutil.which("java"), reason="needs java on the path")
 def test_equals_java_on_odd_captions_of_coco():
     pycocoevalcap = pytest.importorskip("pycocoevalcap")
     from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer

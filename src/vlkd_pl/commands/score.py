@@ -1,4 +1,4 @@
-"""``vlkd-pl score``: scores of predictions in a file, as the official evaluations compute them."""
+"""``vlkd-pl score``: scores of predictions in a file, as the benchmarks' own evaluations compute them."""
 
 from __future__ import annotations
 
@@ -8,23 +8,27 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from vlkd_pl.errors import MissingPackageError
-from vlkd_pl.evaluation.table import score_table, units_of
-from vlkd_pl.metrics.captions import CAPTION_METRICS, CaptionScores, caption_scores, cider_note
-from vlkd_pl.metrics.pairing import check_pairing, first_few
+from vlkd_pl.evaluation.table import units_of
+from vlkd_pl.metrics.captions import CAPTION_METRICS
+from vlkd_pl.metrics.pairing import check_pairing, check_references, first_few
 from vlkd_pl.text_files import Entries, iter_lines, read_json
 
-Read = TypeVar("Read")
+if TYPE_CHECKING:
+    from vlkd_pl.evaluation.evaluator import Evaluator
+    from vlkd_pl.evaluation.report import Report
+
+Content = TypeVar("Content")
 Truth = TypeVar("Truth")
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Prints a table of scores in percent, and writes them to a JSON file, which names their units, where asked to.
+    """Print a table of scores in percent; with ``--output`` also write them to a JSON file, with their units.
 
     Returns:
-        0, or 1 where a file is missing, of another format, or does not fit the other: one line then says which.
+        0, or 1 after a line on stderr where a file is missing, is invalid, or does not match the other file.
     """
     options = _parser().parse_args(arguments[1:])
     try:
@@ -39,7 +43,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="vlkd-pl score", description="Scores predictions as the official evaluations of the data sets do."
+        prog="vlkd-pl score", description="Score predictions as the benchmarks' own evaluations do."
     )
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND", help="captions, vqa or summaries")
 
@@ -79,14 +83,14 @@ def _parser() -> argparse.ArgumentParser:
         help=f"some of {', '.join(CAPTION_METRICS)} (default: all)",
     )
     vqa = add("vqa", _score_vqa, "VQA accuracy in percent, for VQA v2 and OK-VQA.")
-    vqa.add_argument("--questions", type=Path, required=True, metavar="Q.json", help="the official questions")
-    vqa.add_argument("--annotations", type=Path, required=True, metavar="A.json", help="the official annotations")
+    vqa.add_argument("--questions", type=Path, required=True, metavar="Q.json", help="the benchmark's questions")
+    vqa.add_argument("--annotations", type=Path, required=True, metavar="A.json", help="the benchmark's annotations")
     vqa.add_argument(
         "--predictions",
         type=Path,
         required=True,
         metavar="PRED.json",
-        help='the official result format: [{"question_id": 42, "answer": "..."}, ...]',
+        help='VQA\'s result format: [{"question_id": 42, "answer": "..."}, ...]',
     )
     for kind, unit in ((captions, "images"), (vqa, "questions")):
         kind.add_argument(
@@ -94,86 +98,114 @@ def _parser() -> argparse.ArgumentParser:
         )
     summaries = add("summaries", _score_summaries, "F1 of ROUGE-1, ROUGE-2, ROUGE-L and ROUGE-Lsum in percent.")
     summaries.add_argument(
-        "--references", type=Path, required=True, metavar="REF.txt", help="people's summaries, one a line"
+        "--references", type=Path, required=True, metavar="REF.txt", help="reference summaries, one a line"
     )
     summaries.add_argument(
-        "--predictions", type=Path, required=True, metavar="PRED.txt", help="summaries of the same texts, one a line"
+        "--predictions", type=Path, required=True, metavar="PRED.txt", help="their predicted summaries, one a line"
     )
     return parser
 
 
 def _score_captions(options: argparse.Namespace) -> dict[str, Any]:
     from vlkd_pl.data.coco_files import read_coco_captions
+    from vlkd_pl.evaluation.captioning import CaptioningEvaluator, CaptionPrediction, log_name
 
-    predictions = explained(lambda: _read_predictions(options.predictions, "image_id", "caption"))
-    listed = explained(lambda: read_coco_captions(options.references, options.split))
+    predictions = as_value_error(lambda: _read_predictions(options.predictions, "image_id", "caption"))
+    listed = as_value_error(lambda: read_coco_captions(options.references, options.split))
     captioned = {image.image_id: image for image in listed if image.references or image.image_id in predictions}
-    images = _to_score(captioned, predictions, "image", options.subset).values()
-    domains = sorted({image.domain for image in images if image.domain is not None})
-    scored: dict[str, CaptionScores[Any]] = {}
-    for name in [*domains, "overall"]:
-        references = {image.image_id: image.references for image in images if name in ("overall", image.domain)}
-        guesses = {key: predictions[key] for key in references}
-        scored[name] = caption_scores(references, guesses, options.metrics, progress=True)
-        if "CIDEr" in options.metrics and (note := cider_note(references)):
-            _warn(options, note if name == "overall" else f"{name}: {note}")
-    print(score_table(list(scored) if domains else ["score"], [part.scores for part in scored.values()]))
-    failed = {name: why for part in scored.values() for name, why in part.not_computed.items()}
-    for name, why in failed.items():
-        print(f"{name} not computed: {why}")
+    images = _select(captioned, predictions, "image", options.subset)
+    check_references(images, [image.references for image in images.values()])
+    evaluator = CaptioningEvaluator(options.metrics, panel_size=0)
+    evaluator.update(
+        CaptionPrediction(key, predictions[key], image.references, image.domain) for key, image in images.items()
+    )
+    report = _print_report(options, evaluator)
     names = [name for names in CAPTION_METRICS.values() for name in names]
-    per_domain = {domain: {name: part.scores.get(name) for name in names} for domain, part in scored.items()}
-    unasked = [name for metric in CAPTION_METRICS if metric not in options.metrics for name in CAPTION_METRICS[metric]]
+    domains = sorted({image.domain for image in images.values() if image.domain is not None})
+    per_domain = {
+        domain: {name: report.scores.get(f"{prefix}{log_name(name)}") for name in names}
+        for domain, prefix in [*((domain, f"{domain}/") for domain in domains), ("overall", "")]
+    }
+    not_requested = [
+        name for metric, names in CAPTION_METRICS.items() if metric not in options.metrics for name in names
+    ]
+    per_image = {
+        row["image_id"]: {name: row[name] for name in names if name in row}
+        for row in (report.files or {})["scores_per_image.json"]
+    }
     return {
         **per_domain["overall"],
-        "not_computed": dict.fromkeys(unasked, f"not among --metrics {' '.join(options.metrics)}") | failed,
+        "not_computed": dict.fromkeys(not_requested, f"not among --metrics {' '.join(options.metrics)}")
+        | dict(report.not_computed or {}),
         **({"per_domain": per_domain} if domains else {}),
-        "per_image": scored["overall"].per_image,
+        "per_image": per_image,
         "units": units_of(names, "fraction"),
     }
 
 
 def _score_vqa(options: argparse.Namespace) -> dict[str, Any]:
     from vlkd_pl.data.vqa_files import read_questions
-    from vlkd_pl.metrics.vqa import few_answers_note, vqa_scores
+    from vlkd_pl.evaluation.vqa import AnswerPrediction, VQAEvaluator
 
-    predictions = explained(lambda: _read_predictions(options.predictions, "question_id", "answer"))
-    questions = explained(lambda: read_questions(options.questions, options.annotations))
-    read = {question.question_id: question for question in questions}
-    answered = _to_score(read, predictions, "question", options.subset).values()
-    scored = vqa_scores(answered, predictions)
-    if note := few_answers_note(answered):
-        _warn(options, note)
-    rows = {"overall": scored.overall}
-    rows |= {f"answer: {name}": score for name, score in sorted(scored.per_answer_type.items())}
-    rows |= {f"question: {name}": score for name, score in sorted(scored.per_question_type.items())}
-    print(score_table(["accuracy"], [rows], "percent", digits=2))
-    written = {
-        "overall": scored.overall,
-        "perAnswerType": scored.per_answer_type,
-        "perQuestionType": scored.per_question_type,
-        "per_question": scored.per_question,
+    predictions = as_value_error(lambda: _read_predictions(options.predictions, "question_id", "answer"))
+    questions = as_value_error(lambda: read_questions(options.questions, options.annotations))
+    question_of = {question.question_id: question for question in questions}
+    selected = _select(question_of, predictions, "question", options.subset)
+    unanswered = [key for key, question in selected.items() if not question.answers]
+    if unanswered:
+        raise ValueError(
+            f"{options.annotations} has no answers to {len(unanswered)} questions ({first_few(unanswered)})"
+        )
+    evaluator = VQAEvaluator(panel_size=0)
+    evaluator.update(AnswerPrediction(question, predictions[key]) for key, question in selected.items())
+    report = _print_report(options, evaluator)
+
+    def accuracies(kind: str) -> dict[str, float]:
+        prefix = f"accuracy/{kind}: "
+        return {name.removeprefix(prefix): score for name, score in report.scores.items() if name.startswith(prefix)}
+
+    content = {
+        "overall": report.scores["accuracy/overall"],
+        "perAnswerType": accuracies("answer"),
+        "perQuestionType": accuracies("question"),
+        "per_question": {
+            row["question_id"]: row["accuracy"] for row in (report.files or {})["scores_per_question.json"]
+        },
     }
-    return {**written, "units": units_of(written, "percent")}
+    return {**content, "units": units_of(content, "percent")}
 
 
 def _score_summaries(options: argparse.Namespace) -> dict[str, Any]:
-    from vlkd_pl.metrics.summaries import summary_scores
+    from vlkd_pl.evaluation.summarization import SummarizationEvaluator, SummaryPrediction
+    from vlkd_pl.metrics.summaries import SUMMARY_METRICS
 
+    evaluator = SummarizationEvaluator()
     files = options.references, options.predictions
-    references, predictions = explained(lambda: [list(iter_lines(path)) for path in files])
+    references, predictions = as_value_error(lambda: [list(iter_lines(path)) for path in files])
     if len(references) != len(predictions):
         raise ValueError(
             f"{options.references} has {len(references)} lines and {options.predictions} has {len(predictions)}: "
             "give one prediction for each reference, each on a line"
         )
-    scores = summary_scores(references, predictions)
-    print(score_table(["score"], [scores], "percent", digits=2))
+    if not references:
+        raise ValueError(f"{options.references} is empty: give one summary a line")
+    evaluator.update(map(SummaryPrediction, range(len(references)), predictions, references))
+    report = _print_report(options, evaluator)
+    scores = {name: report.scores[key.lower()] for name, key in SUMMARY_METRICS.items()}
     return {**scores, "units": units_of(scores, "percent")}
 
 
+def _print_report(options: argparse.Namespace, evaluator: Evaluator[Any]) -> Report:
+    """Compute a report, print its table, and print its notes on stderr."""
+    report = evaluator.compute()
+    print(report.table)
+    for note in report.notes:
+        print(f"vlkd-pl score {options.kind}: {note}", file=sys.stderr)
+    return report
+
+
 def _read_predictions(path: Path, key_field: str, text_field: str) -> dict[Any, str]:
-    """Reads an official result file: a list with a key and a text for each prediction."""
+    """Read a result file: a list with an id and a text for each prediction."""
     file_format = f'a list of {{"{key_field}": ..., "{text_field}": "..."}}'
     rows = Entries(read_json(path), f"{path} is not {file_format}")
     keys, texts = rows.ids(key_field), rows.texts(text_field)
@@ -184,13 +216,13 @@ def _read_predictions(path: Path, key_field: str, text_field: str) -> dict[Any, 
     return dict(zip(keys, texts, strict=True))
 
 
-def _to_score(
+def _select(
     truths: Mapping[Any, Truth], predictions: Mapping[Any, str], unit: str, subset: bool
 ) -> Mapping[Any, Truth]:
-    """What is to be scored: everything, or with ``subset`` what has a prediction.
+    """Return the ground truths to score: all, or with ``subset`` those that have a prediction.
 
     Raises:
-        ValueError: Something has no prediction, or a prediction is for nothing.
+        ValueError: A ground truth has no prediction, or a prediction no ground truth.
     """
     if subset:
         truths = {key: truth for key, truth in truths.items() if key in predictions}
@@ -202,18 +234,17 @@ def _to_score(
     return truths
 
 
-def _warn(options: argparse.Namespace, note: str) -> None:
-    print(f"vlkd-pl score {options.kind}: {note}", file=sys.stderr)
+def as_value_error(read_file: Callable[[], Content]) -> Content:
+    """Read a file; the errors of data modules become those of a command.
 
-
-def explained(read: Callable[[], Read]) -> Read:
-    """Reads a file of the data; what a data module would say of it becomes an error of a command.
+    Args:
+        read_file: A function that reads the file.
 
     Raises:
-        ValueError: It is not what it must be.
+        ValueError: The file is invalid.
     """
     try:
-        return read()
+        return read_file()
     except Exception as error:
         from pytorch_lightning.utilities.exceptions import MisconfigurationException  # takes seconds
 

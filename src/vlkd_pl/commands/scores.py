@@ -8,21 +8,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from vlkd_pl.commands.score import explained
+from vlkd_pl.commands.score import as_value_error
 from vlkd_pl.evaluation.table import Unit, score_table
 from vlkd_pl.text_files import Entries, read_json
 
 _UNITS: tuple[Unit, ...] = ("fraction", "percent")
-_IN_PERCENT = ("accuracy/", "accuracy_shuffled_image/", "rouge-")  # how their names begin
+_IN_PERCENT = ("accuracy/", "accuracy_shuffled_image/", "rouge-")  # prefixes of their names
 
 
 class _Record(NamedTuple):
-    """What a ``scores.json`` holds.
+    """The content of a ``scores.json``.
 
     Attributes:
-        scores: By their names.
-        units: Of each score.
-        panel: The file of the caption panel, where there is one.
+        scores: The scores by their names.
+        units: The unit of each score.
+        panel: The file of the caption panel; None without one.
     """
 
     scores: dict[str, float]
@@ -31,9 +31,13 @@ class _Record(NamedTuple):
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Prints a table with one column for each run folder that holds a ``scores.json``."""
+    """Print a table with one column for each run folder.
+
+    Returns:
+        0, or 1 after a line on stderr where a ``scores.json`` is missing or invalid.
+    """
     parser = argparse.ArgumentParser(
-        prog="vlkd-pl scores", description="Prints the scores of finished tests side by side."
+        prog="vlkd-pl scores", description="Print the scores of finished tests side by side."
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="log folder of a vlkd-pl test")
     options = parser.parse_args(arguments[1:])
@@ -45,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
         )
         return 1
     try:
-        records = explained(lambda: [_read(run / "scores.json") for run in options.runs])
+        records = as_value_error(lambda: [_read(run / "scores.json") for run in options.runs])
     except ValueError as error:
         print(f"vlkd-pl scores: {error}", file=sys.stderr)
         return 1
@@ -66,7 +70,7 @@ def _read(path: Path) -> _Record:
     (panel,) = entry.texts("caption_panel", None)
     for name in scores:
         Entries([scores], f"{complaint}: scores", is_numbered=False).values(name, {int, float}, "a number")
-        if name not in units:  # 0.4.0 wrote none
+        if name not in units:  # files of 0.4.0 have no units
             units[name] = "percent" if name.startswith(_IN_PERCENT) else "fraction"
         if units[name] not in _UNITS:
             raise ValueError(f"{complaint}: the unit of {name} must be one of {', '.join(_UNITS)}")

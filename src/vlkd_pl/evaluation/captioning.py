@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from vlkd_pl.evaluation.evaluator import Evaluator
+from vlkd_pl.evaluation.evaluator import Evaluator, count_off_prompt
 from vlkd_pl.evaluation.panel import PanelItem
 from vlkd_pl.evaluation.report import Report
 from vlkd_pl.evaluation.table import score_table
@@ -22,7 +22,7 @@ class CaptionPrediction(NamedTuple):
         caption: The generated caption.
         references: Captions that people wrote; empty where they are secret.
         domain: NoCaps' ``in-domain``, ``near-domain`` or ``out-domain``; None for other datasets.
-        off_prompt: Whether the model left the prompt, see ``Reconstruction``.
+        off_prompt: Whether the model left the prompt, see ``Reconstruction``; None where that is unknown.
         image: (3, H, W) uint8 or normalized floats for the panel, or None.
     """
 
@@ -30,7 +30,7 @@ class CaptionPrediction(NamedTuple):
     caption: str
     references: Sequence[str] = ()
     domain: str | None = None
-    off_prompt: bool = False
+    off_prompt: bool | None = None
     image: Tensor | None = None
 
 
@@ -55,11 +55,12 @@ class CaptioningEvaluator(Evaluator[CaptionPrediction]):
     def report(self, results: Sequence[CaptionPrediction]) -> Report:
         """Compute the scores; ``predictions.json`` is what COCO's and NoCaps' servers take."""
         predictions = [{"image_id": result.id, "caption": result.caption} for result in results]
-        num_off_prompt = sum(result.off_prompt for result in results)
-        scores = {"off_prompt": num_off_prompt / len(results)}
+        num_off_prompt = count_off_prompt(results)
+        scores = {} if num_off_prompt is None else {"off_prompt": num_off_prompt / len(results)}
         files: dict[str, Any] = {"predictions.json": predictions}
         referenced = [result for result in results if result.references]
         lines, notes = [f"{len(results)} images, {len(referenced)} with reference captions"], []
+        not_computed: dict[str, str] = {}
         columns = scores_by_domain(referenced, self.metrics) if referenced else {}
         for domain, column in columns.items():
             prefix = "" if domain == "all" else f"{domain}/"
@@ -67,7 +68,8 @@ class CaptioningEvaluator(Evaluator[CaptionPrediction]):
             if "CIDEr" in column.scores and (note := domain_note(referenced, domain)):
                 notes.append(note)
         if columns:
-            per_image, not_computed = columns["all"].per_image, columns["all"].not_computed
+            per_image = columns["all"].per_image
+            not_computed = {name: reason for column in columns.values() for name, reason in column.not_computed.items()}
             files["scores_per_image.json"] = [
                 prediction | per_image[result.id]
                 for result, prediction in zip(results, predictions, strict=True)
@@ -75,13 +77,14 @@ class CaptioningEvaluator(Evaluator[CaptionPrediction]):
             ]
             lines.append(score_table(list(columns), [column.scores for column in columns.values()]))
             lines += [f"{metric} not computed: {reason}" for metric, reason in not_computed.items()]
-        lines.append(f"off-prompt: {num_off_prompt}")
+        if num_off_prompt is not None:
+            lines.append(f"off-prompt: {num_off_prompt}")
         panel_items = [
             PanelItem(result.image, result.caption, "".join(result.references[:1]))
             for result in results
             if result.image is not None
         ]
-        return Report(scores, "\n".join(lines), files, panel_items, notes=notes)
+        return Report(scores, "\n".join(lines), files, panel_items, notes=notes, not_computed=not_computed)
 
 
 def scores_by_domain(

@@ -20,6 +20,14 @@ class Identified(Protocol):
         """Key that is unique to the evaluated thing, such as the number of an image or of a question."""
 
 
+class GeneratedText(Protocol):
+    """A result of decoding after a prompt."""
+
+    @property
+    def off_prompt(self) -> bool | None:
+        """Whether the model left the prompt; None where that is unknown."""
+
+
 Result = TypeVar("Result", bound=Identified)
 
 
@@ -88,6 +96,19 @@ class Evaluator(ABC, Generic[Result]):
         Args:
             results: At least one result, sorted by id and each id once.
         """
+
+
+def count_off_prompt(results: Sequence[GeneratedText]) -> int | None:
+    """Count the results that left the prompt.
+
+    Args:
+        results: Results of a model, or of a file of predictions.
+
+    Returns:
+        The number of results, or None where it is unknown of all.
+    """
+    left_prompt = [result.off_prompt for result in results if result.off_prompt is not None]
+    return sum(left_prompt) if left_prompt else None
 
 
 def _order(key: Any) -> tuple[bool, Any]:

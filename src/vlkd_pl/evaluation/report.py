@@ -24,6 +24,7 @@ class Report(NamedTuple):
         panel_items: Images for the panel.
         units: Unit of all scores, or of each by its name; ``scores.json`` and the logs hold the scores in it.
         notes: One line for each reason why a score means less than it seems to.
+        not_computed: For each score that could not be computed the reason.
 
     Example:
         >>> Report({"cider": 1.25}, files={"predictions.json": [{"image_id": 1, "caption": "a fish"}]}).scores
@@ -36,6 +37,7 @@ class Report(NamedTuple):
     panel_items: Sequence[PanelItem] = ()
     units: Unit | Mapping[str, Unit] = "fraction"
     notes: Sequence[str] = ()
+    not_computed: Mapping[str, str] | None = None
 
     def write(self, folder: Path, panel: Path | None = None) -> None:
         """Write ``scores.json`` and the other files.

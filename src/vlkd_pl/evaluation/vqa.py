@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from vlkd_pl.data.vqa_files import Question
-from vlkd_pl.evaluation.evaluator import Evaluator
+from vlkd_pl.evaluation.evaluator import Evaluator, count_off_prompt
 from vlkd_pl.evaluation.panel import PanelItem
 from vlkd_pl.evaluation.report import Report
 from vlkd_pl.evaluation.table import Unit, score_table
@@ -21,14 +21,14 @@ class AnswerPrediction(NamedTuple):
     Attributes:
         question: The question, with people's answers where they are public.
         answer: The generated answer.
-        off_prompt: Whether the model left the prompt, see ``Reconstruction``.
+        off_prompt: Whether the model left the prompt, see ``Reconstruction``; None where that is unknown.
         shuffled_image_answer: The answer to the same question about another image; None without this control.
         image: (3, H, W) uint8 or normalized floats for the panel, or None.
     """
 
     question: Question
     answer: str
-    off_prompt: bool = False
+    off_prompt: bool | None = None
     shuffled_image_answer: str | None = None
     image: Tensor | None = None
 
@@ -58,9 +58,9 @@ class VQAEvaluator(Evaluator[AnswerPrediction]):
         answers are ``accuracy_shuffled_image``.
         """
         predictions = [{"question_id": result.id, "answer": result.answer} for result in results]
-        num_off_prompt = sum(result.off_prompt for result in results)
+        num_off_prompt = count_off_prompt(results)
         files: dict[str, Any] = {"predictions.json": predictions}
-        scores = {"off_prompt": num_off_prompt / len(results)}
+        scores = {} if num_off_prompt is None else {"off_prompt": num_off_prompt / len(results)}
         lines = [f"{len(results)} questions"]
         questions = [result.question for result in results if result.question.answers]
         if questions:
@@ -86,7 +86,8 @@ class VQAEvaluator(Evaluator[AnswerPrediction]):
             lines.append(score_table(list(columns), list(columns.values()), "percent", digits=2))
         else:
             lines.append("the answers are secret: send predictions.json to the evaluation server")
-        lines.append(f"off-prompt: {num_off_prompt}")
+        if num_off_prompt is not None:
+            lines.append(f"off-prompt: {num_off_prompt}")
         panel_items = [
             PanelItem(result.image, f"{result.question.text} {result.answer}", "".join(result.question.answers[:1]))
             for result in results

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from vlkd_pl.metrics.pairing import first_few
+from vlkd_pl.metrics.pairing import check_references
 from vlkd_pl.metrics.ptb import tokenize
 
 
@@ -108,9 +108,7 @@ def tokenized_captions(
         ValueError: The arguments differ in length, or an image has no references.
     """
     check_lengths(ids=ids, predictions=predictions, references=references)
-    bare = [key for key, texts in zip(ids, references, strict=True) if not texts]
-    if bare:
-        raise ValueError(f"{len(bare)} of {len(ids)} images have no reference caption ({first_few(bare)})")
+    check_references(ids.tolist() if isinstance(ids, Tensor) else ids, references)
     return [
         (tokenize(prediction), [tokenize(text) for text in texts])
         for prediction, texts in zip(predictions, references, strict=True)

@@ -9,7 +9,7 @@ from itertools import islice
 from typing import Generic, TypeVar
 
 from vlkd_pl.metrics.java import NotComputedError, meteor, spice
-from vlkd_pl.metrics.pairing import check_pairing, first_few
+from vlkd_pl.metrics.pairing import check_pairing, check_references
 from vlkd_pl.metrics.ptb import tokenize_all
 
 Key = TypeVar("Key", bound=Hashable)
@@ -123,17 +123,18 @@ def cider_note(references: Mapping[Key, Sequence[str]]) -> str:
     """
     if len(references) == 1:
         return "CIDEr is 0, since it weights n-grams by how few images have them, and there is one image alone"
-    first = None
-    for texts in references.values():
-        grams = {
+    grams_of_images = (
+        {
             tuple(words[start : start + order])
             for words in map(str.split, tokenize_all(texts))
             for order in range(1, _MAX_ORDER + 1)
             for start in range(len(words) - order + 1)
         }
-        first = grams if first is None else first
-        if grams != first:
-            return ""
+        for texts in references.values()
+    )
+    first = next(grams_of_images)
+    if any(grams != first for grams in grams_of_images):
+        return ""
     return f"CIDEr is 0, since the references of all {len(references)} images hold the same n-grams"
 
 
@@ -142,9 +143,7 @@ def _tokenized(
 ) -> tuple[dict[Key, list[str]], dict[Key, str]]:
     """Return references and predictions as tokens with spaces between them, in the same order."""
     check_pairing(references.keys(), predictions.keys(), "image")
-    bare = [key for key, texts in references.items() if not texts]
-    if bare:
-        raise ValueError(f"{len(bare)} of {len(references)} images have no reference caption ({first_few(bare)})")
+    check_references(references, references.values())
     tokens = iter(tokenize_all([text for texts in references.values() for text in texts]))
     tokenized = {key: list(islice(tokens, len(texts))) for key, texts in references.items()}
     if not any(text for texts in tokenized.values() for text in texts):

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vlkd_pl.files import atomic_write
 from vlkd_pl.metrics.base import SampleMetric, check_lengths, text_hash, tokenized_captions
-from vlkd_pl.metrics.pairing import first_few
+from vlkd_pl.metrics.pairing import check_references
 from vlkd_pl.metrics.ptb import tokenize
 
 Key = TypeVar("Key", bound=Hashable)
@@ -141,9 +141,7 @@ class CIDErDReward(Generic[Key]):
     """
 
     def __init__(self, references: Mapping[Key, Sequence[str]], cache: str | Path | None = None) -> None:
-        bare = [key for key, texts in references.items() if not texts]
-        if bare:
-            raise ValueError(f"{len(bare)} of {len(references)} images have no reference caption ({first_few(bare)})")
+        check_references(references, references.values())
         if not references:
             raise ValueError("there are no references: CIDEr needs those of one image at least")
         self._row_of = {key: row for row, key in enumerate(references)}

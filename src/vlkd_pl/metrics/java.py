@@ -143,13 +143,13 @@ def _java_version() -> int:
     Raises:
         NotComputedError: Java is missing, does not run, or prints no version.
     """
-    if shutil.which("java") is None:
+    if not shutil.which("java"):
         raise NotComputedError("java is not installed, or not on PATH")
     try:
         output = subprocess.run(["java", "-version"], capture_output=True, text=True, timeout=60).stderr
     except (OSError, subprocess.TimeoutExpired) as error:
         raise NotComputedError(f"java does not run: {error}") from error
     version = re.search(r'version "(?:1\.)?(\d+)', output)
-    if version is None:
+    if not version:
         raise NotComputedError(f"java -version prints no version: {output.strip()[:100]!r}")
     return int(version[1])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Iterable
+from collections.abc import Collection, Hashable, Iterable, Sequence
 from itertools import islice
 
 
@@ -29,6 +29,22 @@ def check_pairing(truths: Collection[Hashable], predictions: Collection[Hashable
         faults.append(f"there are no {unit}s to score")
     if faults:
         raise ValueError("; ".join(faults))
+
+
+def check_references(ids: Iterable[Hashable], references: Iterable[Sequence[str]]) -> None:
+    """Check that every image has a reference caption.
+
+    Args:
+        ids: The image ids.
+        references: All reference captions of each image.
+
+    Raises:
+        ValueError: An image has none; the message has the number of such images and the first three.
+    """
+    has_references = [(key, bool(texts)) for key, texts in zip(ids, references, strict=True)]
+    bare = [key for key, has_some in has_references if not has_some]
+    if bare:
+        raise ValueError(f"{len(bare)} of {len(has_references)} images have no reference caption ({first_few(bare)})")
 
 
 def first_few(keys: Iterable[Hashable]) -> str:
