@@ -36,10 +36,10 @@ def main() -> None:
     with zipfile.ZipFile(JAR) as jar:
         annotations = json.loads(jar.read("coco/annotations/captions_val2014.json"))["annotations"]
     every: dict[int, list[str]] = {}
-    for each in annotations:
-        every.setdefault(each["image_id"], []).append(tokenize(each["caption"]))
-    images = [each["image_id"] for each in results]
-    captions = [tokenize(each["caption"]) for each in results]
+    for annotation in annotations:
+        every.setdefault(annotation["image_id"], []).append(tokenize(annotation["caption"]))
+    images = [result["image_id"] for result in results]
+    captions = [tokenize(result["caption"]) for result in results]
     references = {image: every[image] for image in images}
 
     # document frequencies are counted once in both
@@ -48,7 +48,7 @@ def main() -> None:
         counted += ("", texts)
     counted.compute_doc_freq()
 
-    def official() -> np.ndarray:
+    def pycocoevalcap_rewards() -> np.ndarray:
         scorer = CiderScorer()
         for image, caption in zip(images, captions, strict=True):
             scorer += (caption, references[image])
@@ -56,13 +56,13 @@ def main() -> None:
         return np.array(scorer.compute_cider())
 
     reward = CIDErDReward(references)
-    both = [(timed(official), timed(lambda: reward(images, captions))) for _ in range(options.num_runs)]
+    both = [(timed(pycocoevalcap_rewards), timed(lambda: reward(images, captions))) for _ in range(options.num_runs)]
     (expected, _), (scores, _) = both[0]
-    official_time, our_time = (float(np.median([run[which][1] for run in both])) for which in (0, 1))
+    their_time, our_time = (float(np.median([run[which][1] for run in both])) for which in (0, 1))
     print(f"{len(captions)} captions, {sum(map(len, references.values()))} references")
     print(f"CIDEr {scores.mean():.6f}, pycocoevalcap's {expected.mean():.6f}")
     print(f"largest difference of a caption: {np.abs(scores - expected).max():.1e}")
-    print(f"captions per second: {len(captions) / our_time:,.0f}, pycocoevalcap {len(captions) / official_time:,.0f}")
+    print(f"captions per second: {len(captions) / our_time:,.0f}, pycocoevalcap {len(captions) / their_time:,.0f}")
     print(f"ratio: {np.median([theirs / ours for (_, theirs), (_, ours) in both]):.1f}")
 
     first = slice(options.batch_size)

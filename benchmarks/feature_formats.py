@@ -89,9 +89,9 @@ def main() -> None:
     best_written, best_read = rates["ours"]
     print(f"{options.num_samples} samples of {options.num_tokens} × {options.dim}, batches of {options.batch_size}")
     for name, (written, read_rate) in rates.items():
-        told = f"written {written / 1e6:5.0f} MB/s ({written / best_written:4.2f} of ours)"
+        line = f"written {written / 1e6:5.0f} MB/s ({written / best_written:4.2f} of ours)"
         print(
-            f"{name:<12}{told if name != 'safetensors' else '':<34}"
+            f"{name:<12}{line if name != 'safetensors' else '':<34}"
             f"read {read_rate:9,.0f} samples/s ({read_rate / best_read:5.2f} of ours)"
         )
 

@@ -1,4 +1,4 @@
-"""Captions and answers per second, beside transformers' BLIP-base and GIT-base at their own image sizes.
+"""Captions and answers per second, compared with transformers' BLIP-base and GIT-base at their image sizes.
 
 python benchmarks/generation.py --batch-sizes 1 4
 python benchmarks/generation.py --device cuda --dtype bfloat16
@@ -81,7 +81,7 @@ def compare(task: str, writers: dict[str, Writer], batch_size: int, options: arg
     for name in ("BLIP-base", "GIT-base"):
         ratio = median([theirs / mine for mine, theirs in zip(seconds["vlkd_pl"], seconds[name], strict=True)])
         print(f"ratio: {task}, batch of {batch_size}: vlkd_pl is {ratio:.2f} times as fast as {name}")
-    rates = ", ".join(f"{name} {batch_size / median(each):.2f}" for name, each in seconds.items())
+    rates = ", ".join(f"{name} {batch_size / median(second):.2f}" for name, second in seconds.items())
     print(f"{task} a second, batch of {batch_size}: {rates}", flush=True)
 
 
@@ -108,8 +108,8 @@ def blip(task: str, num_tokens: int, num_beams: int, device: str) -> Writer:
     length = {"num_beams": num_beams, "min_new_tokens": num_tokens, "max_new_tokens": num_tokens}
 
     def write(batch_size: int) -> None:
-        given = {} if task == "captions" else {"input_ids": question(batch_size, device)}
-        model.generate(pixel_values=images(batch_size, 384, device), **given, **length)
+        arguments = {} if task == "captions" else {"input_ids": question(batch_size, device)}
+        model.generate(pixel_values=images(batch_size, 384, device), **arguments, **length)
 
     return write
 
@@ -120,8 +120,8 @@ def git(task: str, num_tokens: int, num_beams: int, device: str) -> Writer:
     length = {"num_beams": num_beams, "min_new_tokens": num_tokens, "max_new_tokens": num_tokens}
 
     def write(batch_size: int) -> None:
-        given = {} if task == "captions" else {"input_ids": question(batch_size, device)}
-        model.generate(pixel_values=images(batch_size, 224, device), **given, **length)
+        arguments = {} if task == "captions" else {"input_ids": question(batch_size, device)}
+        model.generate(pixel_values=images(batch_size, 224, device), **arguments, **length)
 
     return write
 

@@ -4,7 +4,7 @@ python benchmarks/input_pipeline.py
 
 The stream reads tar files, draws from its buffer, decodes, resizes and crops the images, tokenizes and corrupts the
 texts, and makes batches of uint8, which CLIP normalises. The decoding opens the same bytes with Pillow, as RGB. Both
-run in one thread, in turn. It needs no GPU and is the same beside one. With --stages it also says what each takes.
+run in one thread, in turn. The result is the same with and without a GPU. --stages also prints the time of each stage.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ def main() -> None:
 
         streamed()
         rates = [(rate(streamed, clock), rate(decoded, clock)) for _ in range(options.num_rounds)]
-        stages = stage_times(data, shard, 1e6 / median([each for each, _ in rates]), clock) if options.stages else {}
-    ours, alone = (median(each) for each in zip(*rates, strict=True))
+        stages = stage_times(data, shard, 1e6 / median([rate for rate, _ in rates]), clock) if options.stages else {}
+    ours, alone = (median(rate) for rate in zip(*rates, strict=True))
     print(
         f"{machine('cpu')}, {time.strftime('%Y-%m-%d')}; {options.size[0]} × {options.size[1]}, "
         f"{np.mean([len(content) for content in contents]) / 1000:.0f} kB an image"

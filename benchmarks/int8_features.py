@@ -2,8 +2,8 @@
 
 python benchmarks/int8_features.py --model runs/sample/distill/model --shards 'runs/sample/world/shards/*.tar'
 
-The model is one that ``vlkd-pl fit`` wrote. A loss's difference stands beside its spread over batches, which is what a
-difference must be small against. Gradients are those of the weighted sum, with respect to all that is trained.
+The model is one that ``vlkd-pl fit`` wrote. The difference of a loss is printed next to its spread over batches, and
+must be small compared with it. Gradients are those of the weighted sum, with respect to all trained parameters.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def main() -> None:
         tokens = module.model.clip.encode_image(batch["image"])
         text = module.model.clip.encode_text(batch["clip_text_ids"])
         steps, scales = quantized(tokens)
-        found = {
+        errors_by_name = {
             "clip": with_features(batch, tokens, text),
             "float16": with_features(batch, tokens.half(), text.half()),
             "int8": with_features(batch, steps, text.half(), scales),
@@ -54,24 +54,25 @@ def main() -> None:
         errors["float16"].append((tokens.half().float() - tokens).norm(dim=-1).mean().item())
         errors["int8"].append((steps * scales.float().unsqueeze(-1) - tokens).norm(dim=-1).mean().item())
         gradients = {}
-        for name, features in found.items():
+        for name, features in errors_by_name.items():
             values, gradients[name] = losses_and_gradient(module, features)
             losses[name].append(values)
-        for name, kept in distances.items():
-            kept.append(((gradients[name] - gradients["clip"]).norm() / gradients["clip"].norm()).item())
+        for name, values in distances.items():
+            values.append(((gradients[name] - gradients["clip"]).norm() / gradients["clip"].norm()).item())
     print(f"{options.num_batches} batches of {options.batch_size}")
     stacked = {name: torch.stack(values) for name, values in losses.items()}
     for column, loss in enumerate(("ttdm", "itcl", "icti")):
-        own = stacked["clip"][:, column]
-        print(f"{loss}: {own.mean():.4g} with CLIP's own features, {(own.std() / own.mean()):.1%} spread of batches")
+        target = stacked["clip"][:, column]
+        spread = target.std() / target.mean()
+        print(f"{loss}: {target.mean():.4g} with CLIP's features, {spread:.1%} spread of batches")
         for name in ("float16", "int8"):
-            difference = stacked[name][:, column] - own
+            difference = stacked[name][:, column] - target
             print(
-                f"  {name:<8} mean {difference.mean() / own.mean():+.1e}, largest of a batch "
-                f"{(difference.abs() / own).max():.1e}, relative"
+                f"  {name:<8} mean {difference.mean() / target.mean():+.1e}, largest of a batch "
+                f"{(difference.abs() / target).max():.1e}, relative"
             )
     for name in ("float16", "int8"):
-        error, distance = (sum(kept[name]) / options.num_batches for kept in (errors, distances))
+        error, distance = (sum(original[name]) / options.num_batches for original in (errors, distances))
         print(f"{name}: a token is off by {error:.1e} of its length, the gradient by {distance:.1e} of its own")
 
 

@@ -49,10 +49,10 @@ def precision_of(device: str, name: str) -> torch.dtype:
     Raises:
         SystemExit: The precision is none of the benchmarks'.
     """
-    known = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
-    if name not in known or (device == "cpu" and name == "16-mixed"):
-        raise SystemExit(f"--precision {name} is not measured on {device}: give one of {', '.join(known)}")
-    return known[name]
+    dtypes = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+    if name not in dtypes or (device == "cpu" and name == "16-mixed"):
+        raise SystemExit(f"--precision {name} is not measured on {device}: give one of {', '.join(dtypes)}")
+    return dtypes[name]
 
 
 class Clock:

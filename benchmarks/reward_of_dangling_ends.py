@@ -35,8 +35,8 @@ def main() -> None:
     with zipfile.ZipFile(JAR) as jar:
         annotations = json.loads(jar.read("coco/annotations/captions_val2014.json"))["annotations"]
     every: dict[int, list[str]] = {}
-    for each in annotations:
-        every.setdefault(each["image_id"], []).append(tokenize(each["caption"]))
+    for annotation in annotations:
+        every.setdefault(annotation["image_id"], []).append(tokenize(annotation["caption"]))
     rng = random.Random(options.seed)
     images = rng.sample(sorted(every), options.num_captions)
     captions = {image: rng.choice(every[image]) for image in images}

@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", default=DEFAULT_VARIANTS, choices=VARIANTS, metavar="VARIANT")
     parser.add_argument("--options", type=json.loads, default={}, help="of VLKDModule, as JSON; not for cached_default")
     parser.add_argument("--models", type=Path, default=Path("runs/benchmarks/real_size"), help="where they are kept")
-    # what a process of its own is told
+    # options of the process that measures one variant
     parser.add_argument("--one", choices=VARIANTS, help=argparse.SUPPRESS)
     parser.add_argument("--count", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -92,11 +92,11 @@ def report(results: dict[str, list[dict[str, Any]]], options: argparse.Namespace
     for ours in ("cached", "online"):
         for other in ("cached_default", "online", "plain", "plain_longest"):
             if ours != other and {ours, other} <= results.keys():
-                each = [
+                item = [
                     median(theirs["seconds"]) / median(mine["seconds"])
                     for mine, theirs in zip(results[ours], results[other], strict=True)
                 ]
-                print(f"ratio: {VARIANTS[ours]} is {median(each):.2f} times as fast as {VARIANTS[other]}")
+                print(f"ratio: {VARIANTS[ours]} is {median(item):.2f} times as fast as {VARIANTS[other]}")
     for name, runs in results.items():
         flops = runs[0]["flops"]
         floor = median(
@@ -271,8 +271,8 @@ class PlainVLKD(nn.Module):
         embedding = normalize(self.text_projection((clean * weight).sum(1) / weight.sum(1)).float(), dim=-1)
         ttdm = (embedding - text).square().mean()
         logits = self.logit_scale.exp() * image @ embedding.T
-        own = torch.arange(len(logits), device=logits.device)
-        itcl = (cross_entropy(logits, own) + cross_entropy(logits.T, own)) / 2
+        positions = torch.arange(len(logits), device=logits.device)
+        itcl = (cross_entropy(logits, positions) + cross_entropy(logits.T, positions)) / 2
         corrupted = encoder(input_ids=batch["corrupted_ids"], attention_mask=batch["corrupted_mask"]).last_hidden_state
         condition = torch.cat(
             [
@@ -282,13 +282,13 @@ class PlainVLKD(nn.Module):
             1,
         )
         labels = batch["labels"]
-        told = self.bart(
+        output = self.bart(
             encoder_outputs=BaseModelOutput(last_hidden_state=condition),
             attention_mask=nn.functional.pad(batch["corrupted_mask"], (1, 0), value=1),
             decoder_input_ids=shift_tokens_right(labels, 1, 2),
             use_cache=False,
         ).logits
-        icti = cross_entropy(told.flatten(0, 1).float(), labels.flatten(), reduction="sum") / len(labels)
+        icti = cross_entropy(output.flatten(0, 1).float(), labels.flatten(), reduction="sum") / len(labels)
         return 1e3 * ttdm + itcl + icti
 
 

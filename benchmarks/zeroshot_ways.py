@@ -1,4 +1,4 @@
-"""The paper's zero-shot way beside the others, on the sample world's held-out scenes: captions and answers.
+"""The paper's zero-shot decoding compared with other strategies, on the sample world's held-out scenes.
 
 python benchmarks/zeroshot_ways.py --model runs/sample/distill/model
 """
@@ -59,7 +59,7 @@ def print_captions(model: VLKDModel, tokens: torch.Tensor, samples: Sequence[Cap
     ways = {
         "beam 6 (paper)": Decoding(num_beams=6),
         "greedy": Decoding(),
-        "free reading": Decoding(num_beams=6, reading="free"),
+        "free decoding": Decoding(num_beams=6, reading="free"),
         "rerank 6 beams": Decoding(num_beams=6, num_candidates=6, rerank=True),
         "rerank 16 samples": Decoding(num_candidates=16, sample=True, rerank=True),
     }
@@ -67,19 +67,19 @@ def print_captions(model: VLKDModel, tokens: torch.Tensor, samples: Sequence[Cap
     columns = []
     for decoding in ways.values():
         start = time.perf_counter()
-        found = [best[0] for part in tokens.split(BATCH_SIZE) for best in caption(model, part, num_masks, decoding)]
+        results = [best[0] for part in tokens.split(BATCH_SIZE) for best in caption(model, part, num_masks, decoding)]
         seconds = time.perf_counter() - start
-        texts = {sample.image_id: each.text for sample, each in zip(samples, found, strict=True)}
+        texts = {sample.image_id: item.text for sample, item in zip(samples, results, strict=True)}
         scores = caption_scores(references, texts, ["BLEU", "CIDEr"]).scores
-        said, half = list(texts.values()), len(samples) // 2
-        moved = dict(zip(texts, said[half:] + said[:half], strict=True))
+        written, half = list(texts.values()), len(samples) // 2
+        moved = dict(zip(texts, written[half:] + written[:half], strict=True))
         columns.append(
             {
                 "CIDEr": 100 * scores["CIDEr"],
                 "CIDEr, another image": 100 * caption_scores(references, moved, ["CIDEr"]).scores["CIDEr"],
                 "BLEU-4": 100 * scores["BLEU-4"],
                 "as a person's, %": 100 * sum(text in references[key] for key, text in texts.items()) / len(texts),
-                "off_prompt, %": 100 * sum(each.off_prompt for each in found) / len(found),
+                "off_prompt, %": 100 * sum(item.off_prompt for item in results) / len(results),
                 "seconds": seconds,
             }
         )
@@ -97,25 +97,27 @@ def print_answers(
     rows = {sample.image_id: row for row, sample in enumerate(samples)}
 
     def way(caption_first: bool = False, **options: Any) -> Ask:
-        def ask(seen: torch.Tensor, asked: Sequence[Question], index: Sequence[int]) -> list[str]:
+        def ask(seen: torch.Tensor, batch_questions: Sequence[Question], index: Sequence[int]) -> list[str]:
             passages = None
             if caption_first:
-                own = [caption_passage(best[0].text) for best in caption(model, seen, num_masks)]
-                passages = [own[row] for row in index]
-            texts = [question.text for question in asked]
-            found = answer(model, seen, texts, image_index=index, passages=passages, **options)
-            return [best[0].text for best in found]
+                image_captions = [caption_passage(best[0].text) for best in caption(model, seen, num_masks)]
+                passages = [image_captions[row] for row in index]
+            texts = [question.text for question in batch_questions]
+            results = answer(model, seen, texts, image_index=index, passages=passages, **options)
+            return [best[0].text for best in results]
 
         return ask
 
-    def from_text(seen: torch.Tensor, asked: Sequence[Question], index: Sequence[int]) -> list[str]:
-        passages = [caption_passage(samples[rows[question.image_id]].references[0]) for question in asked]
-        return [best[0].text for best in answer(model, None, [each.text for each in asked], passages=passages)]
+    def from_text(seen: torch.Tensor, batch_questions: Sequence[Question], index: Sequence[int]) -> list[str]:
+        passages = [caption_passage(samples[rows[question.image_id]].references[0]) for question in batch_questions]
+        return [
+            best[0].text for best in answer(model, None, [item.text for item in batch_questions], passages=passages)
+        ]
 
     nearest = Decoding(num_beams=6, max_new_tokens=10, num_candidates=6, rerank=True)
     ways = {
         "paper": way(),
-        "free reading": way(decoding=Decoding(max_new_tokens=10, reading="free")),
+        "free decoding": way(decoding=Decoding(max_new_tokens=10, reading="free")),
         "caption first": way(caption_first=True),
         "candidates": way(candidates=candidates),
         "caption, candidates": way(caption_first=True, candidates=candidates),
@@ -137,13 +139,13 @@ def scored(
     ask: Ask, tokens: torch.Tensor, questions: Sequence[Question], rows: dict[int | str, int]
 ) -> dict[str, float]:
     """Accuracies of a way to ask; each image comes once, with all its questions."""
-    given = {}
+    predictions = {}
     for first in range(0, len(tokens), BATCH_SIZE):
-        asked = [question for question in questions if first <= rows[question.image_id] < first + BATCH_SIZE]
-        index = [rows[question.image_id] - first for question in asked]
-        answers = ask(tokens[first : first + BATCH_SIZE], asked, index)
-        given |= {question.question_id: text for question, text in zip(asked, answers, strict=True)}
-    scores = vqa_scores(questions, given)
+        batch_questions = [question for question in questions if first <= rows[question.image_id] < first + BATCH_SIZE]
+        index = [rows[question.image_id] - first for question in batch_questions]
+        answers = ask(tokens[first : first + BATCH_SIZE], batch_questions, index)
+        predictions |= {question.question_id: text for question, text in zip(batch_questions, answers, strict=True)}
+    scores = vqa_scores(questions, predictions)
     return {"overall": scores.overall, **dict(sorted(scores.per_question_type.items()))}
 
 

@@ -129,7 +129,7 @@ def test_negatives_of_other_ranks_count(ranks):
     towers = Towers()
     image, text = inputs()
     alone = [itcl_loss(*towers(i, t)).item() for i, t in zip(image.chunk(2), text.chunk(2), strict=True)]
-    assert all(result["loss"].item() > own + 0.1 for result, own in zip(ranks, alone, strict=True))
+    assert all(result["loss"].item() > this + 0.1 for result, this in zip(ranks, alone, strict=True))
 
 
 def test_gathering_keeps_the_order_and_returns_each_gradient(ranks):
@@ -145,9 +145,9 @@ def test_a_mean_over_tokens_is_over_those_of_all_ranks(ranks, name):
     decoder = Decoder(name)
     joint = decoder(*texts())
     joint.backward()
-    losses, found = zip(*(result["token_means"][name] for result in ranks), strict=True)
+    losses, means = zip(*(result["token_means"][name] for result in ranks), strict=True)
     torch.testing.assert_close(sum(losses) / WORLD_SIZE, joint.detach(), rtol=1e-6, atol=0)
-    for gradient in found:
+    for gradient in means:
         torch.testing.assert_close(gradient, gradients(decoder), rtol=1e-6, atol=1e-9)
     alone = [Decoder(name)(*(part.chunk(WORLD_SIZE)[rank] for part in texts())).item() for rank in range(WORLD_SIZE)]
     assert sum(alone) / WORLD_SIZE != pytest.approx(joint.item(), rel=1e-3)

@@ -18,12 +18,24 @@ MODULES = sorted(
     module.name for module in pkgutil.walk_packages(vlkd_pl.__path__, "vlkd_pl.") if module.name != "vlkd_pl.__main__"
 )
 PUBLIC = {vlkd_pl: vlkd_pl.__all__, metrics: getattr(metrics, "__all__", ()), losses: losses.__all__}
-WITHOUT = set(
-    """
-    CC3MDataModule CaptioningModule ClassificationModule ExportModel FSDP2Strategy GLUEModule PredictionWriter RetrievalModule
-    SCSTModule StepProgressBar SummarizationModule VLKDModule VQAModule CaptionScores VQAScores vqa_scores
-""".split()
-)
+WITHOUT = {
+    "CC3MDataModule",
+    "CaptioningModule",
+    "ClassificationModule",
+    "ExportModel",
+    "FSDP2Strategy",
+    "GLUEModule",
+    "PredictionWriter",
+    "RetrievalModule",
+    "SCSTModule",
+    "StepProgressBar",
+    "SummarizationModule",
+    "VLKDModule",
+    "VQAModule",
+    "CaptionScores",
+    "VQAScores",
+    "vqa_scores",
+}
 """Public names whose examples are still to be written."""
 
 

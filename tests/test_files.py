@@ -1,4 +1,4 @@
-"""Files are there whole or not at all."""
+"""Files are written atomically."""
 
 import hashlib
 import itertools
@@ -16,8 +16,8 @@ def test_a_file_has_its_name_when_it_is_whole(tmp_path):
     with atomic_write(path) as file:
         file.write(b"one")
         file.flush()
-        assert [(each.name, each.read_bytes()) for each in tmp_path.iterdir()] == [("a.txt.part", b"one")]
-    assert [(each.name, each.read_bytes()) for each in tmp_path.iterdir()] == [("a.txt", b"one")]
+        assert [(item.name, item.read_bytes()) for item in tmp_path.iterdir()] == [("a.txt.part", b"one")]
+    assert [(item.name, item.read_bytes()) for item in tmp_path.iterdir()] == [("a.txt", b"one")]
 
 
 @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
@@ -32,7 +32,7 @@ def test_what_was_there_stays_where_writing_fails(tmp_path, error):
 
     with pytest.raises(error):
         fail()
-    assert [(each.name, each.read_text("utf-8")) for each in tmp_path.iterdir()] == [("a.txt", "före")]
+    assert [(item.name, item.read_text("utf-8")) for item in tmp_path.iterdir()] == [("a.txt", "före")]
 
 
 def test_what_cannot_be_put_on_the_disk_fails(tmp_path, monkeypatch):
@@ -45,7 +45,7 @@ def test_what_cannot_be_put_on_the_disk_fails(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="the disk is full"):
         write_text(path, "after")
-    assert [(each.name, each.read_text()) for each in tmp_path.iterdir()] == [("a.txt", "before")]
+    assert [(item.name, item.read_text()) for item in tmp_path.iterdir()] == [("a.txt", "before")]
 
 
 def test_several_may_write_the_same_file(tmp_path):
@@ -64,7 +64,7 @@ def test_a_file_that_is_open_for_long_is_finished(tmp_path):
     file.write(b"one")
     finish(file, tmp_path / "a.txt")
     assert file.closed
-    assert [(each.name, each.read_bytes()) for each in tmp_path.iterdir()] == [("a.txt", b"one")]
+    assert [(item.name, item.read_bytes()) for item in tmp_path.iterdir()] == [("a.txt", b"one")]
 
 
 def test_checksums_are_of_all_or_of_the_rest(tmp_path):
@@ -100,11 +100,11 @@ def test_a_kill_at_any_moment_leaves_files_of_one_kind(tmp_path, earlier):
             state = kill_at(patch, number)
             with suppress(Killed):
                 write_together(folder, "new")
-        found = read_together(folder)  # without knowing of updates: nothing rather than a mixture
-        assert found in (set(), {"old"}, {"new"})
+        contents = read_together(folder)  # without knowing of updates: nothing rather than a mixture
+        assert contents in (set(), {"old"}, {"new"})
         complete_update(folder, "first")
-        found = read_together(folder)
-        assert found in ({"old"} if earlier else set(), {"new"})
+        contents = read_together(folder)
+        assert contents in ({"old"} if earlier else set(), {"new"})
         write_together(folder, "newer")
         assert read_together(folder) == {"newer"}
         assert not list(folder.glob(".incoming*"))

@@ -92,7 +92,7 @@ def test_no_exif_content_makes_an_image_unreadable(block):
         assert sorted(read(content).size) == sorted(SIZE), place
 
 
-def test_an_orientation_is_read_beside_damaged_tags():
+def test_an_orientation_is_read_next_to_damaged_tags():
     block = exif((0x010F, 2, 2**32 - 1, 2**31), (0x0112, 3, 1, 6), (0x011A, 2, 4, b"72\0\0"), (0x8769, 4, 1, 8))
     for place, content in with_exif(block).items():
         assert looks_like(read(content), turned(6)), place

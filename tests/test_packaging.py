@@ -34,15 +34,15 @@ def requirements():
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg", encoding="utf-8")
     listed = {"": config["options"]["install_requires"], **config["options.extras_require"]}
-    own = {extra: re.findall(r"^([\w.-]+)(?:\[([\w,]+)\])?", text, re.MULTILINE) for extra, text in listed.items()}
+    direct = {extra: re.findall(r"^([\w.-]+)(?:\[([\w,]+)\])?", text, re.MULTILINE) for extra, text in listed.items()}
 
     def expanded(extra):
         names = set()
-        for name, extras in own[extra]:
+        for name, extras in direct[extra]:
             names |= set().union(*map(expanded, extras.split(","))) if name == "vlkd_pl" else {canonical(name)}
         return names
 
-    return {extra: expanded(extra) for extra in own}
+    return {extra: expanded(extra) for extra in direct}
 
 
 def imports():
@@ -50,7 +50,7 @@ def imports():
     # on Python 3.10 a distribution without top_level.txt is not listed
     distributions = {"sklearn": ["scikit-learn"]} | packages_distributions()
 
-    def found(node, extra):
+    def results(node, extra):
         if isinstance(node, ast.With) and getattr(node.items[0].context_expr, "func", None) is not None:
             call = node.items[0].context_expr
             if getattr(call.func, "id", "") == "needs_extra":
@@ -61,10 +61,10 @@ def imports():
         for name in {name.split(".")[0] for name in names} - sys.stdlib_module_names - {"vlkd_pl"}:
             yield canonical(distributions.get(name, [name])[0]), extra
         for child in ast.iter_child_nodes(node):
-            yield from found(child, extra)
+            yield from results(child, extra)
 
     for path in SOURCE.rglob("*.py"):
-        yield from found(ast.parse(path.read_text(encoding="utf-8")), "")
+        yield from results(ast.parse(path.read_text(encoding="utf-8")), "")
 
 
 def test_every_import_is_declared(requirements):

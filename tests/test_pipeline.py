@@ -100,19 +100,19 @@ def test_a_string_is_one_path(model, files, monkeypatch):
     )
     for path in (str(files[0]), files[0]):
         assert [result.image for result in model.iter_captions(path, 2, DECODING)] == [files[0]]
-        assert [found.image for found in model.search("a fish", path)[0]] == [files[0]]
+        assert [result.image for result in model.search("a fish", path)[0]] == [files[0]]
         assert model.caption(path, 2, DECODING) == model.caption([path], 2, DECODING)[0]
 
 
 def test_one_image_stands_for_a_list_of_one(model, files):
     folder = files[0].parent
     image = Image.open(files[0])
-    for given in (image, np.asarray(image)):
-        (result,) = model.iter_captions(given, 2, DECODING)
-        assert result.captions[0].text == model.caption(given, 2, DECODING) == model.caption(files[0], 2, DECODING)
-        assert len(model.search("a fish", given)[0]) == 1
-    for given in (folder, str(folder), [folder], (file for file in files), tuple(map(str, files))):
-        assert len(list(model.iter_captions(given, 2, DECODING))) == len(files)
+    for inputs in (image, np.asarray(image)):
+        (result,) = model.iter_captions(inputs, 2, DECODING)
+        assert result.captions[0].text == model.caption(inputs, 2, DECODING) == model.caption(files[0], 2, DECODING)
+        assert len(model.search("a fish", inputs)[0]) == 1
+    for inputs in (folder, str(folder), [folder], (file for file in files), tuple(map(str, files))):
+        assert len(list(model.iter_captions(inputs, 2, DECODING))) == len(files)
     assert len(model.search("a fish", str(folder))[0]) == len(files)
 
 
@@ -142,7 +142,7 @@ def test_no_images(model, nothing, tmp_path):
     ],
     ids=lambda images: type(images).__name__,
 )
-def test_what_is_no_image_is_a_type_error_at_once(model, images, files):
+def test_an_unreadable_file_is_a_type_error_at_once(model, images, files):
     name = type(images).__name__
     for call in (model.caption, model.iter_captions, lambda images: model.search("a fish", images)):
         with pytest.raises(TypeError, match=f"^images has the type {name}: give a path, a PIL image, or a NumPy array"):
@@ -197,18 +197,18 @@ def test_a_stream_is_read_a_batch_at_a_time(model, files):
             taken.append(number)
             yield files[number % len(files)]
 
-    told = list(itertools.islice(model.iter_captions(endless(), 2, DECODING), 5))
+    captioned = list(itertools.islice(model.iter_captions(endless(), 2, DECODING), 5))
     assert len(taken) == 6  # three batches of two
-    assert told[0].image == files[0]
+    assert captioned[0].image == files[0]
 
 
-def test_what_is_no_image_is_told_in_its_place(model, files, tmp_path):
+def test_an_unreadable_file_is_reported_in_its_place(model, files, tmp_path):
     (tmp_path / "bad.jpg").write_text("no image")
-    given = [tmp_path / "bad.jpg", tmp_path / "nothing.jpg", files[0], np.zeros((1, 2, 3, 4))]
-    told = list(model.iter_captions(given, 2, DECODING))
-    assert [bool(each.error) for each in told] == [True, True, False, True]
-    assert told[0].error.startswith(f"{tmp_path}/bad.jpg: ")
-    assert told[2].captions[0].text == model.caption(files[0], 2, DECODING)
+    inputs = [tmp_path / "bad.jpg", tmp_path / "nothing.jpg", files[0], np.zeros((1, 2, 3, 4))]
+    captioned = list(model.iter_captions(inputs, 2, DECODING))
+    assert [bool(item.error) for item in captioned] == [True, True, False, True]
+    assert captioned[0].error.startswith(f"{tmp_path}/bad.jpg: ")
+    assert captioned[2].captions[0].text == model.caption(files[0], 2, DECODING)
     with pytest.raises(ValueError, match=r"nothing\.jpg"):
         model.caption([files[0], tmp_path / "nothing.jpg"])
 
@@ -217,8 +217,8 @@ def test_answers(model, files):
     questions = ["what is it?", "what color is the fish?"]
     answers = model.answer(files[0], questions)
     assert answers == [model.answer(files[0], question) for question in questions]
-    found = model.answers(files[0], questions, decoding=Decoding(3, 6, num_candidates=3), scores=True)
-    assert all(candidates[0].score >= candidates[-1].score for candidates in found)
+    results = model.answers(files[0], questions, decoding=Decoding(3, 6, num_candidates=3), scores=True)
+    assert all(candidates[0].score >= candidates[-1].score for candidates in results)
     assert model.answer(files[0], "is it red?", candidates=["yes", "no"]) in ("yes", "no")
     assert isinstance(model.answer(files[0], "is it red?", caption_first=True), str)
     with pytest.raises(ValueError, match=r"nothing\.jpg"):
@@ -232,10 +232,10 @@ def test_search_finds_the_nearest(model, files, tmp_path):
     transform = clip_transform(model.model.clip.image_size)
     tokens = model.model.clip.encode_image(torch.stack([transform(Image.open(file)) for file in files]))
     cosines = dict(zip(files, (tokens[:, 0] @ embedding).tolist(), strict=True))
-    assert [found.image for found in nearest] == sorted(cosines, key=cosines.get, reverse=True)[:3]
-    for found in nearest:
-        assert found.score == pytest.approx(cosines[found.image], abs=1e-5)
-    assert [found.image for found in unread] == [tmp_path / "bad.jpg"]
+    assert [result.image for result in nearest] == sorted(cosines, key=cosines.get, reverse=True)[:3]
+    for result in nearest:
+        assert result.score == pytest.approx(cosines[result.image], abs=1e-5)
+    assert [result.image for result in unread] == [tmp_path / "bad.jpg"]
 
 
 # The commands
@@ -351,9 +351,9 @@ def test_names_that_an_output_cannot_show_do_not_stop_commands(model_folder, tmp
     commands = [["caption", str(tmp_path), "--num-beams", "1"], ["search", "a fish", str(tmp_path)]]
     commands += [["ask", str(tmp_path / os.fsdecode(ODD_NAMES[0])), "what?"]]
     code = "import sys, json\nfrom vlkd_pl.cli import main\nprint([main(each) for each in json.loads(sys.argv[1])])"
-    given = [[*each, *more, "--model", str(model_folder)] for each in commands for more in ([], ["--json"])]
+    inputs = [[*command, *more, "--model", str(model_folder)] for command in commands for more in ([], ["--json"])]
     environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": coding}
-    done = subprocess.run([sys.executable, "-c", code, json.dumps(given)], capture_output=True, env=environment)
+    done = subprocess.run([sys.executable, "-c", code, json.dumps(inputs)], capture_output=True, env=environment)
     assert b"Traceback" not in done.stderr
     lines = done.stdout.splitlines()
     assert lines[-1] == b"[1, 1, 1, 1, 0, 0]"
@@ -405,18 +405,18 @@ def test_a_model_that_is_missing_is_refused_at_once(model, message, tmp_path, ca
 
 
 def test_the_hub_is_asked_once(monkeypatch, capsys):
-    asked = []
+    requests = []
 
     class Hub:
         def model_info(self, name, timeout):
-            asked.append((name, timeout))
+            requests.append((name, timeout))
             raise OSError("no network")
 
     monkeypatch.setattr("vlkd_pl.weights.model_files.HfApi", Hub)
     assert main(["caption", "a.jpg", "--model", "nobody/nothing"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "the Hugging Face hub does not answer (no network); give the folder" in line
-    assert asked == [("nobody/nothing", 5)]
+    assert requests == [("nobody/nothing", 5)]
 
 
 @pytest.mark.parametrize("device", ["nonsense", "cuda:99", "meta", ""])

@@ -44,7 +44,7 @@ def test_lines_end_at_line_feeds_alone(tmp_path, content, lines):
         (b"\xed\xa0\xbd\n", "at byte 0 "),
     ],
 )
-def test_another_encoding_is_told_by_file_and_byte(tmp_path, content, byte):
+def test_another_encoding_is_reported_by_file_and_byte(tmp_path, content, byte):
     with pytest.raises(MisconfigurationException, match=rf"^.*a\.txt is .*UTF-8.*{byte}.*: save it as UTF-8$"):
         lines_of(tmp_path / "a.txt", content)
 
@@ -99,7 +99,7 @@ def test_what_is_no_list_of_objects(item):
 
 
 @pytest.mark.parametrize(
-    ("value", "shown"),
+    ("value", "excerpt"),
     [
         (None, "null"),
         (5, "5"),
@@ -113,15 +113,17 @@ def test_what_is_no_list_of_objects(item):
         ("\ud83d", r'"\\ud83d"'),
     ],
 )
-def test_a_text_must_be_one(value, shown):
+def test_a_text_must_be_one(value, excerpt):
     with pytest.raises(
-        MisconfigurationException, match=rf"^a\.json: rows, entry 2 has {shown} as key: it must be a te"
+        MisconfigurationException, match=rf"^a\.json: rows, entry 2 has {excerpt} as key: it must be a te"
     ):
         entries("a text", value).texts("key")
     with pytest.raises(MisconfigurationException, match=r"^a\.json: rows, entry 1 has no key: it must be a text$"):
         Entries([{}], "a.json: rows").texts("key")
     nested = [{"list": [{"key": "a"}]}, {"list": [{"key": "b"}, {"key": value}]}]
-    with pytest.raises(MisconfigurationException, match=rf"^a\.json: rows, entry 2: list, entry 2 has {shown} as key"):
+    with pytest.raises(
+        MisconfigurationException, match=rf"^a\.json: rows, entry 2: list, entry 2 has {excerpt} as key"
+    ):
         Entries(nested, "a.json: rows").nested_texts("list", "key")
 
 

@@ -60,9 +60,9 @@ def test_normalised_on_the_device_as_by_clips_own_transform():
 def test_encodes_uint8_as_what_is_normalised(kind):
     frozen = FrozenCLIP(tiny_clip(kind))
     batch = torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8)
-    kept = batch.clone()
+    original = batch.clone()
     assert torch.equal(frozen.encode_image(batch), frozen.encode_image(normalized(batch)))
-    assert torch.equal(batch, kept)
+    assert torch.equal(batch, original)
     with pytest.raises(TypeError, match=r"torch\.int64: give uint8, or floats with CLIP's normalisation"):
         frozen.encode_image(batch.long())
 
@@ -127,7 +127,7 @@ def test_half_precision_weights_become_float32():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_sizes_are_told_from_the_weights(kind):
+def test_sizes_are_reported_from_the_weights(kind):
     model = tiny_clip(kind)
     sizes = clip_sizes({name: tuple(value.shape) for name, value in model.state_dict().items()})
     layers, width, patch = ((1, 1, 1, 1), 8, None) if kind == "resnet" else (2, 64, 16)
@@ -178,7 +178,7 @@ def test_every_format_gives_the_same_model(files, name):
 
 
 def test_archive_with_openais_extra_entries(tmp_path):
-    """OpenAI's archives also hold three numbers beside the weights, and most weights in half precision."""
+    """OpenAI's archives hold three numbers in addition to the weights, and most weights in half precision."""
     model = tiny_clip()
     weights = model.state_dict() | {
         "input_resolution": torch.tensor(64),
@@ -202,7 +202,7 @@ def test_saved_in_half_precision_only_where_nothing_is_lost(tmp_path):
     assert FrozenCLIP.load(tmp_path / "half").fingerprint == FrozenCLIP(model).fingerprint
 
 
-def test_official_names():
+def test_published_names():
     assert set(CLIP_NAMES) == {
         "RN50",
         "RN101",

@@ -44,7 +44,7 @@ assert clip.tokenize(["a dog"]).shape == (1, 77)
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
 
 
-def test_what_the_whole_package_misses_is_told():
+def test_what_the_whole_package_misses_is_reported():
     code = f"{WITHOUT}import vlkd_pl.clip.openai, clip; clip.load"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "pkg_resources" in done.stderr.splitlines()[-1]

@@ -104,8 +104,8 @@ def test_a_large_file_is_refused(tmp_path):
 
 def test_drawn_examples_are_images_with_questions(tmp_path):
     examples = draw_examples(tmp_path / "new")
-    assert [each.file for each in examples] == sorted((tmp_path / "new").iterdir())
-    assert all(each.question.endswith("?") and not image_problem(each.file, 1, 64 * 64) for each in examples)
+    assert [example.file for example in examples] == sorted((tmp_path / "new").iterdir())
+    assert all(example.question.endswith("?") and not image_problem(example.file, 1, 64 * 64) for example in examples)
 
 
 def test_examples_of_a_folder(tmp_path):
@@ -113,7 +113,7 @@ def test_examples_of_a_folder(tmp_path):
     (tmp_path / "0.jpg").write_text("no image")
     for number in range(20):
         Image.new("RGB", (9, 9)).save(tmp_path / f"{number:02}.png")
-    assert [each.file.name for each in find_examples(tmp_path)] == [f"{number:02}.png" for number in range(12)]
+    assert [example.file.name for example in find_examples(tmp_path)] == [f"{number:02}.png" for number in range(12)]
 
 
 def test_without_gradio_the_command_says_what_to_install(monkeypatch, capsys):
@@ -163,7 +163,7 @@ class Client:
 
     def take(self, *value):
         """Calls what takes an image; the error's text, or None where it was taken."""
-        (number,) = (each["id"] for each in self.functions if len(each["outputs"]) == 4)
+        (number,) = (function["id"] for function in self.functions if len(function["outputs"]) == 4)
         return self.call(number, list(value))
 
     def call(self, number, values):
@@ -207,7 +207,7 @@ def test_uploads_and_examples_are_taken(served):
     (path,) = client.upload(("a.png", encoded())).json()
     assert Path(path).is_relative_to(uploads)
     for file in (path, str(examples[1].file)):
-        assert [client.take(each) for each in payloads(file)] == [None] * 3
+        assert [client.take(payload) for payload in payloads(file)] == [None] * 3
 
 
 def test_no_other_file_is_read(served, tmp_path):
@@ -221,7 +221,7 @@ def test_no_other_file_is_read(served, tmp_path):
     paths += [tmp_path / "fifo.png", uploads / ".." / ".." / "x.png", "/etc/passwd", "/dev/zero", "/dev/stdin"]
     paths += [f"{uploads}/../{uploads.name}/fifo.png", "", "a\0b", "x" * 5000, "nothing.png", "file:///etc/passwd"]
     for path in map(str, paths):
-        assert [client.take(each) for each in payloads(path)] == [ONLY_UPLOADS] * 3, path
+        assert [client.take(payload) for payload in payloads(path)] == [ONLY_UPLOADS] * 3, path
     for value in ([{"path": str(paths[0])}], {"a": {"path": str(paths[0]), "meta": META}}, {"path": [str(paths[0])]}):
         assert client.take(value) == ONLY_UPLOADS
     for name in ("link.png", "loop.png", "fifo.png"):
@@ -231,22 +231,22 @@ def test_no_other_file_is_read(served, tmp_path):
 def test_no_address_is_fetched(served, monkeypatch):
     client, _, _ = served
     address = "http://93.184.215.14/a.png"
-    asked = []
+    lookups = []
     for name in ("async_ssrf_protected_get", "async_ssrf_protected_download", "ssrf_protected_download"):
         monkeypatch.setattr(
-            f"gradio.processing_utils.{name}", lambda *given, **more: asked.append(given), raising=False
+            f"gradio.processing_utils.{name}", lambda *parameters, **more: lookups.append(parameters), raising=False
         )
     connect = socket.socket.connect
 
     def recorded(self, where):
         if where[0] not in ("127.0.0.1", "::1"):
-            asked.append(where)
+            lookups.append(where)
             raise OSError(f"no network in this test: {where}")
         return connect(self, where)
 
     monkeypatch.setattr(socket.socket, "connect", recorded)
     values = [*payloads(address), {"url": address, "meta": META}, {"path": None, "url": address}]
-    assert [client.take(each) for each in values] == [ONLY_UPLOADS] * 5
+    assert [client.take(value) for value in values] == [ONLY_UPLOADS] * 5
     for function in client.functions:
         for value in values[1:]:
             assert client.call(function["id"], [value] * len(function["inputs"])) == ONLY_UPLOADS
@@ -255,7 +255,7 @@ def test_no_address_is_fetched(served, monkeypatch):
     for route in ("process_recording", "component_server"):
         assert client.http.post(f"gradio_api/{route}", json={}).status_code == 404
     assert client.http.get("gradio_api/file=/etc/passwd").status_code == 403
-    assert asked == []
+    assert lookups == []
 
 
 def test_the_size_of_requests_is_bounded(served):
@@ -279,7 +279,7 @@ def test_the_oldest_uploads_are_deleted(served):
     client, uploads, examples = served
     examples_size = sum(example.file.stat().st_size for example in examples)
 
-    def kept():
+    def stored_files():
         return {file.name: file.stat().st_size for file in uploads.rglob("*") if file.is_file()}
 
     def wait_for(condition):  # files are moved and deleted behind the response
@@ -289,18 +289,18 @@ def test_the_oldest_uploads_are_deleted(served):
                 if condition():
                     return
             time.sleep(0.05)
-        raise AssertionError(f"not in time: {kept()}")
+        raise AssertionError(f"not in time: {stored_files()}")
 
     for number in range(25):
         (path,) = client.upload((f"large {number}.png", bytes([number]) * 2**20)).json()
         wait_for(Path(path).exists)
         os.utime(path, (number, number))
-    wait_for(lambda: sum(kept().values()) <= 20 * 2**20 + examples_size)
-    assert {"large 24.png", "large 12.png"} <= kept().keys()
-    assert "large 0.png" not in kept()
+    wait_for(lambda: sum(stored_files().values()) <= 20 * 2**20 + examples_size)
+    assert {"large 24.png", "large 12.png"} <= stored_files().keys()
+    assert "large 0.png" not in stored_files()
     client.upload(*((f"{number}.png", f"many {number}".encode()) for number in range(300)))
-    wait_for(lambda: len(kept()) <= 100 + len(examples))
-    (choose,) = (each["id"] for each in client.functions if len(each["outputs"]) == 2)
+    wait_for(lambda: len(stored_files()) <= 100 + len(examples))
+    (choose,) = (function["id"] for function in client.functions if len(function["outputs"]) == 2)
     assert client.call(choose, [1]) is None  # the page's own copies of examples stay
 
 
@@ -330,15 +330,17 @@ def browser(tmp_path):
 
 def assert_in_order(percents):
     """Asserts that percents do not rise."""
-    values = [0.0 if each.startswith("<") else float(each.removesuffix("%")) for each in percents]
+    values = [0.0 if percent.startswith("<") else float(percent.removesuffix("%")) for percent in percents]
     assert values == sorted(values, reverse=True)
 
 
 def requested(browser):
     """The addresses on a network that the browser's pages asked for."""
     messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    urls = [each["params"]["request"]["url"] for each in messages if each["method"] == "Network.requestWillBeSent"]
-    sockets = [each["params"]["url"] for each in messages if each["method"] == "Network.webSocketCreated"]
+    urls = [
+        message["params"]["request"]["url"] for message in messages if message["method"] == "Network.requestWillBeSent"
+    ]
+    sockets = [message["params"]["url"] for message in messages if message["method"] == "Network.webSocketCreated"]
     return [url for url in urls + sockets if url.startswith(("http://", "https://", "ws://", "wss://"))]
 
 
@@ -398,7 +400,7 @@ def test_a_visit(model, browser, tmp_path, monkeypatch):
         upload(image)
         (captioned,) = model.iter_captions([image], NUM_MASKS, Decoding(NUM_BEAMS, num_candidates=NUM_BEAMS))
         wait_for(lambda: texts("#captions li .text"), "a caption")
-        assert texts("#captions li .text") == [each.text for each in captioned.captions[:3]]
+        assert texts("#captions li .text") == [caption.text for caption in captioned.captions[:3]]
         assert texts("#captions .note") == [_CAPTION_NOTE]
         assert_in_order(texts("#captions li .score"))
 

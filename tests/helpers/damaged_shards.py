@@ -38,7 +38,7 @@ def tar(*parts):
     """A tar of members, as bytes."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as archive:
-        for header, content in [each for part in parts for each in part]:
+        for header, content in [item for part in parts for item in part]:
             archive.addfile(header, io.BytesIO(content))
     return buffer.getvalue()
 

@@ -81,9 +81,14 @@ def begin_ranks(arguments, overlay="ddp", num=2, output=None):
         port = free.getsockname()[1]
     job = {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": str(num), "LOCAL_WORLD_SIZE": str(num), "GROUP_RANK": "0"}
     job |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    given = [*arguments, f"--config={OVERLAYS / overlay}.yaml", f"--trainer.devices={num}", "--trainer.accelerator=cpu"]
+    inputs = [
+        *arguments,
+        f"--config={OVERLAYS / overlay}.yaml",
+        f"--trainer.devices={num}",
+        "--trainer.accelerator=cpu",
+    ]
     return [
-        start(given, job | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, output and f"{output}.{rank}")
+        start(inputs, job | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, output and f"{output}.{rank}")
         for rank in range(num)
     ]
 

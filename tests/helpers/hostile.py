@@ -1,4 +1,4 @@
-"""Files that try to run code, to fill the memory, or to go on for ever, in every format that a model is read from."""
+"""Files that try to run code, to fill the memory, or to run without end, in every format of a model."""
 
 import builtins
 import gzip
@@ -138,7 +138,7 @@ def pickles():
 
 
 def bombs():
-    """Small files that unpack to much, or take for ever."""
+    """Small files that unpack to gigabytes, or take hours to read."""
     zeros = bytes((1 << 26) + 4)
     deflated = zipfile.ZIP_DEFLATED
     good = pickled_tensor((1 << 24) + 1, [(1 << 24) + 1], [1])

@@ -96,7 +96,7 @@ def with_metadata(payload, rng):
 
 
 def damaged_tiff(rng):
-    """A TIFF whose directory is good but for the tags that tell nothing of the pixels."""
+    """A TIFF with a valid directory, except for tags that do not concern the pixels."""
     tags = {
         **{ORIENTATION: 1, 0x010F: "maker", X_RESOLUTION: 72.0, 0x011B: 72.0, RESOLUTION_UNIT: 3, 700: b"<x/>"},
         **{33723: b"iptc", 34377: b"8BIM"},

@@ -13,7 +13,7 @@ def kill_at(monkeypatch, number):
     """Lets the ``number``-th change of the file system, and every later one, raise ``Killed``.
 
     Returns:
-        A dictionary whose ``dead`` tells whether it came to that.
+        A dictionary whose ``dead`` is true once the process was killed.
     """
     count = itertools.count()
     state = {"dead": False}

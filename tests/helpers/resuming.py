@@ -68,6 +68,6 @@ def last(folder, num_ranks=1):
     return random_states, {part: checkpoint[part] for part in parts}
 
 
-def assert_same(found, expected):
-    torch.testing.assert_close(found[1], expected[1], rtol=0, atol=0)
-    assert found[0] == expected[0]
+def assert_same(actual, expected):
+    torch.testing.assert_close(actual[1], expected[1], rtol=0, atol=0)
+    assert actual[0] == expected[0]

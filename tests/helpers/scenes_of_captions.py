@@ -7,7 +7,7 @@ from vlkd_pl.sample.scenes import COLORS, OBJECTS, RELATIONS, SIZES, Item, Scene
 
 
 def scene_of(caption):
-    """The scene that a first caption tells."""
+    """The scene that a first caption describes."""
     place = next(place for place, where in WHERE.items() if caption.endswith(f" {where}"))
     named = re.findall(rf"\b({'|'.join(COLORS)}) ({'|'.join(OBJECTS)})", caption)
     items = tuple(Item(color, name) for color, name in named)

@@ -118,7 +118,7 @@ def test_gradients(reduction):
 def test_label_smoothing_against_a_loop(smoothing):
     logits = torch.randn(2, 3, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     labels = torch.tensor([[4, 0, -100], [6, -100, -100]])
-    each = smoothing / (7 - 1)
+    entry = smoothing / (7 - 1)
     losses = []
     for row, targets in zip(logits.tolist(), labels.tolist(), strict=True):
         for scores, target in zip(row, targets, strict=True):
@@ -127,7 +127,7 @@ def test_label_smoothing_against_a_loop(smoothing):
             normalizer = math.log(sum(map(math.exp, scores)))
             log_probabilities = [score - normalizer for score in scores]
             likelihood = -log_probabilities[target]
-            losses.append((1 - smoothing - each) * likelihood + each * -sum(log_probabilities))
+            losses.append((1 - smoothing - entry) * likelihood + entry * -sum(log_probabilities))
     assert label_smoothed_loss(logits, labels, smoothing).item() == pytest.approx(sum(losses) / 3, rel=1e-12)
 
 
@@ -144,7 +144,7 @@ def test_label_smoothing_is_least_at_its_own_target():
 
 
 def test_scst_gradient_on_two_words_by_hand():
-    """Two samples of a word and the end token, told from the same two logits at each place."""
+    """Two samples of a word and the end token, with the same two logits at each position."""
     weights = torch.tensor([0.4, -0.3], dtype=torch.float64, requires_grad=True)
     labels, reward, baseline = torch.tensor([[0, 1], [1, -100]]), torch.tensor([2.0, 0.5]), torch.tensor([0.5, 2.0])
     loss = scst_loss(weights.expand(2, 2, 2), labels, reward, baseline)

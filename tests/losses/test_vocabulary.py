@@ -41,9 +41,9 @@ def test_it_is_torchs_with_its_gradients(chunk_size):
     expected = cross_entropy(linear(hidden, weight, bias), labels, reduction="sum")
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
     # whatever comes after: the loss is one of several that are weighted
-    found = torch.autograd.grad(3 * loss.square(), (hidden, weight))
-    wanted = torch.autograd.grad(3 * expected.square(), (hidden, weight))
-    torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
+    results = torch.autograd.grad(3 * loss.square(), (hidden, weight))
+    expected_gradients = torch.autograd.grad(3 * expected.square(), (hidden, weight))
+    torch.testing.assert_close(results, expected_gradients, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
@@ -54,8 +54,8 @@ def test_padding_counts_for_nothing(reduction):
     loss = chunked_icti_loss(features, weight, bias, labels, 5, reduction)
     expected = icti_loss(linear(features, weight, bias), labels, reduction)
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
-    found, wanted = (torch.autograd.grad(value, (hidden, weight)) for value in (loss, expected))
-    torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)
+    results, expected_gradients = (torch.autograd.grad(value, (hidden, weight)) for value in (loss, expected))
+    torch.testing.assert_close(results, expected_gradients, rtol=1e-10, atol=1e-12)
 
 
 def test_no_token_is_a_loss_of_zero():
@@ -73,11 +73,11 @@ def test_autocast_rounds_no_more_than_without_chunks(dtype):
     values = hidden, weight, bias - 10.0 * rare, labels, 16
     exact = with_gradients(whole, values)
     with torch.autocast("cpu", dtype):
-        found, usual = (with_gradients(function, values, 128) for function in (chunked_cross_entropy, whole))
-    assert found[0].dtype == torch.float32
-    for mine, theirs, right in zip(found, usual, exact, strict=True):
+        results, usual = (with_gradients(function, values, 128) for function in (chunked_cross_entropy, whole))
+    assert results[0].dtype == torch.float32
+    for mine, theirs, right in zip(results, usual, exact, strict=True):
         assert 0 < (mine - right).norm() <= 1.2 * (theirs - right).norm()
-    assert (found[2] - exact[2])[rare].norm() <= 1.2 * (usual[2] - exact[2])[rare].norm()
+    assert (results[2] - exact[2])[rare].norm() <= 1.2 * (usual[2] - exact[2])[rare].norm()
 
 
 def test_large_hidden_states_do_not_overflow_in_float16():
@@ -89,8 +89,8 @@ def test_large_hidden_states_do_not_overflow_in_float16():
     exact = with_gradients(whole, values)
     assert exact[2].abs().max() > torch.finfo(torch.float16).max
     with torch.autocast("cpu", torch.float16):
-        found = with_gradients(chunked_cross_entropy, values)
-    for mine, right in zip(found, exact, strict=True):
+        results = with_gradients(chunked_cross_entropy, values)
+    for mine, right in zip(results, exact, strict=True):
         assert (mine - right).norm() <= 1e-2 * right.norm()
 
 

@@ -23,7 +23,7 @@ def model(clip_folder, bart_folder):
 
 @pytest.fixture
 def tokens(model):
-    """Three images that are told apart."""
+    """Three different images."""
     shape = (3, 1 + model.clip.num_patches, model.clip.embedding_dim)
     return 10 * torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
@@ -46,7 +46,7 @@ def next_logits(model, prompt, image_tokens, ids):
 @torch.no_grad()
 def greedy(model, prompt, image_tokens, max_new_tokens, ids):
     """The greedy continuation of ``ids`` and its log-probability, one token at a time."""
-    given, total = len(ids), 0.0
+    num_forced, total = len(ids), 0.0
     for step in range(max_new_tokens):
         log_probabilities = log_softmax(next_logits(model, prompt, image_tokens, ids)[-1], -1)
         last = step == max_new_tokens - 1  # the end is forced there
@@ -55,21 +55,21 @@ def greedy(model, prompt, image_tokens, max_new_tokens, ids):
         ids = [*ids, token]
         if token == 2:
             break
-    return model.tokenizer.decode(ids[given:], skip_special_tokens=True), total
+    return model.tokenizer.decode(ids[num_forced:], skip_special_tokens=True), total
 
 
 @pytest.mark.parametrize("reading", ["forced", "free"])
 def test_greedy_decoding_in_groups_is_the_loop(model, tokens, reading):
     prompts = [question_prompt(question) for question in QUESTIONS]
     decoding = Decoding(max_new_tokens=5, reading=reading)
-    found = reconstruct(model, tokens, prompts, decoding, IMAGE_INDEX, scores=True)
-    for prompt, index, (best,) in zip(prompts, IMAGE_INDEX, found, strict=True):
+    results = reconstruct(model, tokens, prompts, decoding, IMAGE_INDEX, scores=True)
+    for prompt, index, (best,) in zip(prompts, IMAGE_INDEX, results, strict=True):
         before = given_ids(model, prompt.before)
         ids, length = (before, 5) if reading == "forced" else ([2, 0], 5 + len(before) - 2)
         text, log_probability = greedy(model, prompt, tokens[index : index + 1], length, ids)
         assert (best.text, best.off_prompt) == prompt.read(text, reading == "forced")
         assert best.score == pytest.approx(log_probability, rel=1e-4)
-    assert len({best.text for (best,) in found}) > 1
+    assert len({best.text for (best,) in results}) > 1
 
 
 def test_the_words_before_the_mask_are_read_once_and_the_rest_one_by_one(model, tokens, monkeypatch):
@@ -113,7 +113,7 @@ def test_sampling(model, tokens):
     torch.manual_seed(5)
     assert caption(model, tokens, 2, decoding, scores=True) == first
     for texts in first:
-        values = [each.score for each in texts]
+        values = [text.score for text in texts]
         assert values == sorted(values, reverse=True)
     certain = Decoding(max_new_tokens=4, num_candidates=3, sample=True, top_p=1e-6)
     best = caption(model, tokens, 2, Decoding(max_new_tokens=4))
@@ -132,23 +132,23 @@ def test_candidates_are_ranked_by_likelihood(model, tokens, monkeypatch, most):
     candidates = ["red", "two blue boats on the grass", "yes"]
     prompts = [question_prompt(question) for question in QUESTIONS]
     ranked = rank(model, tokens, prompts, candidates, IMAGE_INDEX)
-    for prompt, index, found in zip(prompts, IMAGE_INDEX, ranked, strict=True):
+    for prompt, index, results in zip(prompts, IMAGE_INDEX, ranked, strict=True):
         expected = {}
         for text in candidates:
             before = given_ids(model, prompt.before)
             ids = [*before, *model.tokenizer(f" {text}.", add_special_tokens=False)["input_ids"], 2]
             chances = log_softmax(next_logits(model, prompt, tokens[index : index + 1], ids[:-1]), -1)
             expected[text] = sum(float(chances[i - 1, ids[i]]) for i in range(len(before), len(ids)))
-        assert [each.text for each in found] == sorted(expected, key=expected.get, reverse=True)
-        for each in found:
-            assert each.score == pytest.approx(expected[each.text], rel=1e-4)
+        assert [item.text for item in results] == sorted(expected, key=expected.get, reverse=True)
+        for item in results:
+            assert item.score == pytest.approx(expected[item.text], rel=1e-4)
     with pytest.raises(ValueError, match="no candidates"):
         rank(model, tokens, prompts, [], IMAGE_INDEX)
 
 
 def test_candidates_restrict_the_answers(model, tokens):
-    found = answer(model, tokens, QUESTIONS, image_index=IMAGE_INDEX, candidates=["red", "no"])
-    assert all(len(texts) == 1 and texts[0].text in ("red", "no") for texts in found)
+    results = answer(model, tokens, QUESTIONS, image_index=IMAGE_INDEX, candidates=["red", "no"])
+    assert all(len(texts) == 1 and texts[0].text in ("red", "no") for texts in results)
 
 
 def test_reranking_takes_the_candidate_nearest_the_image(model, tokens):
@@ -156,31 +156,31 @@ def test_reranking_takes_the_candidate_nearest_the_image(model, tokens):
     plain = caption(model, tokens, 2, Decoding(**options))
     reranked = caption(model, tokens, 2, Decoding(**options, rerank=True))
     for row, (before, after) in enumerate(zip(plain, reranked, strict=True)):
-        embedding = model.embed_texts([each.text for each in before])
+        embedding = model.embed_texts([item.text for item in before])
         cosines = embedding @ tokens[row, 0]
-        assert {each.text for each in before} == {each.text for each in after}
+        assert {item.text for item in before} == {item.text for item in after}
         assert after[0].text == before[int(cosines.argmax())].text
-        assert [each.score for each in after] == pytest.approx(sorted(cosines.tolist(), reverse=True), rel=1e-4)
-    asked = answer(model, tokens, QUESTIONS[:3], Decoding(**options, rerank=True))
-    told = [f"{QUESTIONS[0]} {each.text}" for each in asked[0]]
-    cosines = (model.embed_texts(told) @ tokens[0, 0]).tolist()
+        assert [item.score for item in after] == pytest.approx(sorted(cosines.tolist(), reverse=True), rel=1e-4)
+    requests = answer(model, tokens, QUESTIONS[:3], Decoding(**options, rerank=True))
+    result = [f"{QUESTIONS[0]} {item.text}" for item in requests[0]]
+    cosines = (model.embed_texts(result) @ tokens[0, 0]).tolist()
     assert cosines == sorted(cosines, reverse=True)
 
 
 def test_a_passage_changes_the_answer_to_text_alone(model):
     plain = answer(model, None, QUESTIONS[:1], scores=True)[0][0]
-    told = answer(model, None, QUESTIONS[:1], passages=["two blue boats at night."], scores=True)[0][0]
-    assert plain != told
+    result = answer(model, None, QUESTIONS[:1], passages=["two blue boats at night."], scores=True)[0][0]
+    assert plain != result
 
 
 def test_whatever_is_written_is_read(model, tokens):
-    """A model of random weights wanders; nothing fails."""
+    """A model with random weights goes off-prompt without an error."""
     prompts = [Prompt("A picture of", 6), question_prompt("what?"), question_prompt("?" * 40)]
     for reading in ("forced", "free"):
-        found = reconstruct(model, tokens, prompts, Decoding(3, 20, reading=reading, num_candidates=3))
-        assert all(found)
+        results = reconstruct(model, tokens, prompts, Decoding(3, 20, reading=reading, num_candidates=3))
+        assert all(results)
         if reading == "free":
-            assert all(candidate.off_prompt for candidates in found for candidate in candidates)
+            assert all(candidate.off_prompt for candidates in results for candidate in candidates)
 
 
 def test_a_question_that_is_too_long_is_refused_and_a_passage_shortened(model, tokens):
@@ -189,6 +189,6 @@ def test_a_question_that_is_too_long_is_refused_and_a_passage_shortened(model, t
     ):
         answer(model, tokens[:1], ["why " * 70])
     positions = model.bart.config.max_position_embeddings
-    told = answer(model, tokens[:1], ["what?"], passages=["a red fish. " * positions], scores=True)
-    assert told == answer(model, tokens[:1], ["what?"], passages=["a red fish. " * (2 * positions)], scores=True)
-    assert told != answer(model, tokens[:1], ["what?"], passages=["a red fish."], scores=True)
+    result = answer(model, tokens[:1], ["what?"], passages=["a red fish. " * positions], scores=True)
+    assert result == answer(model, tokens[:1], ["what?"], passages=["a red fish. " * (2 * positions)], scores=True)
+    assert result != answer(model, tokens[:1], ["what?"], passages=["a red fish."], scores=True)

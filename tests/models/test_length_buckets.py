@@ -34,9 +34,9 @@ def test_each_row_comes_back_in_its_place(num_groups):
     expected = (second + first.sum(1, keepdim=True)) * masks[1][..., None]
     torch.testing.assert_close(result * masks[1][..., None], expected)
     (result * masks[1][..., None]).square().sum().backward()
-    found, first.grad = first.grad, None
+    gradient, first.grad = first.grad, None
     expected.square().sum().backward()
-    torch.testing.assert_close(found * masks[0][..., None], first.grad * masks[0][..., None])
+    torch.testing.assert_close(gradient * masks[0][..., None], first.grad * masks[0][..., None])
     assert len(shapes) == min(num_groups, len(LENGTHS))
     assert max(rows for rows, *_ in shapes) - min(rows for rows, *_ in shapes) <= 1
 

@@ -133,12 +133,12 @@ def test_closed_form_start_finds_a_planted_map(model):
     planted = torch.randn(32, 32, generator=generator)
     source = torch.randn(500, 32, generator=generator)
     model.initialize_from_text(source, source @ planted.T, mean_feature_norm=5.0, ridge=1e-8)
-    found = model.text_projection.weight.data
-    torch.testing.assert_close(found / found.norm(), planted / planted.norm(), rtol=1e-3, atol=1e-5)
+    projection = model.text_projection.weight.data
+    torch.testing.assert_close(projection / projection.norm(), planted / planted.norm(), rtol=1e-3, atol=1e-5)
     back = model.text_back_projection.weight
-    torch.testing.assert_close(back @ found, torch.eye(32), rtol=0, atol=1e-3)
-    assert back.norm().item() == pytest.approx(found.norm().item(), rel=1e-3)
-    # W_i is the inverse map, as long as it is told to be
+    torch.testing.assert_close(back @ projection, torch.eye(32), rtol=0, atol=1e-3)
+    assert back.norm().item() == pytest.approx(projection.norm().item(), rel=1e-3)
+    # W_i is the inverse map with the requested norm
     inverse = torch.linalg.inv(planted)
     image = model.image_projection.weight.data
     torch.testing.assert_close(image / image.norm(), inverse / inverse.norm(), rtol=1e-2, atol=1e-4)

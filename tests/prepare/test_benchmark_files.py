@@ -1,4 +1,4 @@
-"""The official files are looked for where the configurations look, and what is missing or cut is told."""
+"""The benchmark files are checked at the configurations' paths, and missing or truncated files are reported."""
 
 import json
 import random
@@ -10,7 +10,7 @@ import pytest
 
 from vlkd_pl.cli import main
 from vlkd_pl.data.coco_files import read_coco_captions
-from vlkd_pl.prepare import benchmark_files as official
+from vlkd_pl.prepare import benchmark_files
 from vlkd_pl.sample.writers import write_world
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -18,7 +18,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
-    """The sample world, whose files have the official formats."""
+    """The sample world, whose files have the benchmarks' formats."""
     folder = tmp_path_factory.mktemp("drawn")
     write_world(folder, 4, 1, 10, 10, 0, 12)
     return folder
@@ -26,7 +26,7 @@ def drawn(tmp_path_factory):
 
 @pytest.fixture
 def data(drawn, tmp_path):
-    """The files of the sample world, with the official files' names."""
+    """The files of the sample world under the names of the benchmark files."""
     data = tmp_path / "data"
     for benchmark in ("coco/annotations", "nocaps", "vqav2", "okvqa"):
         (data / benchmark).mkdir(parents=True)
@@ -58,8 +58,10 @@ def data(drawn, tmp_path):
 @pytest.fixture
 def any_number(monkeypatch):
     """Lets files hold any number of things."""
-    unnumbered = {name: [each._replace(published={}) for each in files] for name, files in official.BENCHMARKS.items()}
-    monkeypatch.setattr(official, "BENCHMARKS", unnumbered)
+    unnumbered = {
+        name: [file._replace(published={}) for file in files] for name, files in benchmark_files.BENCHMARKS.items()
+    }
+    monkeypatch.setattr(benchmark_files, "BENCHMARKS", unnumbered)
 
 
 def check(capsys, data, benchmark, *options):
@@ -67,30 +69,30 @@ def check(capsys, data, benchmark, *options):
     return status, [line.replace(f"{data}/", "") for line in capsys.readouterr().out.splitlines()]
 
 
-@pytest.mark.parametrize("benchmark", official.BENCHMARKS)
+@pytest.mark.parametrize("benchmark", benchmark_files.BENCHMARKS)
 def test_files_in_place(data, capsys, any_number, benchmark):
     status, lines = check(capsys, data, benchmark)
     assert status == 0
-    assert len(lines) == len(official.BENCHMARKS[benchmark])
+    assert len(lines) == len(benchmark_files.BENCHMARKS[benchmark])
     assert all(line.startswith(("complete ", "optional ")) for line in lines)
 
 
-@pytest.mark.parametrize("benchmark", official.BENCHMARKS)
+@pytest.mark.parametrize("benchmark", benchmark_files.BENCHMARKS)
 def test_numbers_are_those_published(data, capsys, benchmark):
     status, lines = check(capsys, data, benchmark)
     assert status == 1
-    told = [each for each in official.BENCHMARKS[benchmark] if each.published]
-    assert sum("were published; download: " in line for line in lines) == len(told) - ("optional" in "".join(lines))
+    expected = [item for item in benchmark_files.BENCHMARKS[benchmark] if item.published]
+    assert sum("were published; download: " in line for line in lines) == len(expected) - ("optional" in "".join(lines))
 
 
-@pytest.mark.parametrize("benchmark", official.BENCHMARKS)
+@pytest.mark.parametrize("benchmark", benchmark_files.BENCHMARKS)
 def test_nothing_in_place(tmp_path, capsys, benchmark):
     status, lines = check(capsys, tmp_path, benchmark)
     assert status == 1
     assert all(re.fullmatch("(MISSING |optional) no .*; download: .*https?://.*", line) for line in lines)
 
 
-def test_what_is_held_is_told(data, capsys, any_number):
+def test_what_is_held_is_reported(data, capsys, any_number):
     _, lines = check(capsys, data, "coco")
     num_captions = sum(len(image.references) for image in read_coco_captions(data / "coco" / "dataset_coco.json"))
     assert lines[0] == (
@@ -151,13 +153,13 @@ DAMAGE = {
 }
 
 
-@pytest.mark.parametrize(("benchmark", "damage", "told"), DAMAGE.values(), ids=DAMAGE)
-def test_damage_is_told(data, capsys, any_number, benchmark, damage, told):
+@pytest.mark.parametrize(("benchmark", "damage", "expected"), DAMAGE.values(), ids=DAMAGE)
+def test_damage_is_reported(data, capsys, any_number, benchmark, damage, expected):
     damage(data)
     status, lines = check(capsys, data, benchmark)
     assert status == 1
     wrong = [line for line in lines if line.startswith(("WRONG", "MISSING"))]
-    assert any(told in line and "; download: " in line for line in wrong)
+    assert any(expected in line and "; download: " in line for line in wrong)
     assert len(wrong) < len(lines)
 
 
@@ -175,22 +177,26 @@ def test_every_file_that_a_configuration_names_is_checked():
     }
     checked = {
         f"{benchmark}/{name}"
-        for benchmark, files in official.BENCHMARKS.items()
-        for each in files
-        for name in each.names
+        for benchmark, files in benchmark_files.BENCHMARKS.items()
+        for file in files
+        for name in file.names
     }
     assert len(named) > 10
     assert named <= checked
 
 
 def test_published_numbers_agree():
-    coco, val, train, images = (each.published for each in official.BENCHMARKS["coco"])
+    coco, val, train, images = (benchmark.published for benchmark in benchmark_files.BENCHMARKS["coco"])
     assert coco["captions"] == val["captions"] + train["captions"]
     assert coco["train"] + coco["restval"] + coco["val"] + coco["test"] == images["images"]
     assert images["images"] == val["images"] + train["images"]
-    nocaps = official.BENCHMARKS["nocaps"][0].published
+    nocaps = benchmark_files.BENCHMARKS["nocaps"][0].published
     assert nocaps["in-domain"] + nocaps["near-domain"] + nocaps["out-domain"] == nocaps["images"]
-    vqa = [each.published["questions"] for each in official.BENCHMARKS["vqav2"] if "questions" in each.published]
+    vqa = [
+        benchmark.published["questions"]
+        for benchmark in benchmark_files.BENCHMARKS["vqav2"]
+        if "questions" in benchmark.published
+    ]
     assert sum(vqa[:2]) == sum(vqa[2:])  # VL-T5 splits all questions anew
 
 

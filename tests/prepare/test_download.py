@@ -85,9 +85,9 @@ def downloader(monkeypatch, tmp_path):
 def tsv(tmp_path):
     """CC3M's format: twenty links, and lines that hold none."""
     lines = [f'"fish" number {i}\thttp://example.org/{i}.jpg' for i in range(20)]
-    broken = ["caption\turl", "no address", "\thttp://example.org/a.jpg", "a secret\tfile:///etc/passwd", ""]
+    invalid = ["caption\turl", "no address", "\thttp://example.org/a.jpg", "a secret\tfile:///etc/passwd", ""]
     path = tmp_path / "Train_GCC-training.tsv"
-    path.write_text("".join(f"{line}\n" for line in [*lines[:9], *broken, *lines[9:]]))
+    path.write_text("".join(f"{line}\n" for line in [*lines[:9], *invalid, *lines[9:]]))
     return path
 
 
@@ -124,7 +124,7 @@ def test_links_become_shards(downloader, tsv, tmp_path, capsys):
     assert "with other download_side" in capsys.readouterr().err
 
 
-def test_a_download_that_was_cut_goes_on(downloader, tsv, tmp_path, capsys):
+def test_a_download_that_was_cut_resumes(downloader, tsv, tmp_path, capsys):
     downloader.left = (1,)
     assert prepare(tsv, tmp_path / "cc3m") == 1
     assert "img2dataset did not finish 1 of 3 shards" in capsys.readouterr().err
@@ -173,24 +173,24 @@ class WebDownloader:
                 self.write(output / f"{shard:05d}", list(enumerate(rows))[shard * per_shard :][:per_shard])
 
     def write(self, path, rows):
-        found = Counter()
+        counts = Counter()
         with open(f"{path}.tar", "wb", buffering=0) as file, tarfile.open(fileobj=file, mode="w") as archive:
             for number, row in rows:
                 try:
                     content = urllib.request.urlopen(row["url"]).read()
                 except urllib.error.HTTPError as error:
-                    found[str(error)] += 1
+                    counts[str(error)] += 1
                     continue
                 if content == b"<html>":
-                    found["no image"] += 1
+                    counts["no image"] += 1
                     continue
-                found["success"] += 1
+                counts["success"] += 1
                 for extension, part in (("jpg", content), ("txt", row["caption"].encode())):
                     member = tarfile.TarInfo(f"{number:09d}.{extension}")
                     member.size = len(part)
                     archive.addfile(member, io.BytesIO(part))
-        statistics = {"count": len(rows), "successes": found["success"], "failed_to_resize": found["no image"]}
-        statistics |= {"failed_to_download": len(rows) - found["success"] - found["no image"], "status_dict": found}
+        statistics = {"count": len(rows), "successes": counts["success"], "failed_to_resize": counts["no image"]}
+        statistics |= {"failed_to_download": len(rows) - counts["success"] - counts["no image"], "status_dict": counts}
         Path(f"{path}_stats.json").write_text(json.dumps(statistics))
 
 
@@ -236,23 +236,23 @@ def alive(pid):
         return False
 
 
-def test_nothing_goes_on_when_the_command_is_killed(tsv, tmp_path, monkeypatch):
+def test_nothing_continues_when_the_command_is_killed(tsv, tmp_path, monkeypatch):
     """What img2dataset has started would write into the shards of the next run."""
-    told = tmp_path / "pids"
+    pid_file = tmp_path / "pids"
 
     def download(**options):
         worker = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-        told.with_name("half").write_text(f"{os.getpid()} {worker.pid}")
-        told.with_name("half").replace(told)
+        pid_file.with_name("half").write_text(f"{os.getpid()} {worker.pid}")
+        pid_file.with_name("half").replace(pid_file)
         worker.wait()
 
     monkeypatch.setitem(sys.modules, "img2dataset", SimpleNamespace(download=download))
     command = multiprocessing.get_context("fork").Process(target=prepare, args=(tsv, tmp_path / "cc3m"))
     command.start()
-    while not told.exists():
+    while not pid_file.exists():
         assert command.is_alive()
         time.sleep(0.01)
-    pids = [int(pid) for pid in told.read_text().split()]
+    pids = [int(pid) for pid in pid_file.read_text().split()]
     assert all(map(alive, pids))
     command.kill()
     command.join()
@@ -276,9 +276,9 @@ def test_shards_downloaded_before_need_no_img2dataset(downloader, tsv, tmp_path,
 def test_without_img2dataset(tsv, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "img2dataset", None)
     assert prepare(tsv, tmp_path / "cc3m") == 1
-    told = capsys.readouterr().err
-    assert "pip install '.[prepare]'" in told
-    assert told.count("\n") == 1
+    message = capsys.readouterr().err
+    assert "pip install '.[prepare]'" in message
+    assert message.count("\n") == 1
 
 
 def test_a_list_without_links(tmp_path, capsys):

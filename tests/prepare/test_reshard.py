@@ -27,7 +27,7 @@ FORK = multiprocessing.get_context("fork")
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """Six shards of twenty samples; each caption tells the sample's number, and each third is of another size."""
+    """Six shards of twenty samples; each caption states the sample's number, and each third has another size."""
     folder = tmp_path_factory.mktemp("source")
     for shard in range(6):
         samples = []
@@ -74,8 +74,8 @@ def test_the_manifest_lists_every_shard(uncut, capsys):
     assert (manifest["samples"], manifest["read"], manifest["links"]) == (NUM_SAMPLES, NUM_SAMPLES, None)
     assert manifest["lost"] == dict.fromkeys(LOSS_REASONS, 0)
     for shard in manifest["shards"]:
-        told = subprocess.run(["sha256sum", uncut / shard["name"]], capture_output=True, text=True, check=True).stdout
-        assert told.split()[0] == shard["sha256"]
+        output = subprocess.run(["sha256sum", uncut / shard["name"]], capture_output=True, text=True, check=True).stdout
+        assert output.split()[0] == shard["sha256"]
         assert (uncut / shard["name"]).stat().st_size == shard["bytes"]
     assert sum(shard["samples"] for shard in manifest["shards"]) == NUM_SAMPLES
     assert set(content(uncut)) == {"manifest.json", *(shard["name"] for shard in manifest["shards"])}
@@ -122,7 +122,7 @@ def kill(source, folder, num_workers, is_time):
 
 @pytest.mark.parametrize("num_workers", [1, 2])
 @pytest.mark.parametrize("awaited", KILLS.values(), ids=KILLS)
-def test_a_killed_run_goes_on_to_the_same_bytes(uncut, source, tmp_path, awaited, num_workers):
+def test_a_killed_run_resumes_to_the_same_bytes(uncut, source, tmp_path, awaited, num_workers):
     rng = random.Random(awaited)
     expected = content(uncut)
     for delay in (None, rng.uniform(0, 0.3), rng.uniform(0, 0.3)):
@@ -140,7 +140,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(uncut, source, tmp_path, awaited
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
-def test_a_full_disk_is_told_in_one_line(uncut, source, tmp_path, capfd, num_workers):
+def test_a_full_disk_is_reported_in_one_line(uncut, source, tmp_path, capfd, num_workers):
     def run():
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # less than a shard
         os._exit(prepare(source, tmp_path, num_workers=num_workers))
@@ -149,10 +149,10 @@ def test_a_full_disk_is_told_in_one_line(uncut, source, tmp_path, capfd, num_wor
     process.start()
     process.join()
     assert process.exitcode == 1
-    told = capfd.readouterr().err
-    assert told.startswith("vlkd-pl prepare cc3m: ")
-    assert told.endswith("File too large\n")
-    assert told.count("\n") == 1
+    output = capfd.readouterr().err
+    assert output.startswith("vlkd-pl prepare cc3m: ")
+    assert output.endswith("File too large\n")
+    assert output.count("\n") == 1
     assert not list(tmp_path.glob("*.tar"))
     assert prepare(source, tmp_path) == 0
     assert content(tmp_path) == content(uncut)
@@ -191,13 +191,13 @@ def grey(tmp_path):
         )
     )
     (folder / "1.tar").write_bytes(
-        tar(pair("1", image(1, mode="L"), b"a fish"), pair("p", palette, b"a fish", "png"), pair("4", b"broken"))
+        tar(pair("1", image(1, mode="L"), b"a fish"), pair("p", palette, b"a fish", "png"), pair("4", b"damaged"))
     )
     return folder
 
 
 def test_what_training_skips_by_default_is_reported(grey, tmp_path, capsys, monkeypatch, clip_folder, bart_folder):
-    told = "stored, but skipped in training by default: 3 not_rgb (used with --data.init_args.skip_non_rgb false)"
+    output = "stored, but skipped in training by default: 3 not_rgb (used with --data.init_args.skip_non_rgb false)"
     folder = tmp_path / "out"
     for first_line in (
         "7 samples read, skipped: 1 unreadable_image, 1 duplicate",
@@ -206,13 +206,13 @@ def test_what_training_skips_by_default_is_reported(grey, tmp_path, capsys, monk
         assert prepare(grey, folder, samples_per_shard=9) == 0
         lines = capsys.readouterr().out.splitlines()
         assert lines[0].startswith(first_line)
-        assert lines[-1] == told
+        assert lines[-1] == output
     assert json.loads((folder / "manifest.json").read_text())["skipped_in_training"] == {"not_rgb": 3}
     assert check(folder) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == told
+    assert capsys.readouterr().out.splitlines()[-1] == output
     (folder / "manifest.json").unlink()
     assert main(["prepare", "check", str(folder), "--num-workers=2"]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == told
+    assert capsys.readouterr().out.splitlines()[-1] == output
     module = CC3MDataModule(str(folder / "*.tar"), str(clip_folder), str(bart_folder), batch_size=2, num_workers=0)
     module.setup("fit")
     assert [module.decoder(raw, 0) is None for raw in read_shard(module.shards[0])] == [False, True, True, False, True]
@@ -252,15 +252,15 @@ def test_nothing_is_written_where_an_archive_says(damaged, tmp_path, monkeypatch
 def test_memory_is_bounded(damaged, tmp_path):
     """The images and tars that would take gigabytes do not."""
 
-    def measure(told):
+    def measure(output):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         assert prepare(damaged.folder, tmp_path) == 0
-        told.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+        output.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 
-    told = FORK.Queue()
-    run = FORK.Process(target=measure, args=(told,))
+    output = FORK.Queue()
+    run = FORK.Process(target=measure, args=(output,))
     run.start()
-    assert told.get(timeout=60) < 100  # MB
+    assert output.get(timeout=60) < 100  # MB
     run.join()
 
 

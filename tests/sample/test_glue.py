@@ -1,4 +1,4 @@
-"""GLUE's tasks in the small language: readable as the official files, balanced, and true."""
+"""GLUE's tasks in the small language: readable as GLUE's files, balanced, and true."""
 
 import random
 from collections import Counter
@@ -47,20 +47,20 @@ def test_the_same_seed_writes_the_same(folder, tmp_path):
 
 def test_acceptable_sentences_are_captions_and_the_others_their_words_in_another_order(folder):
     rng = random.Random(0)
-    known = {
+    statements = {
         text for split in ("train", "val") for scene in distinct_scenes(rng, split, 400) for text in captions(scene)
     }
-    lengths = {len(text.split()) for text in known}
-    first_words = {text.split()[0] for text in known}
+    lengths = {len(text.split()) for text in statements}
+    first_words = {text.split()[0] for text in statements}
     for sample in read(folder, "cola", "train"):
         words = sample.texts[0].split()
         assert len(words) in lengths
         if sample.label == 1:
             assert words[0] in first_words
-        assert sample.texts[0] not in known or sample.label == 1
+        assert sample.texts[0] not in statements or sample.label == 1
 
 
-def test_what_evaluation_tells_is_not_in_training(folder):
+def test_what_evaluation_states_is_not_in_training(folder):
     for split, expected in (("train", "train"), ("dev", "val")):
         assert {scene_of(sample.texts[0]).split for sample in read(folder, "stsb", split)} == {expected}
 
@@ -78,11 +78,11 @@ def test_a_statement_that_follows_names_what_the_scene_shows(folder):
     for sample in read(folder, "mnli", "train"):
         premise, statement = sample.texts
         words = statement.replace("keys", "key").split()
-        told = words[-1]
+        color = words[-1]
         if sample.label == 0 and words[0] == "the":
-            assert told in premise
+            assert color in premise
         if sample.label == 2 and words[0] == "the":
-            assert f"{told} {words[1]}" not in premise
+            assert f"{color} {words[1]}" not in premise
     assert {
         ("a row" in s.texts[0] or "," in s.texts[0]) for s in read(folder, "mnli", "dev") if s.part == "matched"
     } == {False}

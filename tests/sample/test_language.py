@@ -20,12 +20,12 @@ def test_captions_of_a_pair_tell_it_from_both_sides():
 
 def test_different_scenes_share_no_caption():
     scenes = distinct_scenes(random.Random(0), "train", 2000)
-    told = [caption for scene in scenes for caption in set(captions(scene))]
-    assert len(set(told)) == len(told)
+    all_captions = [caption for scene in scenes for caption in set(captions(scene))]
+    assert len(set(all_captions)) == len(all_captions)
     assert all(len(set(captions(scene))) == 5 for scene in scenes)
 
 
-def test_every_object_is_told_facts_that_no_caption_tells():
+def test_every_object_is_reported_facts_that_no_caption_tells():
     assert set(FACTS) == set(OBJECTS)
     fact_words = {word for facts in FACTS.values() for word in facts}
     caption_words = {
@@ -93,7 +93,7 @@ def test_no_relation_question_is_answered_by_the_other_object_it_names():
                 assert len(names) == 3
 
 
-def test_the_corpus_tells_no_scene_of_the_evaluation_splits():
+def test_the_corpus_states_no_scene_of_the_evaluation_splits():
     rng = random.Random(7)
     lines = " ".join(random_line(rng) for _ in range(5000))
     for split in ("val", "test", "unseen"):

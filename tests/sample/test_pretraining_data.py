@@ -35,6 +35,6 @@ def test_text_batches(bart_folder):
     texts = module.tokenizer.batch_decode(
         next(iter(module.val_dataloader()))["corrupted_ids"], skip_special_tokens=False
     )
-    asked = [text for text in texts if "?" in text]
-    assert asked
-    assert all("Answer:<mask>." in text for text in asked)
+    requests = [text for text in texts if "?" in text]
+    assert requests
+    assert all("Answer:<mask>." in text for text in requests)

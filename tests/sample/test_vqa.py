@@ -27,12 +27,12 @@ def right(annotation):
     return Counter(answer["answer"] for answer in annotation["answers"]).most_common(1)[0]
 
 
-def test_vqa_files_are_in_the_official_layout(files):
-    asked, answered = files["vqa_questions_test"], files["vqa_annotations_test"]
+def test_vqa_files_are_in_the_benchmark_layout(files):
+    question_file, answered = files["vqa_questions_test"], files["vqa_annotations_test"]
     head = {"info", "license", "data_type", "data_subtype"}
-    assert asked.keys() == head | {"task_type", "questions"}
+    assert question_file.keys() == head | {"task_type", "questions"}
     assert answered.keys() == head | {"annotations"}
-    assert all(question.keys() == {"image_id", "question", "question_id"} for question in asked["questions"])
+    assert all(question.keys() == {"image_id", "question", "question_id"} for question in question_file["questions"])
     for annotation in answered["annotations"]:
         assert annotation.keys() == {
             "question_id",
@@ -45,13 +45,13 @@ def test_vqa_files_are_in_the_official_layout(files):
         assert all(answer.keys() == {"answer", "answer_confidence", "answer_id"} for answer in annotation["answers"])
 
 
-def test_okvqa_files_are_in_the_official_layout(files):
-    asked, answered = files["okvqa_questions_test"], files["okvqa_annotations_test"]
+def test_okvqa_files_are_in_the_benchmark_layout(files):
+    question_file, answered = files["okvqa_questions_test"], files["okvqa_annotations_test"]
     head = {"info", "license", "data_type", "data_subtype"}
-    assert asked.keys() == head | {"task_type", "questions"}
+    assert question_file.keys() == head | {"task_type", "questions"}
     assert answered.keys() == head | {"question_types", "annotations"}
     assert answered["question_types"] == FACT_TYPES
-    assert all(question.keys() == {"image_id", "question", "question_id"} for question in asked["questions"])
+    assert all(question.keys() == {"image_id", "question", "question_id"} for question in question_file["questions"])
     for annotation in answered["annotations"]:
         assert annotation.keys() == {
             "question_id",
@@ -70,13 +70,16 @@ def test_okvqa_files_are_in_the_official_layout(files):
 
 @pytest.mark.parametrize("name", ["vqa", "okvqa"])
 def test_every_question_has_an_id_of_its_own_and_ten_answers(files, name):
-    asked, annotations = files[f"{name}_questions_test"]["questions"], files[f"{name}_annotations_test"]["annotations"]
-    ids = [question["question_id"] for question in asked]
+    question_file, annotations = (
+        files[f"{name}_questions_test"]["questions"],
+        files[f"{name}_annotations_test"]["annotations"],
+    )
+    ids = [question["question_id"] for question in question_file]
     assert len(set(ids)) == len(ids)
     assert ids == [annotation["question_id"] for annotation in annotations]
-    for each in (*asked, *annotations):
-        assert each["image_id"] == each["question_id"] // 1000
-        assert FIRST_ID <= each["image_id"] < FIRST_ID + len(SCENES)
+    for item in (*question_file, *annotations):
+        assert item["image_id"] == item["question_id"] // 1000
+        assert FIRST_ID <= item["image_id"] < FIRST_ID + len(SCENES)
     for annotation in annotations:
         assert [answer["answer_id"] for answer in annotation["answers"]] == list(range(1, 11))
         assert {answer["answer_confidence"] for answer in annotation["answers"]} <= {"yes", "maybe", "no"}
@@ -85,30 +88,32 @@ def test_every_question_has_an_id_of_its_own_and_ten_answers(files, name):
 @pytest.mark.parametrize("name", ["vqa", "okvqa"])
 def test_at_least_eight_give_the_right_answer_and_a_quarter_of_the_questions_has_others(files, name):
     rng = random.Random(0)
-    told = ("how many things are there?", "when is it?")  # three and night, whatever the image
-    drawn = [[q for q in questions(scene, rng) if q.text not in told] for scene in SCENES]
-    wanted = [q.answer for every in drawn for q in every if (q.kind == "fact") == (name == "okvqa")]
+    trivial = ("how many things are there?", "when is it?")  # three and night, whatever the image
+    drawn = [[q for q in questions(scene, rng) if q.text not in trivial] for scene in SCENES]
+    targets = [q.answer for every in drawn for q in every if (q.kind == "fact") == (name == "okvqa")]
     annotations = files[f"{name}_annotations_test"]["annotations"]
     votes = [right(annotation) for annotation in annotations]
-    assert [answer for answer, _ in votes] == wanted
+    assert [answer for answer, _ in votes] == targets
     assert {number for _, number in votes} == {8, 9, 10}
-    for annotation, answer in zip(annotations, wanted, strict=True):
-        assert all((each["answer"] == answer) == (each["answer_confidence"] == "yes") for each in annotation["answers"])
+    for annotation, answer in zip(annotations, targets, strict=True):
+        assert all((item["answer"] == answer) == (item["answer_confidence"] == "yes") for item in annotation["answers"])
     assert sum(number < 10 for _, number in votes) / len(votes) == pytest.approx(0.25, abs=0.07)
     if name == "vqa":
-        assert [annotation["multiple_choice_answer"] for annotation in annotations] == wanted
+        assert [annotation["multiple_choice_answer"] for annotation in annotations] == targets
 
 
 def test_other_answers_are_of_the_same_kind(files):
-    told = {annotation["multiple_choice_answer"]: set() for annotation in files["vqa_annotations_test"]["annotations"]}
+    trivial = {
+        annotation["multiple_choice_answer"]: set() for annotation in files["vqa_annotations_test"]["annotations"]
+    }
     for annotation in files["vqa_annotations_test"]["annotations"]:
-        told[annotation["multiple_choice_answer"]] |= {answer["answer"] for answer in annotation["answers"]}
-    assert told["yes"] == told["no"] == {"yes", "no"}
-    assert told["small"] | told["big"] <= {"small", "big"}
-    assert told["one"] | told["two"] | told["three"] <= {"one", "two", "three"}
-    assert told["left"] | told["right"] <= {"left", "right"}
-    assert told["above"] | told["below"] <= {"above", "below"}
-    assert all(told.get(name, {name}) <= set(OBJECTS) for name in OBJECTS)
+        trivial[annotation["multiple_choice_answer"]] |= {answer["answer"] for answer in annotation["answers"]}
+    assert trivial["yes"] == trivial["no"] == {"yes", "no"}
+    assert trivial["small"] | trivial["big"] <= {"small", "big"}
+    assert trivial["one"] | trivial["two"] | trivial["three"] <= {"one", "two", "three"}
+    assert trivial["left"] | trivial["right"] <= {"left", "right"}
+    assert trivial["above"] | trivial["below"] <= {"above", "below"}
+    assert all(trivial.get(name, {name}) <= set(OBJECTS) for name in OBJECTS)
     columns = [set(column) for column in zip(*FACTS.values(), strict=True)]
     for annotation in files["okvqa_annotations_test"]["annotations"]:
         column = columns[list(FACT_TYPES).index(annotation["question_type"])]
@@ -135,10 +140,10 @@ def test_yes_and_no_are_even_in_every_image(files):
 
 
 def test_fact_types_say_what_the_questions_ask(files):
-    asked = {q["question_id"]: q["question"] for q in files["okvqa_questions_test"]["questions"]}
+    question_file = {q["question_id"]: q["question"] for q in files["okvqa_questions_test"]["questions"]}
     starts = {"who likes it": "who likes", "what it is made of": "what is", "where it is kept": "where is"}
     for annotation in files["okvqa_annotations_test"]["annotations"]:
-        assert asked[annotation["question_id"]].startswith(starts[FACT_TYPES[annotation["question_type"]]])
+        assert question_file[annotation["question_id"]].startswith(starts[FACT_TYPES[annotation["question_type"]]])
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
@@ -146,16 +151,16 @@ def test_the_split_by_rare_answers(tmp_path, split):
     write_questions(tmp_path, split, SCENES, FIRST_ID, random.Random(0))
     paths = [tmp_path / f"vqa_{name}_{split}.json" for name in ("questions", "annotations", "karpathy")]
     every, divided = read_questions(*paths[:2]), read_questions(*paths)
-    rare = {each.question_id for each in every if Counter(each.answers).most_common(1)[0][0] in RARE_ANSWERS}
+    rare = {item.question_id for item in every if Counter(item.answers).most_common(1)[0][0] in RARE_ANSWERS}
     assert 0.03 * len(every) < len(rare) < 0.3 * len(every)
-    out_of_domain = {each.question_id for each in divided if each.domain == "out-of-domain"}
+    out_of_domain = {item.question_id for item in divided if item.domain == "out-of-domain"}
     assert out_of_domain == (set() if split == "train" else rare)
-    in_domain = {each.question_id for each in divided if each.domain == "in-domain"}
-    assert in_domain == {each.question_id for each in every} - rare
+    in_domain = {item.question_id for item in divided if item.domain == "in-domain"}
+    assert in_domain == {item.question_id for item in every} - rare
 
 
 def test_the_split_has_the_scores_of_common_answers(files):
-    annotations = {each["question_id"]: each for each in files["vqa_annotations_test"]["annotations"]}
+    annotations = {file["question_id"]: file for file in files["vqa_annotations_test"]["annotations"]}
     for entry in files["vqa_karpathy_test"]:
         counts = Counter(answer["answer"] for answer in annotations[entry["question_id"]]["answers"])
         expected = {answer: min(1, 0.3 * count) for answer, count in counts.items() if answer not in RARE_ANSWERS}

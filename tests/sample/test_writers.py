@@ -65,8 +65,8 @@ def test_coco_captions(tmp_path):
 def test_the_scenes_follow_from_the_split_and_the_seed_alone(world, split):
     content = json.loads((world / f"captions_{split}.json").read_text())
     scenes = distinct_scenes(random.Random(f"{split} 3"), split, NUM_EVALUATION)
-    told = [annotation["caption"] for annotation in content["annotations"]]
-    assert told == [caption for scene in scenes for caption in captions(scene)]
+    texts = [annotation["caption"] for annotation in content["annotations"]]
+    assert texts == [caption for scene in scenes for caption in captions(scene)]
 
 
 @pytest.mark.parametrize("split", ["train", "val", "test"])
@@ -74,8 +74,8 @@ def test_documents_tell_the_scenes_of_their_split(world, split):
     documents, summaries = (
         (world / "xsum" / f"{split}.{end}").read_text().splitlines() for end in ("source", "target")
     )
-    told = json.loads((world / f"captions_{split}.json").read_text())["annotations"]
-    assert summaries == [annotation["caption"] for annotation in told[::5]]
+    texts = json.loads((world / f"captions_{split}.json").read_text())["annotations"]
+    assert summaries == [annotation["caption"] for annotation in texts[::5]]
     for text, summary in zip(documents, summaries, strict=True):
         scene = scene_of(summary)
         assert all(name in text for name in (WHERE[scene.place], *(item.object for item in scene.items)))
@@ -85,13 +85,13 @@ def test_documents_tell_the_scenes_of_their_split(world, split):
 @pytest.mark.parametrize("name", ["vqa", "okvqa"])
 def test_questions_are_asked_of_the_images_of_their_split(world, split, name):
     images = {image["id"]: image for image in json.loads((world / f"captions_{split}.json").read_text())["images"]}
-    asked = {q["image_id"] for q in json.loads((world / f"{name}_questions_{split}.json").read_text())["questions"]}
-    assert asked <= images.keys()
-    assert name == "okvqa" or asked == images.keys()
-    assert all((world / "images" / split / f"{image_id:012d}.jpg").is_file() for image_id in asked)
+    image_ids = {q["image_id"] for q in json.loads((world / f"{name}_questions_{split}.json").read_text())["questions"]}
+    assert image_ids <= images.keys()
+    assert name == "okvqa" or image_ids == images.keys()
+    assert all((world / "images" / split / f"{image_id:012d}.jpg").is_file() for image_id in image_ids)
 
 
-def test_nocaps_is_in_the_official_layout(world):
+def test_nocaps_is_in_the_benchmark_layout(world):
     val = json.loads((world / "nocaps_val_captions.json").read_text())
     test = json.loads((world / "nocaps_test_image_info.json").read_text())
     assert val.keys() == {"info", "licenses", "images", "annotations"}
@@ -114,9 +114,9 @@ def test_nocaps_domains_tell_which_combinations_training_shows(tmp_path):
     val = json.loads((tmp_path / "nocaps_val_captions.json").read_text())
     layouts = {"in-domain": [], "near-domain": [], "out-domain": []}
     for image in val["images"]:
-        told = [each["caption"] for each in val["annotations"] if each["image_id"] == image["id"]]
-        scene = scene_of(told[0])
-        assert told == captions(scene)
+        texts = [item["caption"] for item in val["annotations"] if item["image_id"] == image["id"]]
+        scene = scene_of(texts[0])
+        assert texts == captions(scene)
         unseen = [(item.color, item.object) in UNSEEN_COMBINATIONS for item in scene.items]
         assert image["domain"] == ("out-domain" if all(unseen) else "near-domain" if any(unseen) else "in-domain")
         assert scene.split == ("unseen" if any(unseen) else "test")
@@ -126,11 +126,11 @@ def test_nocaps_domains_tell_which_combinations_training_shows(tmp_path):
     assert set(layouts["near-domain"]) == {"pair", "row"}
 
 
-def test_karpathy_file_tells_the_images_and_captions_of_its_splits(world):
+def test_karpathy_file_states_the_images_and_captions_of_its_splits(world):
     content = json.loads((world / "dataset_coco.json").read_text())
     assert content.keys() == {"images", "dataset"}
     assert content["dataset"] == "coco"
-    told = {"train": [], "val": [], "test": []}
+    texts = {"train": [], "val": [], "test": []}
     for index, image in enumerate(content["images"]):
         fields = {"filepath", "sentids", "filename", "imgid", "split", "sentences", "cocoid"}
         assert image.keys() == fields
@@ -141,19 +141,21 @@ def test_karpathy_file_tells_the_images_and_captions_of_its_splits(world):
             assert sentence.keys() == {"tokens", "raw", "imgid", "sentid"}
             assert sentence["imgid"] == index
             assert sentence["tokens"] == sentence["raw"].replace(",", "").split()
-            told[image["split"]].append((image["cocoid"], sentence["sentid"], sentence["raw"]))
+            texts[image["split"]].append((image["cocoid"], sentence["sentid"], sentence["raw"]))
         assert scene_of(image["sentences"][0]["raw"]).split == image["split"]
-    for split, every in told.items():
+    for split, every in texts.items():
         annotations = json.loads((world / f"captions_{split}.json").read_text())["annotations"]
-        assert every == [(each["image_id"], each["id"], each["caption"]) for each in annotations]
+        assert every == [
+            (annotation["image_id"], annotation["id"], annotation["caption"]) for annotation in annotations
+        ]
 
 
 def test_class_folders_hold_as_many_different_images_of_each_object(world):
     names = (world / "class_names.txt").read_text().splitlines()
     assert names == sorted(OBJECTS) == sorted(path.name for path in (world / "classes" / "test").iterdir())
     images = [[content(path) for path in (world / "classes" / "test" / name).iterdir()] for name in names]
-    assert {len(each) for each in images} == {2}
-    assert len({each for every in images for each in every}) == 2 * len(names)
+    assert {len(image) for image in images} == {2}
+    assert len({item for every in images for item in every}) == 2 * len(names)
 
 
 def test_class_folders_show_their_object_alone_in_scenes_held_out(tmp_path, monkeypatch):

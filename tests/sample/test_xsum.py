@@ -17,12 +17,12 @@ SCENES = distinct_scenes(random.Random(0), "train", 300)
 def test_the_reader_reads_what_is_written(tmp_path):
     write_documents(tmp_path, "val", SCENES[:20], random.Random(0))
     read = list(iter_documents(str(tmp_path), "val"))
-    assert [each.summary for each in read] == [captions(scene)[0] for scene in SCENES[:20]]
+    assert [item.summary for item in read] == [captions(scene)[0] for scene in SCENES[:20]]
     rng = random.Random(0)
-    assert [each.text for each in read] == [document(scene, rng) for scene in SCENES[:20]]
+    assert [item.text for item in read] == [document(scene, rng) for scene in SCENES[:20]]
 
 
-def test_a_document_tells_all_of_the_scene():
+def test_a_document_states_all_of_the_scene():
     scene = Scene("pair", (Item("orange", "fish"), Item("blue", "boat")), "night", relation="left of")
     rng = random.Random(0)
     sentences = {frozenset(document(scene, rng).removesuffix(".").split(". ")) for _ in range(200)}
@@ -32,14 +32,14 @@ def test_a_document_tells_all_of_the_scene():
         {"one sees a fish", "one sees a boat"},
         {"the orange fish is left of the blue boat", "the blue boat is right of the orange fish"},
     ]
-    for told in sentences:
-        assert all(len(told & wording) == 1 for wording in wordings)
-        assert len(told) <= len(wordings) + 2
+    for expected in sentences:
+        assert all(len(expected & wording) == 1 for wording in wordings)
+        assert len(expected) <= len(wordings) + 2
     assert set().union(*sentences) > set().union(*wordings) | asides
 
 
 @pytest.mark.parametrize(
-    ("scene", "told"),
+    ("scene", "expected"),
     [
         (Scene("one", (Item("red", "cup"),), "sand", size="big"), {"it is big"}),
         (Scene("count", (Item("red", "cup"),), "sand", count=3), {"there are three cups", "the cups are red"}),
@@ -49,9 +49,9 @@ def test_a_document_tells_all_of_the_scene():
         ),
     ],
 )
-def test_layouts(scene, told):
+def test_layouts(scene, expected):
     for seed in range(20):
-        assert told <= set(document(scene, random.Random(seed)).removesuffix(".").split(". "))
+        assert expected <= set(document(scene, random.Random(seed)).removesuffix(".").split(". "))
 
 
 def test_documents_and_summaries_fit_the_small_bart():

@@ -177,7 +177,7 @@ def test_a_missing_package_is_named(monkeypatch):
 
 
 @pytest.mark.parametrize("pattern", ["flaky://cc3m/{00000..00002}.tar", "flaky://cc3m/*.tar"])
-def test_a_store_that_does_not_answer_is_told(remote, monkeypatch, pattern):
+def test_a_store_that_does_not_answer_is_reported(remote, monkeypatch, pattern):
     def refuse(*arguments, **options):
         raise PermissionError("unable to locate credentials")
 
@@ -188,7 +188,7 @@ def test_a_store_that_does_not_answer_is_told(remote, monkeypatch, pattern):
 
 
 @pytest.mark.parametrize("ends_early", [False, True])
-def test_reading_goes_on_where_the_connection_broke(remote, monkeypatch, quick, ends_early):
+def test_reading_resumes_where_the_connection_broke(remote, monkeypatch, quick, ends_early):
     monkeypatch.setattr(FlakyFileSystem, "lifetime", 7000)
     monkeypatch.setattr(FlakyFileSystem, "ends_early", ends_early)
     retries = []

@@ -39,7 +39,7 @@ def test_tars_of_all_formats_are_read(tar_format):
             header = tarfile.TarInfo(name)
             header.size, header.mtime = len(content), 1.5 if tar_format == tarfile.PAX_FORMAT else 1
             archive.addfile(header, io.BytesIO(content))
-    assert {found.name: found.read() for found in tar_members(io.BytesIO(buffer.getvalue()))} == contents
+    assert {members.name: members.read() for members in tar_members(io.BytesIO(buffer.getvalue()))} == contents
 
 
 @pytest.mark.parametrize(
@@ -96,17 +96,17 @@ def test_a_subset_has_as_many_samples_as_asked_for(tmp_path, kind):
     before = set()
     for size in (1, 2, 9, total // 2, total - 1, total):
         subset = UniformSubset(shards, size)
-        found = {
+        members = {
             (path, place)
             for path in shards
             for place, raw in enumerate(read_shard(path))
             if "txt" in raw and subset(raw["__key__"], path, place)
         }
-        assert len(found) == size
-        assert before <= found
+        assert len(members) == size
+        assert before <= members
         assert sum(1 for path in shards for raw in read_shard(path, subset) if "txt" in raw) == size
         assert len(read_captions(shards, 1000, subset)) == size
-        before = found
+        before = members
     with pytest.raises(MisconfigurationException, match=f"is {total + 1}, but the shards hold {total} samples"):
         UniformSubset(shards, total + 1)
 
@@ -138,10 +138,10 @@ def test_a_cache_draws_the_subset_of_the_shards(tmp_path):
     rows = [(place, key) for place, key in enumerate(keys[0][:18])] + list(enumerate(keys[1]))
     for size in range(1, 31):
         subset = UniformSubset([str(tmp_path / f"{number}.tar") for number in range(2)], size)
-        own = [
+        extra = [
             row for row, (place, key) in enumerate(rows) if subset(key, str(tmp_path / f"{int(row >= 18)}.tar"), place)
         ]
-        assert cache.subset(size).tolist() == own
+        assert cache.subset(size).tolist() == extra
 
 
 def num_read():
