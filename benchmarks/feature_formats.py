@@ -1,4 +1,4 @@
-"""Formats for cached features: how fast each is written, and how fast random samples are read from it.
+"""Write and random-read speed of file formats for cached features.
 
 python benchmarks/feature_formats.py                      # ViT-B/16, pooled
 python benchmarks/feature_formats.py --num-tokens 145 --dim 768 --num-samples 4000
@@ -33,7 +33,7 @@ Read = Callable[[Sequence[int]], object]
 
 
 class Data(NamedTuple):
-    """What is written: a part of the shards, one after the other."""
+    """Features and texts to write: a part of the shards, in order."""
 
     tokens: torch.Tensor
     embedding: torch.Tensor

@@ -1,4 +1,4 @@
-"""What cached features cost in precision: the losses on features in float16 and in int8, against CLIP's own.
+"""Precision of cached features: the losses on features in float16 and int8, compared with CLIP's.
 
 python benchmarks/int8_features.py --model runs/sample/distill/model --shards 'runs/sample/world/shards/*.tar'
 

@@ -49,7 +49,7 @@ def coco_captions() -> list[str]:
 
 
 def java_tokens(captions: Sequence[str]) -> list[str]:
-    """What pycocoevalcap's PTBTokenizer makes of captions, in a file outside its installation."""
+    """Tokenize captions with pycocoevalcap's PTBTokenizer, in a file outside its installation."""
     command = ["java", "-cp", str(FOLDER / "tokenizer" / STANFORD_CORENLP_3_4_1_JAR)]
     command += ["edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
     with tempfile.NamedTemporaryFile(suffix=".txt") as file:

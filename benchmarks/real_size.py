@@ -105,7 +105,7 @@ def median(values: Sequence[float]) -> float:
 
 
 def machine(device: str) -> str:
-    """What the figures were measured on."""
+    """Describe the machine that the figures were measured on."""
     if device == "cuda":
         return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []

@@ -1,4 +1,4 @@
-"""How often the reward of Self-Critical Sequence Training rises when a caption is made to break off: "… on a".
+"""Share of captions whose reward in Self-Critical Sequence Training rises when they are cut off: "… on a".
 
 python benchmarks/reward_of_dangling_ends.py
 

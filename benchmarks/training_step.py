@@ -1,4 +1,4 @@
-"""The training step with cached CLIP outputs, with CLIP, and as one would write it plainly with transformers.
+"""The training step with cached CLIP outputs, with CLIP, and in a plain implementation with transformers.
 
 python benchmarks/training_step.py
 python benchmarks/training_step.py --device cuda --precision bf16-mixed --batch-size 512

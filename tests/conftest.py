@@ -29,7 +29,7 @@ from vlkd_pl.sample.writers import (
     write_shards,
 )
 
-if importlib.util.find_spec("pkg_resources") is None:  # setuptools has it no more, and the whole of clip asks for it
+if importlib.util.find_spec("pkg_resources") is None:  # new setuptools lack it, and clip's __init__ imports it
     sys.modules["pkg_resources"] = SimpleNamespace(packaging=packaging)
 
 torch.set_num_threads(1)
@@ -86,5 +86,5 @@ def model_folder(tmp_path_factory, clip_folder, bart_folder):
 
 @pytest.fixture(scope="session")
 def damaged(tmp_path_factory):
-    """Damaged shards, and what is to come of them."""
+    """Damaged shards and their expected results."""
     return write_damaged(tmp_path_factory.mktemp("damaged"))

@@ -1,4 +1,4 @@
-"""Shards with all that can be wrong with a tar file, a sample or an image, and what is to come of each."""
+"""Shards with every fault of a tar file, a sample or an image, and the expected result of each."""
 
 import gzip
 import io
@@ -13,7 +13,7 @@ from PIL import Image
 
 
 def image(seed, size=(70, 66), mode="RGB", file_format="JPEG"):
-    """A picture of noise; the same for the same arguments."""
+    """An image of noise; equal arguments give equal images."""
     pixels = np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).convert(mode).save(buffer, file_format)
@@ -44,7 +44,7 @@ def tar(*parts):
 
 
 def bomb():
-    """A PNG of 30,000 × 30,000 pixels: about 100 KB that would take a gigabyte."""
+    """A PNG of 30,000 × 30,000 pixels, about 100 KB that decode to a gigabyte."""
     compress = zlib.compressobj(9)
     rows = b"\0" * (300 * (1 + 30_000 // 8))
     data = b"".join([*(compress.compress(rows) for _ in range(100)), compress.flush()])
@@ -55,24 +55,24 @@ def bomb():
 
 
 def flipped(content, place):
-    """With one bit another."""
+    """Flip one bit."""
     return content[:place] + bytes([content[place] ^ 16]) + content[place + 1 :]
 
 
 def header_of(content, name):
-    """Where the header of a member begins."""
+    """The offset of a member's header."""
     with tarfile.open(fileobj=io.BytesIO(content)) as archive:
         return archive.getmember(name).offset
 
 
 def claiming(header, size):
-    """A tar with one header, which claims a size, and nothing behind it."""
+    """A tar with one header, which claims a size, and no content."""
     header.size = size
     return header.tobuf(tarfile.GNU_FORMAT)
 
 
 def sparse(size):
-    """A tar with one sparse file, which takes a block there and ``size`` bytes in memory."""
+    """A tar with one sparse file of one block, which expands to ``size`` bytes in memory."""
     header = bytearray(member("sparse.jpg", b"\0" * 512, type=tarfile.GNUTYPE_SPARSE)[0].tobuf(tarfile.GNU_FORMAT))
     header[386:410] = b"00000000000\0" + b"00000001000\0"
     header[483:495] = b"%011o\0" % size
@@ -99,7 +99,7 @@ def write_damaged(folder):
     whole = tar(*good)
     jpeg, png = image(10), image(11, file_format="PNG")
     again = [pair("same", image(12)), pair("same", image(13))]
-    # what it holds, what comes of it in preparation, and in training where that differs
+    # its content, the expected result of preparation, and that of training if it differs
     shards = {
         "good": (whole, {"good": 6}),
         "flipped_header": (flipped(whole, header_of(whole, "g3.jpg") + 5), {"broken_tar": 1}, 3),

@@ -17,7 +17,7 @@ CONFIG = Path(__file__).parents[2] / "configs" / "sample" / "distill.yaml"
 
 
 def arguments(world, folder, command="fit", **options):
-    """The sample run in miniature, with every part of the real one."""
+    """The command line of a miniature run, with every part of the real one."""
     settings = {
         "model.init_args.clip": world.clip,
         "model.init_args.bart": world.bart,
@@ -56,7 +56,7 @@ def arguments(world, folder, command="fit", **options):
 
 
 def start(arguments, environment=None, output=None, max_files=None):
-    """Starts a process of the command line; the packages are imported in the one that it is forked from.
+    """Start a process of the command line, forked from one that has imported the packages.
 
     Args:
         arguments: The command line.
@@ -72,7 +72,7 @@ def start(arguments, environment=None, output=None, max_files=None):
 
 
 def begin_ranks(arguments, overlay="ddp", num=2, output=None):
-    """Starts the processes of one run over gloo, as torchrun does, with an overlay for many GPUs.
+    """Start the processes of one run over gloo, as torchrun does, with an overlay for many GPUs.
 
     What rank N prints goes to the file ``{output}.N``, where one is given.
     """
@@ -94,7 +94,7 @@ def begin_ranks(arguments, overlay="ddp", num=2, output=None):
 
 
 def joined(processes, timeout=100):
-    """The exit codes of processes, None of those that do not end."""
+    """The exit codes of processes; None for those that do not end."""
     end = time.monotonic() + timeout
     for process in processes:
         process.join(max(0, end - time.monotonic()))
@@ -114,6 +114,6 @@ def _run(arguments, environment, output, max_files):
         os.close(file)
     if max_files is not None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (max_files, max_files))
-    multiprocessing.set_start_method("fork", force=True)  # of the data's workers, as it is without a forkserver
+    multiprocessing.set_start_method("fork", force=True)  # for the data workers, as without a forkserver
     torch.set_num_threads(1)
     raise SystemExit(main(arguments))

@@ -1,4 +1,4 @@
-"""Runs the evaluation of the configurations under configs/sample with tiny models."""
+"""Command lines that evaluate the configurations under configs/sample with tiny models."""
 
 import csv
 import json

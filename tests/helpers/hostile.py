@@ -41,7 +41,7 @@ CALLS = {
 
 
 class Call:
-    """Calls a function when it is unpickled."""
+    """Object that calls a function when it is unpickled."""
 
     def __init__(self, function, arguments):
         self.reduced = (function, arguments)
@@ -51,12 +51,12 @@ class Call:
 
 
 def by_reference(function, arguments):
-    """A call whose own arguments can be pickled; a module can only be named."""
+    """A call with picklable arguments; a module can only be named."""
     return Call(function, tuple("os" if argument is os else argument for argument in arguments))
 
 
 class Writes(nn.Module):
-    """Writes a file when its TorchScript archive is loaded."""
+    """Module that writes a file when its TorchScript archive is loaded."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x
@@ -72,7 +72,7 @@ class Writes(nn.Module):
 
 
 class Outer(nn.Module):
-    """Has a module that writes a file."""
+    """Module with a submodule that writes a file."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ def zipped(members, compression=zipfile.ZIP_STORED):
 
 
 def pickled_tensor(numel, shape, stride, offset=0, kind=b"FloatStorage", key=b"0"):
-    """The pickle of a state dict of one tensor, as torch.save writes it, with any numbers."""
+    """The pickle of a state dict with one tensor, as torch.save writes it, with arbitrary numbers."""
 
     def integer(value):
         return pickle.dumps(value, 2)[2:-1]
@@ -179,7 +179,7 @@ def bombs():
 
 
 def archives(folder):
-    """TorchScript archives with code of their own, and other containers."""
+    """TorchScript archives with custom code, and other containers."""
     files = {}
     for name, module in {"script": Writes(), "script_inner": Outer()}.items():
         buffer = io.BytesIO()
@@ -249,7 +249,7 @@ def headers():
 
 
 def giants(clip):
-    """A CLIP's names with sizes that no memory holds, of tensors without elements, and one of endless layers."""
+    """State dicts with a CLIP's names and sizes that exceed the memory, empty tensors, or endless layers."""
     weights = {name: value.half() if value.is_floating_point() else value for name, value in clip.state_dict().items()}
     many = {f"transformer.resblocks.{number}.ln_1.bias": torch.zeros(1) for number in range(2000)}
     return {
@@ -266,7 +266,7 @@ def giants(clip):
 
 
 def write_clips(folder, clip):
-    """Writes all files that pretend to hold a CLIP."""
+    """Write all files that pretend to hold a CLIP."""
     files = pickles() | bombs() | archives(folder) | headers() | giants(clip)
     for name, content in files.items():
         (folder / name).write_bytes(content)
@@ -274,7 +274,7 @@ def write_clips(folder, clip):
 
 
 def write_barts(folder, bart_folder):
-    """Writes folders that pretend to hold a BART, each a copy of a real one with a change."""
+    """Write folders that pretend to hold a BART, each a copy of a real one with one change."""
     config = json.loads((bart_folder / "config.json").read_text())
     tokenizer = json.loads((bart_folder / "tokenizer_config.json").read_text())
 
@@ -332,7 +332,7 @@ def write_barts(folder, bart_folder):
 
 
 def write_models(folder, model_folder):
-    """Writes model folders with a change each."""
+    """Write model folders with one change each."""
 
     def copy(name):
         shutil.copytree(model_folder, folder / name)
@@ -364,7 +364,7 @@ def write_models(folder, model_folder):
 
 
 def write_checkpoints(folder):
-    """Writes files that pretend to be checkpoints."""
+    """Write files that pretend to be checkpoints."""
     for name, (function, arguments) in CALLS.items():
         content = {"state_dict": {"model.x": torch.zeros(2)}, "callbacks": by_reference(function, arguments)}
         (folder / f"{name}.ckpt").write_bytes(saved(content))

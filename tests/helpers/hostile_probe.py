@@ -1,4 +1,4 @@
-"""Loads hostile files one after the other, and prints what came of each and what the process did meanwhile."""
+"""Load hostile files one after the other, and print the result of each and the actions of the process."""
 
 import json
 import os
@@ -53,7 +53,7 @@ def main():
         loads.append(
             (f"checkpoint {path.name}", lambda path=path: load_model(str(clip), str(bart), init_from=str(path)))
         )
-    VLKD.from_pretrained(model, "cpu")  # imports and allocates what any load does
+    VLKD.from_pretrained(model, "cpu")  # imports and allocates what every load needs
     load_bart_tokenizer(str(bart))
     assert clip_image_size(str(clip)) == 64
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -12,7 +12,7 @@ SIZE = (40, 24)
 PIXELS = Image.fromarray(
     (np.add.outer(np.arange(24) * 6, np.arange(40) * 3)[..., None] + np.array([0, 20, 40])).clip(0, 255).astype("uint8")
 )
-"""A gradient that looks another way in each orientation."""
+"""A gradient that looks different in each orientation."""
 
 ORIENTATION, X_RESOLUTION, RESOLUTION_UNIT, EXIF_DIRECTORY = 0x0112, 0x011A, 0x0128, 0x8769
 
@@ -63,7 +63,7 @@ def png(before=(), after=()):
 
 
 def with_exif(block):
-    """Files with an EXIF block, by where it stands in which format."""
+    """Files with an EXIF block, by format and position."""
     return {
         "jpeg": jpeg(segment(0xE1, b"Exif\0\0" + block)),
         "jpeg without jfif": jpeg(segment(0xE1, b"Exif\0\0" + block), jfif=False),
@@ -74,7 +74,7 @@ def with_exif(block):
 
 
 def with_metadata(payload, rng):
-    """A JPEG and two PNG with some other metadata; ``payload`` is what they hold."""
+    """A JPEG and two PNG files with other metadata of the content ``payload``."""
     heads = {
         0xE0: b"JFIF\0",
         0xE1: b"http://ns.adobe.com/xap/1.0/\0",

@@ -1,4 +1,4 @@
-"""Writing that is killed at one of its changes of the file system."""
+"""Kills of a writing process at each of its changes of the file system."""
 
 import itertools
 import os
@@ -6,11 +6,11 @@ import pathlib
 
 
 class Killed(BaseException):
-    """Stands in for a kill: nothing can be tidied up after it."""
+    """Exception that simulates a kill, after which no cleanup is possible."""
 
 
 def kill_at(monkeypatch, number):
-    """Lets the ``number``-th change of the file system, and every later one, raise ``Killed``.
+    """Raise ``Killed`` at the ``number``-th change of the file system and at every later one.
 
     Returns:
         A dictionary whose ``dead`` is true once the process was killed.
@@ -30,7 +30,7 @@ def kill_at(monkeypatch, number):
     for name in ("mkdir", "rename", "replace", "unlink", "rmdir", "remove", "fsync"):
         call = guarded(getattr(os, name))
         monkeypatch.setattr(os, name, call)
-        # on Python 3.10 paths keep the functions that they found when they were imported
+        # on Python 3.10, pathlib binds these functions when it is imported
         if hasattr(getattr(pathlib, "_NormalAccessor", None), name):
             monkeypatch.setattr(pathlib._NormalAccessor, name, staticmethod(call))
     return state

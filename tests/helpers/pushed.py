@@ -1,4 +1,4 @@
-"""A module whose temperature is pushed against its bound and back."""
+"""A module whose temperature is pushed to its bound and back."""
 
 from vlkd_pl.modules.vlkd import VLKDModule
 
@@ -6,7 +6,7 @@ NUM_UP = 4
 
 
 class PushedTemperature(VLKDModule):
-    """Its gradient pushes ln(1/τ) up in the first steps and down after them, whatever the batch holds."""
+    """Module whose gradient pushes ln(1/τ) up in the first steps and then down, for any batch."""
 
     def __init__(self, *args, **options):
         super().__init__(*args, **options)

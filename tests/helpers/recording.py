@@ -1,4 +1,4 @@
-"""A distillation that writes down the samples it is trained on, and one that falls asleep."""
+"""A distillation that records the keys of its training samples, and one that sleeps in a step."""
 
 import json
 import time
@@ -17,7 +17,7 @@ class RecordingModule(VLKDModule):
 
 
 class Asleep(Callback):
-    """Stops training in the middle of a step."""
+    """Callback that stops training in the middle of a step."""
 
     def on_train_batch_start(self, trainer, *arguments):
         (Path(trainer.default_root_dir) / "asleep").touch()
@@ -25,5 +25,5 @@ class Asleep(Callback):
 
 
 def recorded(folder, rank=0):
-    """The keys of each batch of a rank."""
+    """Read the recorded keys of a rank's batches."""
     return [json.loads(line) for line in (folder / f"rank{rank}.jsonl").read_text().splitlines()]

@@ -1,4 +1,4 @@
-"""Runs that are cut and go on: their command line, when to cut them, and what they end with."""
+"""Runs that are interrupted and resumed: their command line, the time of the interruption, and their results."""
 
 import json
 import time
@@ -12,7 +12,7 @@ NUM_STEPS = 6
 
 
 def command(world, folder, **options):
-    """A distillation with a validation in the middle of accumulated steps, that goes on if it was begun."""
+    """A distillation that validates in the middle of accumulated steps and resumes from its last checkpoint."""
     loggers = [
         {"class_path": kind, "init_args": {"save_dir": str(folder), "name": name, "version": None}}
         for kind, name in (("TensorBoardLogger", "run"), ("CSVLogger", "csv"))
@@ -36,12 +36,12 @@ def command(world, folder, **options):
 
 
 def checkpoints(folder):
-    """Where a run's checkpoints are."""
+    """The folder of a run's checkpoints."""
     return folder / "run" / "version_0" / "checkpoints"
 
 
 def wait_for_checkpoints(processes, folder, num):
-    """Waits until a run has written so many files, or one of its processes has ended."""
+    """Wait until a run has written a number of files, or one of its processes has ended."""
 
     def written_files():
         return {(path, path.stat().st_mtime_ns) for path in checkpoints(folder).glob("*.ckpt")}
@@ -59,7 +59,7 @@ def wait_for_checkpoints(processes, folder, num):
 
 
 def last(folder, num_ranks=1):
-    """What a run ended with: after a kill between the last two files, ``last.ckpt`` is not the newest."""
+    """Read the final state of a run; after a kill between the last two files, ``last.ckpt`` is not the newest."""
     checkpoint = torch.load(last_checkpoint([checkpoints(folder)]), weights_only=True)
     assert checkpoint["global_step"] == NUM_STEPS
     assert len(checkpoint["random_states"]) == len(checkpoint["CC3MDataModule"]["positions"]) == num_ranks

@@ -1,4 +1,4 @@
-"""A callback that writes what each rank holds."""
+"""A callback that records how much of the model each rank holds."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytorch_lightning as pl
 
 
 class Probe(pl.Callback):
-    """Writes how many elements of weights, gradients and moments a rank holds to ``folder/RANK.json``."""
+    """Write the number of elements of weights, gradients and moments of a rank to ``folder/RANK.json``."""
 
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)

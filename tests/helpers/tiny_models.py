@@ -8,7 +8,7 @@ from vlkd_pl.sample.tokenizers import CONTEXT_LENGTH
 
 
 def tiny_clip(kind="resnet", vocab_size=655, context_length=CONTEXT_LENGTH):
-    """A CLIP of OpenAI's class with random weights in every part, also where its own start has zeros or ones."""
+    """A CLIP of OpenAI's class with random weights, also where OpenAI initialises with zeros or ones."""
     torch.manual_seed(0)
     layers, width, patch = ((1, 1, 1, 1), 8, None) if kind == "resnet" else (2, 64, 16)
     clip = CLIP(32, 64, layers, width, patch, context_length, vocab_size, 64, 1, 2).float().eval()

@@ -1,6 +1,6 @@
 """The paper's zero-shot decoding compared with other strategies, on the sample world's held-out scenes.
 
-python benchmarks/zeroshot_ways.py --model runs/sample/distill/model
+python benchmarks/decoding_strategies.py --model runs/sample/distill/model
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from vlkd_pl.models.vlkd import VLKDModel
 BATCH_SIZE = 50
 
 Ask = Callable[[torch.Tensor, Sequence[Question], Sequence[int]], list[str]]
-"""From the tokens of images, questions, and the row of each question's image to answers."""
+"""Function from image tokens, questions, and the row of each question's image to answers."""
 
 
 def main() -> None:
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--world", type=Path, default=Path("runs/sample/world"), help="folder of vlkd-pl sample")
     parser.add_argument("--split", default="test", help="split of the sample world: test or unseen")
     parser.add_argument("--num-masks", type=int, default=3, help="masks in the prompt of captions")
-    parser.add_argument("--seed", type=int, default=0, help="decides what is sampled")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the sampling")
     options = parser.parse_args()
     transformers.utils.logging.disable_progress_bar()
     torch.manual_seed(options.seed)
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def print_captions(model: VLKDModel, tokens: torch.Tensor, samples: Sequence[CaptionedImage], num_masks: int) -> None:
-    ways = {
+    strategies = {
         "beam 6 (paper)": Decoding(num_beams=6),
         "greedy": Decoding(),
         "free decoding": Decoding(num_beams=6, reading="free"),
@@ -65,7 +65,7 @@ def print_captions(model: VLKDModel, tokens: torch.Tensor, samples: Sequence[Cap
     }
     references = {sample.image_id: sample.references for sample in samples}
     columns = []
-    for decoding in ways.values():
+    for decoding in strategies.values():
         start = time.perf_counter()
         results = [best[0] for part in tokens.split(BATCH_SIZE) for best in caption(model, part, num_masks, decoding)]
         seconds = time.perf_counter() - start
@@ -83,7 +83,7 @@ def print_captions(model: VLKDModel, tokens: torch.Tensor, samples: Sequence[Cap
                 "seconds": seconds,
             }
         )
-    print(f"captions of {len(samples)} images\n{format_table(list(ways), columns, digits=1)}\n")
+    print(f"captions of {len(samples)} images\n{format_table(list(strategies), columns, digits=1)}\n")
 
 
 def print_answers(
@@ -96,7 +96,7 @@ def print_answers(
 ) -> None:
     rows = {sample.image_id: row for row, sample in enumerate(samples)}
 
-    def way(caption_first: bool = False, **options: Any) -> Ask:
+    def strategy(caption_first: bool = False, **options: Any) -> Ask:
         def ask(seen: torch.Tensor, batch_questions: Sequence[Question], index: Sequence[int]) -> list[str]:
             passages = None
             if caption_first:
@@ -115,30 +115,30 @@ def print_answers(
         ]
 
     nearest = Decoding(num_beams=6, max_new_tokens=10, num_candidates=6, rerank=True)
-    ways = {
-        "paper": way(),
-        "free decoding": way(decoding=Decoding(max_new_tokens=10, reading="free")),
-        "caption first": way(caption_first=True),
-        "candidates": way(candidates=candidates),
-        "caption, candidates": way(caption_first=True, candidates=candidates),
-        "rerank 6 beams": way(decoding=nearest),
+    strategies = {
+        "paper": strategy(),
+        "free decoding": strategy(decoding=Decoding(max_new_tokens=10, reading="free")),
+        "caption first": strategy(caption_first=True),
+        "candidates": strategy(candidates=candidates),
+        "caption, candidates": strategy(caption_first=True, candidates=candidates),
+        "rerank 6 beams": strategy(decoding=nearest),
         "text alone": from_text,
     }
     columns, moved = [], []
-    for ask in ways.values():
+    for ask in strategies.values():
         start = time.perf_counter()
         columns.append(scored(ask, tokens, questions, rows))
         columns[-1]["seconds"] = time.perf_counter() - start
         moved.append({} if ask is from_text else scored(ask, tokens.roll(len(tokens) // 2, 0), questions, rows))
     print(f"{len(questions)} questions; text alone: no image, and a person's caption before the question")
-    print(f"{format_table(list(ways), columns, digits=1)}\n\nthe same questions asked of other images")
-    print(format_table(list(ways), moved, digits=1))
+    print(f"{format_table(list(strategies), columns, digits=1)}\n\nthe same questions asked of other images")
+    print(format_table(list(strategies), moved, digits=1))
 
 
 def scored(
     ask: Ask, tokens: torch.Tensor, questions: Sequence[Question], rows: dict[int | str, int]
 ) -> dict[str, float]:
-    """Accuracies of a way to ask; each image comes once, with all its questions."""
+    """Accuracies of a strategy; each image is encoded once, with all its questions."""
     predictions = {}
     for first in range(0, len(tokens), BATCH_SIZE):
         batch_questions = [question for question in questions if first <= rows[question.image_id] < first + BATCH_SIZE]
