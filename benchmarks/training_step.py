@@ -37,7 +37,8 @@ from transformers import BartForConditionalGeneration, CLIPConfig, CLIPModel  # 
 from transformers.modeling_outputs import BaseModelOutput  # noqa: E402
 from transformers.models.bart.modeling_bart import shift_tokens_right  # noqa: E402
 
-from vlkd_pl.modules.vlkd import VLKDModule  # noqa: E402
+from vlkd_pl.modules.vlkd import Execution, VLKDModule  # noqa: E402
+from vlkd_pl.training.optim import Optimization  # noqa: E402
 
 VARIANTS = {
     "cached": "vlkd_pl, cached CLIP",
@@ -62,7 +63,7 @@ def main() -> None:
     parser.add_argument("--num-steps", type=int, default=2, help="measured in a round (default: %(default)s)")
     parser.add_argument("--num-warmup-steps", type=int, default=1, help="before them (default: %(default)s)")
     parser.add_argument("--variants", nargs="+", default=DEFAULT_VARIANTS, choices=VARIANTS, metavar="VARIANT")
-    parser.add_argument("--options", type=json.loads, default={}, help="of VLKDModule, as JSON; not for cached_default")
+    parser.add_argument("--options", type=json.loads, default={}, help="of Execution, as JSON; not for cached_default")
     parser.add_argument("--models", type=Path, default=Path("runs/benchmarks/real_size"), help="where they are kept")
     # options of the process that measures one variant
     parser.add_argument("--one", choices=VARIANTS, help=argparse.SUPPRESS)
@@ -190,7 +191,9 @@ def lightning_steps(
     """The steps of VLKDModule in Lightning's trainer."""
     timer = StepTimer(clock, rate)
     # full rate from the first step: a rate of 0 would be no less work, but no training either
-    module = VLKDModule(init_from=str(options.models), warmup_steps=1, total_steps=1000, **arguments)
+    optimization = Optimization(warmup_steps=1, total_steps=1000)
+    execution = Execution(**arguments)
+    module = VLKDModule(init_from=str(options.models), optimization=optimization, execution=execution)
     trainer = pl.Trainer(
         accelerator="gpu" if options.device == "cuda" else "cpu",
         devices=1,

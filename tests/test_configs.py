@@ -75,10 +75,14 @@ def test_table_10(capsys, path, clip, features, batch_size):
     model, data, trainer = config["model"]["init_args"], config["data"]["init_args"], config["trainer"]
     assert (model["clip"], model["image_features"], model["bart"]) == (clip, features, "facebook/bart-large")
     assert data["batch_size"] * trainer["devices"] * trainer["accumulate_grad_batches"] == batch_size
-    assert model["betas"] == [0.99, 0.999]
-    assert (model["learning_rate"], model["weight_decay"], model["eps"]) == (5e-5, 0.01, 1e-6)
+    assert model["optimization"]["betas"] == [0.99, 0.999]
+    assert (
+        model["optimization"]["learning_rate"],
+        model["optimization"]["weight_decay"],
+        model["optimization"]["eps"],
+    ) == (5e-5, 0.01, 1e-6)
     assert model["temperature"] == 0.07
-    assert (model["warmup_steps"], trainer["max_steps"]) == (12_000, 200_000)
+    assert (model["optimization"]["warmup_steps"], trainer["max_steps"]) == (12_000, 200_000)
     assert (trainer["accumulate_grad_batches"], trainer["gradient_clip_val"]) == (2, 5.0)
     assert (trainer["devices"], trainer["strategy"], trainer["precision"]) == (8, "ddp", "16-mixed")
     # Sections 3.2.3 and 4.3.1
@@ -97,13 +101,17 @@ def test_table_11_captioning(capsys, name):
     assert (model["clip"], model["image_features"], model["bart"]) == (None, None, None)  # those of init_from
     assert data["train_batch_size"] * trainer["devices"] * trainer["accumulate_grad_batches"] == 40
     assert (model["num_masks"], model["decoding"]["num_beams"]) == (6, 6)
-    assert (model["weight_decay"], model["eps"], trainer["gradient_clip_val"]) == (0.01, 1e-8, 5.0)
+    assert (model["optimization"]["weight_decay"], model["optimization"]["eps"], trainer["gradient_clip_val"]) == (
+        0.01,
+        1e-8,
+        5.0,
+    )
     assert (data["split"], data["val"]["split"], data["train"]["split"]) == ("test", "val", ["train", "restval"])
     checkpoints = next(each for each in trainer["callbacks"] if each["class_path"].endswith("ModelCheckpoint"))
     assert (checkpoints["init_args"]["monitor"], checkpoints["init_args"]["mode"]) == ("val/cider", "max")
     if name == "captioning_coco":
-        assert (trainer["max_epochs"], model["warmup_epochs"], data["train_by"]) == (20, 1, "caption")
-        assert (model["learning_rate"], model["betas"]) == (6e-5, [0.99, 0.999])
+        assert (trainer["max_epochs"], model["optimization"]["warmup_epochs"], data["train_by"]) == (20, 1, "caption")
+        assert (model["optimization"]["learning_rate"], model["optimization"]["betas"]) == (6e-5, [0.99, 0.999])
     else:
         assert model["init_from"] == "runs/captioning_coco/model"
         assert (model["kl_weight"], model["cross_entropy_weight"], data["train_by"]) == (0.0, 0.0, "image")
@@ -115,10 +123,14 @@ def test_table_11_vqa(capsys, name, share):
     model, data, trainer = config["model"]["init_args"], config["data"]["init_args"], config["trainer"]
     assert (model["clip"], model["image_features"], model["bart"]) == (None, None, None)  # those of init_from
     assert data["train_batch_size"] * trainer["devices"] * trainer["accumulate_grad_batches"] == 32
-    assert (trainer["max_epochs"], model["warmup_epochs"]) == (10, 1)
+    assert (trainer["max_epochs"], model["optimization"]["warmup_epochs"]) == (10, 1)
     assert (model["num_masks"], model["decoding"]["num_beams"]) == (2, 1)
-    assert model["betas"] == [0.99, 0.999]
-    assert (model["learning_rate"], model["weight_decay"], model["eps"]) == (6e-5, 0.01, 1e-8)
+    assert model["optimization"]["betas"] == [0.99, 0.999]
+    assert (
+        model["optimization"]["learning_rate"],
+        model["optimization"]["weight_decay"],
+        model["optimization"]["eps"],
+    ) == (6e-5, 0.01, 1e-8)
     assert trainer["gradient_clip_val"] == 5.0
     assert data["train_share"] == share
     files = [data["split"], data["val"] and data["val"]["split"], data["train"]["split"]]
@@ -180,7 +192,12 @@ def test_the_sample_worlds_paper_configuration(capsys):
     paper = parsed(capsys, "distill_rn50x16.yaml")
     of_sample = {"clip", "bart", "learning_rate", "projection_learning_rate", "betas", "warmup_steps", "num_masks"}
     model, expected = (
-        {k: v for k, v in each["model"]["init_args"].items() if k not in of_sample} for each in (sample, paper)
+        {
+            k: v
+            for k, v in (init_args | init_args["optimization"] | {"optimization": None}).items()
+            if k not in of_sample
+        }
+        for init_args in (config["model"]["init_args"] for config in (sample, paper))
     )
     assert model == expected
     data, expected = (each["data"]["init_args"] for each in (sample, paper))
@@ -193,9 +210,21 @@ def test_summaries_are_trained_and_decoded_as_barts_own(capsys):
     config = parsed(capsys, "summarization_xsum.yaml")
     model, data, trainer = config["model"]["init_args"], config["data"]["init_args"], config["trainer"]
     # fairseq, examples/bart/README.summarization.md, with "TOTAL_NUM_UPDATES=15000 UPDATE_FREQ=2 for Xsum"
-    assert (model["learning_rate"], model["warmup_steps"], trainer["max_steps"]) == (3e-5, 500, 15_000)
-    assert (model["optimizer"], model["total_steps"], trainer["max_epochs"]) == ("adamw", None, None)
-    assert (model["betas"], model["eps"], model["weight_decay"]) == ([0.9, 0.999], 1e-8, 0.01)
+    assert (model["optimization"]["learning_rate"], model["optimization"]["warmup_steps"], trainer["max_steps"]) == (
+        3e-5,
+        500,
+        15_000,
+    )
+    assert (model["optimization"]["optimizer"], model["optimization"]["total_steps"], trainer["max_epochs"]) == (
+        "adamw",
+        None,
+        None,
+    )
+    assert (model["optimization"]["betas"], model["optimization"]["eps"], model["optimization"]["weight_decay"]) == (
+        [0.9, 0.999],
+        1e-8,
+        0.01,
+    )
     assert (model["label_smoothing"], model["dropout"], model["attention_dropout"]) == (0.1, 0.1, 0.1)
     assert (data["max_tokens"], trainer["devices"], trainer["accumulate_grad_batches"]) == (2048, 8, 2)
     assert (trainer["gradient_clip_val"], trainer["precision"]) == (0.1, "16-mixed")
@@ -214,10 +243,18 @@ def test_summaries_are_read_with_the_models_tokenizer(capsys):
 def test_appendix_a_glue(capsys):
     config = parsed(capsys, "glue.yaml")
     model, data, trainer = config["model"]["init_args"], config["data"]["init_args"], config["trainer"]
-    assert (model["optimizer"], trainer["max_epochs"], model["warmup_epochs"]) == ("lamb", 10, 1)
-    assert model["total_steps"] is None  # the rate falls to 0 at the last step
+    assert (model["optimization"]["optimizer"], trainer["max_epochs"], model["optimization"]["warmup_epochs"]) == (
+        "lamb",
+        10,
+        1,
+    )
+    assert model["optimization"]["total_steps"] is None  # the rate falls to 0 at the last step
     # one point of the grid; tests/commands/test_grid.py holds all
-    assert (data["batch_size"], model["learning_rate"], model["weight_decay"]) == (32, 5e-4, 1e-4)
+    assert (data["batch_size"], model["optimization"]["learning_rate"], model["optimization"]["weight_decay"]) == (
+        32,
+        5e-4,
+        1e-4,
+    )
     assert data["evaluated"] == "dev"
     assert trainer["precision"] == "32-true"
 

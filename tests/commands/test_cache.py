@@ -391,8 +391,8 @@ def fit(world, shards, folder, cache, **options):
     """The sample run in miniature on cached features, with the closed-form start, a text corpus and validation."""
     settings = {
         "model__init_args__num_start_texts": 20,
-        "model__init_args__warmup_steps": 2,
-        "model__init_args__total_steps": 20,
+        "model__init_args__optimization__warmup_steps": 2,
+        "model__init_args__optimization__total_steps": 20,
         "model__init_args__decoding__max_new_tokens": 3,
         "model__init_args__decoding__num_beams": 1,
         "data__init_args__batch_size": 8,

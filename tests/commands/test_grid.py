@@ -73,7 +73,7 @@ def test_every_combination_is_fitted_and_tested_once(started, config, tmp_path):
     assert len(fits) == len({(task, name) for _, task, name, _ in fits}) == 8
     assert [run[1:3] for run in started.commands[::2]] == [run[1:3] for run in started.commands[1::2]]
     values = {
-        (s["data.batch_size"], s["model.learning_rate"], s["model.weight_decay"])
+        (s["data.batch_size"], s["model.optimization.learning_rate"], s["model.optimization.weight_decay"])
         for _, task, _, s in fits
         if task == "cola"
     }

@@ -21,7 +21,6 @@ def arguments(name, world, model_folder, folder, command="test", **options):
     }
     settings = {
         "model.init_args.init_from": str(model_folder),
-        "model.init_args.decoding.max_new_tokens": 5,
         "data.init_args.images": str(world.folder / images.get(name, "images")),
         "data.init_args.num_workers": 0,
         "data.init_args.batch_size": 4,
@@ -31,6 +30,8 @@ def arguments(name, world, model_folder, folder, command="test", **options):
         "trainer.callbacks": "[]",
     }
     settings |= {f"data.init_args.{key}": str(world.folder / file) for key, file in files[name].items()}
+    if name not in ("retrieval_coco", "classification"):
+        settings["model.init_args.decoding.max_new_tokens"] = 5
     settings |= {key.replace("__", "."): value for key, value in options.items()}
     configs = [f"--config={CONFIGS / part / f'{name}.yaml'}" for part in ("", "sample")]
     return [command, *configs, *(f"--{key}={value}" for key, value in settings.items())]

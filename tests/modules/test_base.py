@@ -9,7 +9,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from vlkd_pl.datamodules.base import BaseDataModule
+from vlkd_pl.evaluation.captioning import CaptioningEvaluator
 from vlkd_pl.modules.base import TaskModule
+from vlkd_pl.training.optim import Optimization
 
 WORLD_SIZE = 2
 VALUES = [2.0**number for number in range(11)]
@@ -35,7 +37,7 @@ class Weight(TaskModule):
     """Its gradient is the mean of the numbers in a step."""
 
     def __init__(self):
-        super().__init__(warmup_steps=0)
+        super().__init__(CaptioningEvaluator(), Optimization(warmup_steps=0))
         self.weight = nn.Parameter(torch.tensor(1.0))
         self.seen, self.gradients = [], []
 
@@ -51,7 +53,6 @@ class Weight(TaskModule):
         torch.save({"seen": self.seen, "gradients": self.gradients}, folder / f"{self.global_rank}.pt")
 
     def evaluate(self, batch): ...
-    def compute(self, items): ...
     def predict(self, batch): ...
 
 

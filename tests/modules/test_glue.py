@@ -133,7 +133,7 @@ def test_warm_up_decay_and_groups_step_by_step(bart_folder, glue, tmp_path, monk
         steps.append([(group["lr"], group["weight_decay"]) for group in optimizer.param_groups])
 
     monkeypatch.setattr(GLUEModule, "on_before_optimizer_step", recorded)
-    fitted = run(arguments("fit", bart_folder, glue, tmp_path, "--model.init_args.learning_rate=5e-4"))
+    fitted = run(arguments("fit", bart_folder, glue, tmp_path, "--model.init_args.optimization.learning_rate=5e-4"))
     # 12 sentences in batches of 4: 3 steps an epoch, of which the first is the warm-up, and 10 epochs
     expected = [5e-4 * (step + 1) / 3 if step < 3 else 5e-4 * (30 - step) / 27 for step in range(30)]
     assert [rates[0][0] for rates in steps] == pytest.approx(expected)

@@ -6,7 +6,9 @@ import pytest
 import torch
 from evaluations import arguments, written
 
+from vlkd_pl.cli import main
 from vlkd_pl.commands.train import run
+from vlkd_pl.modules.vlkd import VLKDModule
 
 
 def recall(image_embedding, text_embedding, owners, k):
@@ -68,3 +70,44 @@ def test_a_folder_of_ones_own(world, model_folder, tmp_path, capsys):
     )
     assert "6 images, 12 captions" in capsys.readouterr().out
     assert 0 <= written(tmp_path, "scores.json")["scores"]["bart_6_text_to_image_r1"] <= 1
+
+
+def test_captions_are_ranked_for_each_image(world, model_folder, tmp_path):
+    done = run(arguments("retrieval_coco", world, model_folder, tmp_path, "predict"))
+    rows = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    samples, model = done.datamodule.samples, done.model.model
+    assert [row["image_id"] for row in rows] == [sample.image_id for sample in samples]
+    captions = list(dict.fromkeys(text for sample in samples for text in sample.references))
+    batch = next(iter(done.datamodule.predict_dataloader()))
+    with torch.no_grad():
+        cosines = model.clip.encode_image(batch["image"])[0, 0] @ model.embed_texts(captions).T
+    order = cosines.argsort(descending=True).tolist()
+    assert rows[0]["captions"] == [captions[index] for index in order[:5]]
+    assert rows[0]["scores"] == pytest.approx(cosines[order[:5]].tolist(), abs=1e-5)
+    assert rows[0]["rank"] == 1 + min(order.index(captions.index(text)) for text in samples[0].references)
+
+
+@pytest.mark.parametrize(
+    ("name", "module"), [("retrieval_coco", "RetrievalModule"), ("classification", "ClassificationModule")]
+)
+def test_a_fit_is_refused_in_one_line(world, model_folder, tmp_path, capsys, name, module):
+    assert main(arguments(name, world, model_folder, tmp_path, "fit")) == 1
+    assert f"{module} only evaluates: train with vlkd-pl fit and VLKDModule" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_data_without_captions_is_refused_in_one_line(world, model_folder, tmp_path, capsys):
+    command = ["predict", "--model=vlkd_pl.RetrievalModule", f"--model.init_from={model_folder}"]
+    command += ["--data=vlkd_pl.FolderDataModule", f"--data.images={world.folder / 'images'}", "--data.num_workers=0"]
+    command += ["--trainer.accelerator=cpu", "--trainer.logger=false", f"--trainer.default_root_dir={tmp_path}"]
+    assert main(command) == 1
+    assert "RetrievalModule needs images with captions" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_checkpoint_of_a_trained_module_is_tested(world, model_folder, tmp_path):
+    trained = VLKDModule(init_from=str(model_folder))
+    checkpoint = {"state_dict": trained.state_dict(), "pytorch-lightning_version": "2.6", "epoch": 0, "global_step": 1}
+    trained.on_save_checkpoint(checkpoint)
+    torch.save(checkpoint, tmp_path / "trained.ckpt")
+    for folder, options in (("folder", {}), ("checkpoint", {"ckpt_path": tmp_path / "trained.ckpt"})):
+        run(arguments("retrieval_coco", world, model_folder, tmp_path / folder, **options))
+    assert written(tmp_path / "folder", "scores.json") == written(tmp_path / "checkpoint", "scores.json")

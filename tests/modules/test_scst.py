@@ -10,12 +10,13 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from vlkd_pl.cli import main
 from vlkd_pl.commands.train import run
+from vlkd_pl.losses import icti_loss
 from vlkd_pl.metrics.cider import CIDErDReward
 from vlkd_pl.metrics.ptb import tokenize
 from vlkd_pl.models.decoding import Decoding, caption
 from vlkd_pl.models.vlkd import VLKDModel
 from vlkd_pl.modules import scst
-from vlkd_pl.modules.captioning import caption_condition
+from vlkd_pl.modules.captioning import caption_condition, caption_labels
 from vlkd_pl.modules.scst import SCSTModule
 
 REFERENCES = {7: ["a red fish on the grass", "there is a red fish"], 8: ["two blue boats", "a tree"], 9: ["a hat"]}
@@ -161,7 +162,7 @@ def test_end_tokens_are_in_all_references(world, model_folder, tmp_path):
         options |= {"trainer__callbacks": "[]"}
         folder = tmp_path / str(len(made))
         module = run(captioning_arguments("scst_coco", world, model_folder, folder, **options)).model
-        image_id, texts = next(iter(module.data.training_references().items()))
+        image_id, texts = next(iter(module.trainer.datamodule.training_references().items()))
         ended = f"{tokenize(texts[0])} <eos>"
         made.append(module.reward([image_id, image_id], [ended, "<eos>"]).tolist())
     assert len(list((tmp_path / "cache").iterdir())) == 2
@@ -219,8 +220,10 @@ def test_kl_and_cross_entropy_hold_it_near_the_start(world, model_folder):
     assert set(losses) == {"scst", "kl", "icti"}
     assert losses["kl"].item() == pytest.approx(0.0, abs=1e-5)
     image_tokens = module.model.clip.encode_image(batch["image"])
-    captioning = module._caption_loss(*caption_condition(module.model, image_tokens, 2), batch)
-    torch.testing.assert_close(losses["icti"], captioning)
+    condition, mask = caption_condition(module.model, image_tokens, 2)
+    rows, labels = caption_labels(module.model, batch["labels"], 2)
+    expected = icti_loss(module.model.decode(condition[rows], mask[rows], labels), labels)
+    torch.testing.assert_close(losses["icti"], expected)
     with torch.no_grad():
         module.model.image_projection.weight.mul_(10)
     moved = module.compute_losses(batch)["kl"]
@@ -303,7 +306,7 @@ def test_the_reward_rises(world, model_folder, tmp_path, monkeypatch):
         scst, "CIDErDReward", lambda references, cache: lambda ids, texts: [float("fish" in text) for text in texts]
     )
     options = {"trainer__max_epochs": 25, "trainer__check_val_every_n_epoch": 25, "model__init_args__num_samples": 20}
-    options |= {"model__init_args__learning_rate": 3e-3}
+    options |= {"model__init_args__optimization__learning_rate": 3e-3}
     run(captioning_arguments("scst_coco", world, model_folder, tmp_path, **options))
     reward = column(tmp_path, "train/reward")
     assert sum(reward[-10:]) > sum(reward[:10]) + 1

@@ -33,8 +33,8 @@ def arguments(model, documents, folder, command="fit", **options):
     """The command line of the configuration and its sample overlay, in miniature."""
     settings = {
         "model.init_args.model": str(model),
-        "model.init_args.warmup_steps": 2,
-        "model.init_args.total_steps": 20,
+        "model.init_args.optimization.warmup_steps": 2,
+        "model.init_args.optimization.total_steps": 20,
         "model.init_args.dropout": 0.1,
         "model.init_args.decoding.max_length": 14,
         "data.init_args.source": str(documents),

@@ -91,7 +91,10 @@ def test_clip_is_bit_for_bit_the_same_and_the_rest_is_not(trained, world):
 def test_the_temperature_returns_from_its_bound_and_never_passes_it(world, tmp_path, temperature):
     options = {"trainer__max_steps": 12, "trainer__limit_val_batches": 0, "trainer__callbacks": "[]"}
     options |= {"model": "pushed.PushedTemperature", "model__init_args__temperature": temperature}
-    options |= {"model__init_args__betas": "[0.0, 0.9]", "model__init_args__total_steps": 100}
+    options |= {
+        "model__init_args__optimization__betas": "[0.0, 0.9]",
+        "model__init_args__optimization__total_steps": 100,
+    }
     done = run(arguments(world, tmp_path, **options))
     bound = torch.tensor([MAX_LOGIT_SCALE]).item()
     assert max(done.model.seen) == bound

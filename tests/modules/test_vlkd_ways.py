@@ -5,7 +5,7 @@ import torch
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 
-from vlkd_pl.modules.vlkd import VLKDModule
+from vlkd_pl.modules.vlkd import Execution, VLKDModule
 
 
 def batch_of(module):
@@ -58,7 +58,9 @@ def test_checkpointed_activations_change_nothing_but_memory(world, monkeypatch):
     monkeypatch.setattr(nn.LayerNorm, "forward", counted)
     trained(world)
     num_before, num_calls = num_calls, 0
-    torch.testing.assert_close(trained(world, activation_checkpointing=True), expected, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(
+        trained(world, execution=Execution(activation_checkpointing=True)), expected, rtol=1e-6, atol=1e-7
+    )
     assert num_calls == num_before + 2 + 3  # the norms of one layer of each kind, once more
 
 
@@ -96,20 +98,20 @@ def longer_batch_of(module):
 
 @pytest.mark.parametrize("icti_reduction", ["mean", "sum"])
 @pytest.mark.parametrize(
-    "options",
+    "execution",
     [
-        {"num_length_groups": 3},
-        {"num_length_groups": 100},
-        {"vocabulary_chunk_size": 7},
-        {"num_length_groups": 2, "vocabulary_chunk_size": 7, "activation_checkpointing": True},
+        Execution(num_length_groups=3),
+        Execution(num_length_groups=100),
+        Execution(vocabulary_chunk_size=7),
+        Execution(num_length_groups=2, vocabulary_chunk_size=7, activation_checkpointing=True),
     ],
 )
-def test_groups_and_chunks_change_rounding_alone(world, options, icti_reduction):
+def test_groups_and_chunks_change_rounding_alone(world, execution, icti_reduction):
     """In training mode, for checkpointing, but with no dropout, which draws other numbers for groups."""
     found = []
-    for way in ({}, options):
+    for setting in (Execution(), execution):
         torch.manual_seed(0)
-        module = VLKDModule(world.clip, world.bart, "patches", icti_reduction=icti_reduction, **way).train()
+        module = VLKDModule(world.clip, world.bart, "patches", icti_reduction=icti_reduction, execution=setting).train()
         for part in module.model.bart.modules():
             for name in ("dropout", "activation_dropout"):
                 if isinstance(getattr(part, name, None), float):
@@ -124,7 +126,7 @@ def test_groups_and_chunks_change_rounding_alone(world, options, icti_reduction)
 
 def test_groups_are_cut_to_their_lengths(world):
     """The encoder and the decoder see less than the whole batch with its padding."""
-    module = VLKDModule(world.clip, world.bart, "patches", num_length_groups=5).eval()
+    module = VLKDModule(world.clip, world.bart, "patches", execution=Execution(num_length_groups=5)).eval()
     batch = longer_batch_of(module)
     seen = {"encode_text": [], "decode_features": []}
     for name, calls in seen.items():
@@ -140,9 +142,9 @@ def test_groups_are_cut_to_their_lengths(world):
 
 
 @pytest.mark.parametrize("option", ["num_length_groups", "vocabulary_chunk_size"])
-def test_no_group_or_chunk_at_all_is_refused(world, option):
+def test_no_group_or_chunk_at_all_is_refused(option):
     with pytest.raises(MisconfigurationException, match=f"{option} is 0: give 1 or more"):
-        VLKDModule(world.clip, world.bart, "patches", **{option: 0})
+        Execution(**{option: 0})
 
 
 @pytest.mark.slow
@@ -150,7 +152,7 @@ def test_no_group_or_chunk_at_all_is_refused(world, option):
 def test_compilation_changes_rounding_alone(world, options):
     """Without dropout, for which compiled code draws other numbers."""
     plain = VLKDModule(world.clip, world.bart, "patches").eval()
-    compiled = VLKDModule(world.clip, world.bart, "patches", compile=True, **options).eval()
+    compiled = VLKDModule(world.clip, world.bart, "patches", execution=Execution(compile=True, **options)).eval()
     assert compiled.state_dict().keys() == plain.state_dict().keys()
     compiled.load_state_dict(plain.state_dict())
     found = [losses_and_gradients(module, batch_of(module)) for module in (plain, compiled)]

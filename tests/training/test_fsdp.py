@@ -119,7 +119,7 @@ def test_lightnings_own_sharding_is_refused(world, tmp_path, capsys):
 
 
 def test_with_length_groups_and_a_vocabulary_in_chunks(world, tmp_path, sharded):
-    options = {"model.init_args.num_length_groups": 3, "model.init_args.vocabulary_chunk_size": 7}
+    options = {"model.init_args.execution.num_length_groups": 3, "model.init_args.execution.vocabulary_chunk_size": 7}
     trained(world, tmp_path, "fsdp", **options)
     for name in ("train/loss", "train/grad_norm"):  # with dropout of other masks, since it is drawn group by group
         assert column(tmp_path, name) == pytest.approx(column(sharded[0], name), rel=0.05)

@@ -68,7 +68,7 @@ def test_the_count_goes_on_when_resumed(world, trained, tmp_path, kind):
 
 
 def test_one_more_than_the_limit_stops_in_one_line(world, tmp_path, capsys, kind):
-    options = {"model": kind, "model.init_args.max_skipped_steps": 0}
+    options = {"model": kind, "model.init_args.optimization.max_skipped_steps": 0}
     assert main(poisoned(world, tmp_path, **options)) == 1
     line = capsys.readouterr().err.strip().splitlines()[-1]
     what = "loss" if kind.endswith("PoisonedModule") else "gradient"
@@ -97,7 +97,7 @@ def test_shards_agree(world, tmp_path):
 @pytest.mark.parametrize("clipping", [{"gradient_clip_val": "null"}, {"gradient_clip_algorithm": "value"}])
 def test_any_clipping_and_lamb(world, tmp_path, clipping):
     """LAMB counts its steps in its parameter groups."""
-    options = {"model": "poisoned.PoisonedGradientModule", "model.init_args.optimizer": "lamb"}
+    options = {"model": "poisoned.PoisonedGradientModule", "model.init_args.optimization.optimizer": "lamb"}
     run(poisoned(world, tmp_path, **options, **{f"trainer.{name}": value for name, value in clipping.items()}))
     counts = [0.0, *skipped(tmp_path)]
     assert 0 < counts[-1] < NUM_STEPS

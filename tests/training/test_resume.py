@@ -21,8 +21,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from vlkd_pl.cli import main
 from vlkd_pl.errors import ModelFileError
+from vlkd_pl.training.exact_resume import random_state, set_random_state
 from vlkd_pl.training.logs import MetricsFile
-from vlkd_pl.training.random_state import keep_random_states, random_state_of, set_random_state
 from vlkd_pl.training.resume import CheckpointFiles, last_checkpoint
 
 
@@ -205,13 +205,12 @@ def test_cudas_random_state_is_kept(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_rng_state", generator.get_state)
     monkeypatch.setattr(torch.cuda, "set_rng_state", generator.set_state)
-    checkpoint = {}
-    keep_random_states(checkpoint)
+    state = random_state()
     expected = torch.rand(3, generator=generator)
-    set_random_state(random_state_of(checkpoint, 0))
+    set_random_state(state)
     assert torch.equal(torch.rand(3, generator=generator), expected)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    set_random_state(random_state_of(checkpoint, 0))  # on a machine without
+    set_random_state(state)  # on a machine without
 
 
 def write_for_ever(path):

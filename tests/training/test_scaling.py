@@ -110,7 +110,7 @@ def test_a_loss_that_is_nan_is_counted_and_leaves_the_scale(world, tmp_path):
 
 def test_a_scale_that_keeps_falling_stops_in_one_line(world, tmp_path, capsys):
     """NaN is NaN at any scale; what the scaler skips does not count as steps that are skipped for good."""
-    options = {"model": "poisoned.PoisonedGradientModule", "model.init_args.max_skipped_steps": 0}
+    options = {"model": "poisoned.PoisonedGradientModule", "model.init_args.optimization.max_skipped_steps": 0}
     assert main(scaled(world, tmp_path, 2.0, **options, trainer__accumulate_grad_batches=1)) == 1
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert re.search(r"scale of float16's gradients fell to 0\.\d+ at step \d+: .* in 1 optimizer steps; lower", line)

@@ -89,7 +89,7 @@ def log_panel(trainer: pl.Trainer, name: str, panel: Image.Image, folder: str | 
             logger.log_image(name, [panel], step=trainer.global_step)
         elif hasattr(logger.experiment, "add_image"):  # TensorBoard
             logger.experiment.add_image(name, np.asarray(panel), trainer.global_step, dataformats="HWC")
-    if not folder:
+    if folder is None:
         return None
     path = Path(folder) / "panels" / f"{name.replace('/', '_')}_{trainer.global_step:06d}.png"
     try:

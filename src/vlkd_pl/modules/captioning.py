@@ -3,113 +3,204 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Literal
 
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from vlkd_pl.batch import CaptioningBatch, ImageBatch
 from vlkd_pl.evaluation.captioning import CaptioningEvaluator, CaptionPrediction
-from vlkd_pl.losses import icti_loss
 from vlkd_pl.metrics.captions import CAPTION_METRICS
-from vlkd_pl.models.decoding import caption
+from vlkd_pl.models.decoding import CAPTION_DECODING, Decoding, caption
 from vlkd_pl.models.prompts import caption_prompt
-from vlkd_pl.models.vlkd import VLKDModel
-from vlkd_pl.modules.vlkd import VLKDModule
+from vlkd_pl.models.vlkd import ImageFeatures, VLKDModel
+from vlkd_pl.modules.vlkd import PLAIN, Execution, VLKDModule
+from vlkd_pl.training.optim import TABLE_10, Optimization
 
-_SLOW_METRICS = ("METEOR", "SPICE")  # programs in Java, which the validations of a training do without
+_SLOW_METRICS = ("METEOR", "SPICE")  # programs in Java
 
 
 class CaptioningModule(VLKDModule):
-    """Captions images, and scores the captions against what people wrote.
+    """Captions images, and scores the captions against reference captions.
 
-    Straight to ``test`` it does so zero-shot (Section 4.3.1); ``fit`` trains it on the same prompt (Section 4.4), with
+    ``test`` of a distilled model is zero-shot (Section 4.3.1); ``fit`` trains on the same prompt (Section 4.4), with
     the loss ``icti`` alone.
 
     Args:
-        metrics: Which scores are computed; METEOR and SPICE need Java, and are reported as not computed without. While
-            it trains they are left out.
-        **options: See ``VLKDModule``; ``num_masks`` is m of the prompt and ``decoding`` holds the beams.
+        clip: Name of an OpenAI CLIP, or path of a file or folder; None for that of the model folder ``init_from``.
+        bart: Hugging Face name of a BART, or path of a folder; None for that of the model folder ``init_from``.
+        image_features: ``pooled``, ``patches`` or ``all``; None for those of the model folder ``init_from``.
+        clip_sha256: Checksum that the CLIP file must have; see ``FrozenCLIP.load``.
+        init_from: Model folder or checkpoint of an earlier stage; see ``VLKDModule``.
+        icti_reduction: ``sum`` or ``mean`` over the tokens of a caption; see ``icti_loss``.
+        num_masks: Number m of masks in the prompt "A picture of <mask>×m.".
+        decoding: Decoding of captions in validation, test and prediction.
+        metrics: Names of the metrics in ``CAPTION_METRICS``. METEOR and SPICE need Java; they are left out while the
+            module trains.
+        panel_size: Most images in the panel of captions; at least 0.
+        optimization: Settings of optimizer and schedule.
+        execution: Settings that trade memory for time.
 
     Raises:
-        MisconfigurationException: There is no such metric.
+        FileNotFoundError: CLIP, BART or ``init_from`` cannot be found.
+        MisconfigurationException: CLIP or BART is missing or does not fit ``init_from``, or a metric is unknown.
+
+    Example:
+        >>> from importlib.resources import files
+        >>> models = files("vlkd_pl.sample") / "models"
+        >>> module = CaptioningModule(str(models / "clip"), str(models / "bart"), metrics=["CIDEr"])
+        >>> module.evaluator.metrics
+        ['CIDEr']
     """
 
-    def __init__(self, metrics: Sequence[str] = tuple(CAPTION_METRICS), **options: Any) -> None:
-        unknown = [metric for metric in metrics if metric not in CAPTION_METRICS]
-        if unknown:
-            raise MisconfigurationException(
-                f"model.metrics: there is no {unknown[0]!r}: choose from {', '.join(CAPTION_METRICS)}"
-            )
-        super().__init__(**options)
+    evaluator: CaptioningEvaluator
+
+    def __init__(
+        self,
+        clip: str | None = None,
+        bart: str | None = None,
+        image_features: ImageFeatures | None = None,
+        clip_sha256: str | None = None,
+        init_from: str | None = None,
+        icti_reduction: Literal["mean", "sum"] = "sum",
+        num_masks: int = 6,
+        decoding: Decoding = CAPTION_DECODING,
+        metrics: Sequence[str] = tuple(CAPTION_METRICS),
+        panel_size: int = 16,
+        optimization: Optimization = TABLE_10,
+        execution: Execution = PLAIN,
+    ) -> None:
+        check_metrics(metrics)
+        super().__init__(
+            clip=clip,
+            bart=bart,
+            image_features=image_features,
+            clip_sha256=clip_sha256,
+            init_from=init_from,
+            icti_reduction=icti_reduction,
+            num_masks=num_masks,
+            decoding=decoding,
+            optimization=optimization,
+            execution=execution,
+        )
+        self._evaluate_task(CaptioningEvaluator(metrics, panel_size), {})
         self.metrics = metrics
-        self.evaluator: CaptioningEvaluator = CaptioningEvaluator(metrics, self.evaluator.panel_size)
-        self.logit_scale.requires_grad_(False)  # no part of the loss: DistributedDataParallel would wait for it
+
+    def setup(self, stage: str) -> None:
+        """Leave METEOR and SPICE out of the validations of a training."""
+        super().setup(stage)
+        self.evaluator.metrics = metrics_of_stage(self.metrics, stage)
 
     def compute_losses(self, batch: CaptioningBatch) -> dict[str, Tensor]:  # type: ignore[override]
-        """The negative log-likelihood of "A picture of {caption}.", given the image and the prompt (Eq. 2).
+        """Compute the negative log-likelihood of "A picture of {caption}.", given the image and the prompt (Eq. 2).
 
         Returns:
             ``icti``, since it is Image-Conditioned Text Infilling with the masks in place of the caption.
         """
         image_tokens = self.model.clip.encode_image(batch["image"])
         condition, mask = caption_condition(self.model, image_tokens, self.num_masks)
-        return {"icti": self._caption_loss(condition, mask, batch)}
-
-    def _caption_loss(self, condition: Tensor, mask: Tensor, batch: CaptioningBatch) -> Tensor:
-        """The loss of all captions of the batch."""
-        prompt = caption_prompt(self.num_masks)
-        rows = [row for row, captions in enumerate(batch["labels"]) for _ in captions]
-        texts = [prompt.filled(as_continuation(text)) for captions in batch["labels"] for text in captions]
-        longest = self.model.bart.config.max_position_embeddings
-        told = self.model.tokenizer(texts, padding=True, truncation=True, max_length=longest, return_tensors="pt")
-        labels = told["input_ids"].masked_fill(told["attention_mask"] == 0, -100).to(self.device)
-        return icti_loss(self.model.decode(condition[rows], mask[rows], labels), labels, self.icti_reduction)
+        rows, labels = caption_labels(self.model, batch["labels"], self.num_masks)
+        return {"icti": self._conditional_loss(condition[rows], mask[rows], labels)}
 
     def evaluate(self, batch: ImageBatch) -> list[CaptionPrediction]:
         """Caption the images; the samples are ``CaptionedImage``."""
-        image_tokens = self.model.clip.encode_image(batch["image"])
-        captions = caption(self.model, image_tokens, self.num_masks, self.decoding)
-        return [
-            CaptionPrediction(
-                id=sample.image_id,
-                caption=captions[index][0].text,
-                references=sample.references,
-                domain=sample.domain,
-                off_prompt=captions[index][0].off_prompt,
-                image=self.evaluator.panel_image(batch["image"][index], index),
-            )
-            for index, sample in enumerate(batch["samples"])
-        ]
+        return caption_predictions(self, batch)
 
-    def setup(self, stage: str) -> None:
-        """Leave METEOR and SPICE out of the validations of a training."""
-        super().setup(stage)
-        slow = _SLOW_METRICS if stage == "fit" else ()
-        self.evaluator.metrics = [metric for metric in self.metrics if metric not in slow]
+
+def check_metrics(metrics: Sequence[str]) -> None:
+    """Check that all metrics are in ``CAPTION_METRICS``.
+
+    Args:
+        metrics: Names of metrics.
+
+    Raises:
+        MisconfigurationException: A metric is unknown.
+    """
+    unknown = [metric for metric in metrics if metric not in CAPTION_METRICS]
+    if unknown:
+        raise MisconfigurationException(
+            f"model.metrics: there is no {unknown[0]!r}: choose from {', '.join(CAPTION_METRICS)}"
+        )
+
+
+def metrics_of_stage(metrics: Sequence[str], stage: str) -> list[str]:
+    """Select the metrics of a stage: the validations of a training do without METEOR and SPICE, which are slow.
+
+    Args:
+        metrics: Names of metrics in ``CAPTION_METRICS``.
+        stage: Lightning's name of the stage: ``fit``, ``validate``, ``test`` or ``predict``.
+    """
+    return [metric for metric in metrics if stage != "fit" or metric not in _SLOW_METRICS]
 
 
 def caption_condition(model: VLKDModel, image_tokens: Tensor, num_masks: int) -> tuple[Tensor, Tensor]:
-    """C of Eq. (1) for "A picture of <mask>×m." with each image.
+    """Compute C of Eq. (1) for "A picture of <mask>×m." with each image.
 
     Args:
-        model: The model.
-        image_tokens: (B, 1 + N, d_1) of ``FrozenCLIP.encode_image``.
-        num_masks: m.
+        model: Model that captions.
+        image_tokens: Image tokens (B, 1 + N, d_1) of ``FrozenCLIP.encode_image``.
+        num_masks: Number m of masks, at least 1.
 
     Returns:
         C (B, S, d_2) and its mask (B, S).
     """
     prompt = caption_prompt(num_masks).text(model.tokenizer.mask_token)
-    read = model.tokenizer([prompt] * len(image_tokens), return_tensors="pt").to(image_tokens.device)
-    text_mask = read["attention_mask"]
-    return model.condition(model.encode_text(read["input_ids"], text_mask), text_mask, image_tokens)
+    tokens = model.tokenizer([prompt] * len(image_tokens), return_tensors="pt").to(image_tokens.device)
+    text_mask = tokens["attention_mask"]
+    return model.condition(model.encode_text(tokens["input_ids"], text_mask), text_mask, image_tokens)
+
+
+def caption_labels(model: VLKDModel, captions: Sequence[Sequence[str]], num_masks: int) -> tuple[list[int], Tensor]:
+    """Tokenize "A picture of {caption}." for all captions of images.
+
+    Args:
+        model: Model whose BART reads the labels.
+        captions: Captions of B images.
+        num_masks: Number m of masks of the prompt, at least 1.
+
+    Returns:
+        The row of each caption's image, and token ids (C, M) int64 of all C captions, -100 at padding.
+    """
+    prompt = caption_prompt(num_masks)
+    rows = [row for row, texts in enumerate(captions) for _ in texts]
+    filled = [prompt.filled(as_continuation(text)) for texts in captions for text in texts]
+    longest = model.bart.config.max_position_embeddings
+    tokens = model.tokenizer(filled, padding=True, truncation=True, max_length=longest, return_tensors="pt")
+    labels = tokens["input_ids"].masked_fill(tokens["attention_mask"] == 0, -100)
+    return rows, labels.to(model.bart.device)
+
+
+def caption_predictions(module: VLKDModule, batch: ImageBatch) -> list[CaptionPrediction]:
+    """Caption the images of a batch for ``CaptioningEvaluator``.
+
+    Args:
+        module: Module with a model, the decoding and an evaluator.
+        batch: Images whose samples are ``CaptionedImage``.
+    """
+    image_tokens = module.model.clip.encode_image(batch["image"])
+    captions = caption(module.model, image_tokens, module.num_masks, module.decoding)
+    return [
+        CaptionPrediction(
+            id=sample.image_id,
+            caption=captions[index][0].text,
+            references=sample.references,
+            domain=sample.domain,
+            off_prompt=captions[index][0].off_prompt,
+            image=module.evaluator.panel_image(batch["image"][index], index),
+        )
+        for index, sample in enumerate(batch["samples"])
+    ]
 
 
 def as_continuation(caption: str) -> str:
-    """A person's caption as it goes on from "A picture of": one line, no full stop, no capital for a first word's sake.
+    """Write a person's caption so that it continues "A picture of": one line, no full stop, no initial capital.
 
-    "A man on a bike. " becomes "a man on a bike"; "TV on a desk" stays.
+    Args:
+        caption: The caption; a first word whose second letter is a capital stays as it is.
+
+    Example:
+        >>> as_continuation("A man on a bike. "), as_continuation("TV on a desk")
+        ('a man on a bike', 'TV on a desk')
     """
     text = " ".join(caption.split()).rstrip(". ")
     return text if text[1:2].isupper() else text[:1].lower() + text[1:]

@@ -13,6 +13,7 @@ from vlkd_pl.batch import GLUE_LABELS, GLUEBatch, GLUETask
 from vlkd_pl.evaluation.glue import GLUEEvaluator, GLUEPrediction, submitted
 from vlkd_pl.models.text import TextModel, TextRoute
 from vlkd_pl.modules.base import TaskModule
+from vlkd_pl.training.optim import TABLE_10, Optimization
 
 
 class GLUEModule(TaskModule):
@@ -22,21 +23,32 @@ class GLUEModule(TaskModule):
     ``<s> a </s></s> b </s>``, and the decoder's last state is classified; of STS-B it is regressed on.
 
     Args:
-        model: Model folder of ``vlkd-pl fit``; or a plain BART: a Hugging Face name, or a folder.
-        task: Which one.
+        model: Model folder of ``vlkd-pl fit``, or a plain BART: a Hugging Face name, or a folder.
+        task: Name of the task.
         route: Whether the encoder's output goes ``around`` W'_e W_e or ``through`` it; see ``TextModel``.
-        max_tokens: Longest text or pair; a longer one is cut, a pair where it is longest.
-        **options: See ``TaskModule``.
+        max_tokens: Most tokens of a text or pair, at least 4; a longer pair is cut in its longer text.
+        optimization: Settings of optimizer and schedule.
 
     Raises:
         FileNotFoundError: There is no BART at ``model``.
+
+    Example:
+        >>> from importlib.resources import files
+        >>> models = files("vlkd_pl.sample") / "models"
+        >>> module = GLUEModule(str(models / "bart"), "mnli")
+        >>> module.head.out_proj.out_features
+        3
     """
 
     def __init__(
-        self, model: str, task: GLUETask, route: TextRoute = "around", max_tokens: int = 512, **options: Any
+        self,
+        model: str,
+        task: GLUETask,
+        route: TextRoute = "around",
+        max_tokens: int = 512,
+        optimization: Optimization = TABLE_10,
     ) -> None:
-        super().__init__(**options)
-        self.evaluator = GLUEEvaluator(task)
+        super().__init__(GLUEEvaluator(task), optimization)
         self.model = TextModel.load(model, route)
         self.task: GLUETask = task
         self.max_tokens = min(max_tokens, self.model.bart.config.max_position_embeddings)
@@ -46,14 +58,14 @@ class GLUEModule(TaskModule):
         self.head.apply(self.model.bart._init_weights)
 
     def logits(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """What the head makes of the decoder's state at the final end token.
+        """Classify the decoder's state at the final end token.
 
         Args:
-            ids: BART's token ids (B, L), padded on the right.
-            mask: (B, L), 1 at real tokens.
+            ids: Token ids (B, L) int64 of BART, padded on the right.
+            mask: Mask (B, L) int64, 1 at real tokens.
 
         Returns:
-            (B, classes), or (B, 1) for STS-B.
+            Logits (B, classes), or similarities (B, 1) for STS-B.
         """
         bart = self.model.bart
         hidden = bart.model.decoder(
@@ -66,7 +78,7 @@ class GLUEModule(TaskModule):
         return logits
 
     def compute_losses(self, batch: GLUEBatch) -> dict[str, Tensor]:
-        """Cross-entropy, or for STS-B the mean squared error."""
+        """Compute the cross-entropy, or for STS-B the mean squared error."""
         logits, labels = self._logits_of(batch), batch["labels"]
         if self.task == "stsb":
             return {"regression": functional.mse_loss(logits.squeeze(1), labels.float())}
@@ -79,8 +91,8 @@ class GLUEModule(TaskModule):
             for sample, value in zip(batch["samples"], self._predictions(batch), strict=True)
         ]
 
-    def predict(self, batch: GLUEBatch) -> list[dict[str, Any]]:  # type: ignore[override]
-        """The label of each sample as the server names it."""
+    def predict(self, batch: GLUEBatch) -> list[dict[str, Any]]:
+        """Predict the label of each sample by the server's names."""
         return [
             {"index": sample.number, "prediction": submitted(self.task, value)}
             | ({"part": sample.part} if sample.part else {})
@@ -95,7 +107,7 @@ class GLUEModule(TaskModule):
         return self.logits(encoded["input_ids"], encoded["attention_mask"]).float()
 
     def _predictions(self, batch: GLUEBatch) -> list[float]:
-        """Class numbers, or similarities."""
+        """Predict class numbers, or similarities."""
         logits = self._logits_of(batch)
         values: list[float] = (logits.squeeze(1) if self.task == "stsb" else logits.argmax(1)).tolist()
         return values

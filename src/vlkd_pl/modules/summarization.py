@@ -12,6 +12,7 @@ from vlkd_pl.losses import label_smoothed_loss
 from vlkd_pl.models.summarize import XSUM_DECODING, SummaryDecoding, summarize
 from vlkd_pl.models.text import TextModel, TextRoute
 from vlkd_pl.modules.base import TaskModule
+from vlkd_pl.training.optim import TABLE_10, Optimization
 
 
 class SummarizationModule(TaskModule):
@@ -20,17 +21,24 @@ class SummarizationModule(TaskModule):
     Summaries begin with BART's begin token, in training as in decoding and in BART's own pretraining.
 
     Args:
-        model: Distilled or plain, see ``TextModel.load``.
-        route: Of a distilled model, whether the encoder's output goes through W'_e W_e.
-        label_smoothing: ε of the loss.
-        dropout: Of the embeddings and of each layer's output.
-        attention_dropout: Of the attention weights.
-        decoding: How summaries are decoded in validation, test and prediction.
-        **options: See ``TaskModule``.
+        model: Model folder of ``vlkd-pl fit``, or a plain BART: a Hugging Face name, or a folder.
+        route: Whether the encoder's output of a distilled model goes ``around`` W'_e W_e or ``through`` it.
+        label_smoothing: Share ε of the loss's target that other tokens get, in [0, 1).
+        dropout: Dropout probability of the embeddings and of each layer's output.
+        attention_dropout: Dropout probability of the attention weights.
+        decoding: Decoding of summaries in validation, test and prediction.
+        optimization: Settings of optimizer and schedule.
 
     Raises:
         FileNotFoundError: There is no BART at ``model``.
         MissingPackageError: The package of the extra ``summaries`` is not installed.
+
+    Example:
+        >>> from importlib.resources import files
+        >>> models = files("vlkd_pl.sample") / "models"
+        >>> module = SummarizationModule(str(models / "bart"))
+        >>> module.label_smoothing
+        0.1
     """
 
     def __init__(
@@ -41,19 +49,18 @@ class SummarizationModule(TaskModule):
         dropout: float = 0.1,
         attention_dropout: float = 0.1,
         decoding: SummaryDecoding = XSUM_DECODING,
-        **options: Any,
+        optimization: Optimization = TABLE_10,
     ) -> None:
-        super().__init__(**options)
-        self.evaluator = SummarizationEvaluator()
+        super().__init__(SummarizationEvaluator(), optimization)
         self.model = TextModel.load(model, route)
         self.model.set_dropout(dropout, attention_dropout)
         self.label_smoothing = label_smoothing
         self.decoding = decoding
 
     def compute_losses(self, batch: SummaryBatch) -> dict[str, Tensor]:
-        """The label-smoothed cross-entropy of the summaries, as ``summary``: the mean over the batch's tokens.
+        """Compute the label-smoothed cross-entropy ``summary``, the mean over the batch's tokens.
 
-        The batches of several processes and accumulated ones count alike; fairseq weighs them by their tokens.
+        Accumulated batches have equal weights, as have those of several ranks; fairseq weighs them by their tokens.
         """
         features = self.model.encode(batch["document_ids"], batch["document_mask"])
         return {"summary": self._loss(features, batch)}
@@ -69,8 +76,8 @@ class SummarizationModule(TaskModule):
             for document, text in zip(batch["samples"], self._summaries(features, batch), strict=True)
         ]
 
-    def predict(self, batch: SummaryBatch) -> list[dict[str, Any]]:  # type: ignore[override]
-        """A summary of each document."""
+    def predict(self, batch: SummaryBatch) -> list[dict[str, Any]]:
+        """Summarize the documents."""
         features = self.model.encode(batch["document_ids"], batch["document_mask"])
         return [
             {"id": document.number, "summary": text}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -12,16 +13,53 @@ from torch import Tensor, nn
 
 from vlkd_pl.batch import ImageBatch, ImageTextBatch, InfillingBatch
 from vlkd_pl.evaluation.distillation import DistillationEvaluator, DistillationResult
+from vlkd_pl.evaluation.evaluator import Evaluator
 from vlkd_pl.losses import chunked_icti_loss, clamp_logit_scale_, icti_loss, itcl_loss, ttdm_loss
 from vlkd_pl.models.decoding import CAPTION_DECODING, Decoding, caption
 from vlkd_pl.models.length_buckets import in_length_groups
 from vlkd_pl.models.vlkd import ImageFeatures, mean_pooled
 from vlkd_pl.modules.base import TaskModule
 from vlkd_pl.training.checkpoint import drop_clip, load_model, restore_clip
+from vlkd_pl.training.contracts import HasFeatureCache, HasTrainingCaptions, data_module, data_of
+from vlkd_pl.training.optim import TABLE_10, Optimization
+
+
+@dataclass(frozen=True)
+class Execution:
+    """Settings that trade memory for time and leave the losses as they are, to rounding.
+
+    Raises:
+        MisconfigurationException: A number of groups or of tokens is below 1.
+
+    Example:
+        >>> Execution(num_length_groups=4, vocabulary_chunk_size=256).compile
+        False
+    """
+
+    activation_checkpointing: bool = False
+    """Whether BART's layers are computed again in the backward pass: a third more time, a fraction of the memory."""
+    compile: bool = False
+    """Whether BART's encoder and decoder are compiled for training, which takes minutes at the start."""
+    num_length_groups: int = 1
+    """Groups of texts of similar length that BART processes a batch in, each padded to its longest text. Of 512
+    captions half is padding with 1 group, a fifth with 4 and a tenth with 8."""
+    vocabulary_chunk_size: int | None = None
+    """Tokens whose logits over the vocabulary are held at a time, none of them padding; null for the whole batch with
+    its padding."""
+
+    def __post_init__(self) -> None:
+        sizes = {"num_length_groups": self.num_length_groups, "vocabulary_chunk_size": self.vocabulary_chunk_size}
+        for name, value in sizes.items():
+            if value is not None and value < 1:
+                raise MisconfigurationException(f"model.execution.{name} is {value}: give 1 or more")
+
+
+PLAIN = Execution()
+"""The execution without any of the savings."""
 
 
 class Encoded(NamedTuple):
-    """What the encoders make of a batch.
+    """Outputs of the encoders for a batch.
 
     Attributes:
         image_tokens: (B, 1 + N, d_1) of ``FrozenCLIP.encode_image``.
@@ -37,43 +75,44 @@ class Encoded(NamedTuple):
 
 
 class VLKDModule(TaskModule):
-    """Distils a frozen CLIP into BART with TTDM, ITCL and ICTI (Section 3.2).
+    """Distills a frozen CLIP into BART with TTDM, ITCL and ICTI (Section 3.2).
 
     Args:
-        clip: Name of an OpenAI CLIP, or the path of a file or folder; see ``FrozenCLIP.load``. A model folder given as
-            ``init_from`` holds this and the next two, which need not be given then.
-        bart: Hugging Face name of a BART, or a local folder.
-        image_features: V of Eq. (1): ``pooled`` for a ViT and ``patches`` for a ResNet, as in the paper; or ``all``.
-            ``pooled`` by default.
-        clip_sha256: Checksum that the CLIP file must have; OpenAI's own by default where the file's name is OpenAI's.
-            It vouches for a file that is neither OpenAI's nor written by this package; see ``FrozenCLIP.load``.
-        ttdm_weight: γ, the weight of TTDM.
+        clip: Name of an OpenAI CLIP, or path of a file or folder; see ``FrozenCLIP.load``. None for that of the model
+            folder ``init_from``.
+        bart: Hugging Face name of a BART, or path of a folder. None for that of the model folder ``init_from``.
+        image_features: V of Eq. (1): ``pooled`` for a ViT and ``patches`` for a ResNet, as in the paper, or ``all``.
+            None for those of the model folder ``init_from``, and without one for ``pooled``.
+        clip_sha256: Checksum that the CLIP file must have; None for OpenAI's where the file has a name of OpenAI's. A
+            file that is neither OpenAI's nor written by this package needs it; see ``FrozenCLIP.load``.
+        init_from: Model folder or checkpoint of an earlier stage to start from. A folder's CLIP and BART are used:
+            others that are passed with it must be the same.
+        ttdm_weight: Weight γ of TTDM.
         itcl_weight: Weight of ITCL.
         icti_weight: Weight of ICTI.
-        text_infilling_weight: Weight of infilling on text without images, where the data has it.
+        text_infilling_weight: Weight of infilling on text without images, where the data module has a text corpus.
         ttdm_reduction: ``mean`` or ``sum`` over the dimensions; see ``ttdm_loss``.
-        icti_reduction: ``sum`` or ``mean`` over a text's tokens; see ``icti_loss``.
-        temperature: τ at the start; it is learnt, and 0.01 at least, as CLIP's own.
+        icti_reduction: ``sum`` or ``mean`` over the tokens of a text; see ``icti_loss``.
+        temperature: Initial τ, at least 0.01, which is its bound while it is learned.
         start: ``random`` projections as in the paper, or W_e and W_i in ``closed_form`` from training captions.
-        num_start_texts: Captions that the closed form is computed on.
-        num_masks: m of the captioning prompt "A picture of <mask>×m.".
-        decoding: How captions are decoded in validation, test and prediction.
-        init_from: Model folder or checkpoint of an earlier stage to start from. A folder's own CLIP and BART are used:
-            others that are passed with it must be the same.
-        activation_checkpointing: Whether BART's layers are computed again in the backward pass, which takes a third
-            more time and a fraction of the memory.
-        compile: Whether BART's encoder and decoder are compiled for training, which takes minutes at the start.
-        num_length_groups: Groups of texts of about the same length that BART reads and writes a batch in, each padded
-            to its own longest alone. The losses are still those of the whole batch, to rounding. Of 512 captions
-            half is padding with 1 group, a fifth with 4 and a tenth with 8.
-        vocabulary_chunk_size: Tokens whose logits over the vocabulary are held at a time for ICTI, which then computes
-            none at padding; the same losses, to rounding. None holds those of the whole batch with its padding.
-        panel_size: Most images in the panel of captions.
-        **options: See ``TaskModule``; its defaults are the paper's (Table 10).
+        num_start_texts: Number of captions that the closed form is computed on.
+        num_masks: Number m of masks in the captioning prompt "A picture of <mask>×m.".
+        decoding: Decoding of captions in validation, test and prediction.
+        panel_size: Most images in the panel of captions; at least 0.
+        optimization: Settings of optimizer and schedule.
+        execution: Settings that trade memory for time.
 
     Raises:
-        MisconfigurationException: A number of groups or of tokens is below 1.
         FileNotFoundError: CLIP, BART or ``init_from`` cannot be found.
+        ModelFileError: One of their files is corrupt, incomplete, or of another model.
+        MisconfigurationException: CLIP or BART is missing, or does not fit ``init_from``.
+
+    Example:
+        >>> from importlib.resources import files
+        >>> models = files("vlkd_pl.sample") / "models"
+        >>> module = VLKDModule(str(models / "clip"), str(models / "bart"), optimization=Optimization(warmup_steps=50))
+        >>> module.model.image_features
+        'pooled'
     """
 
     def __init__(
@@ -82,6 +121,7 @@ class VLKDModule(TaskModule):
         bart: str | None = None,
         image_features: ImageFeatures | None = None,
         clip_sha256: str | None = None,
+        init_from: str | None = None,
         ttdm_weight: float = 1e3,
         itcl_weight: float = 1.0,
         icti_weight: float = 1.0,
@@ -93,59 +133,57 @@ class VLKDModule(TaskModule):
         num_start_texts: int = 4000,
         num_masks: int = 6,
         decoding: Decoding = CAPTION_DECODING,
-        init_from: str | None = None,
-        activation_checkpointing: bool = False,
-        compile: bool = False,
-        num_length_groups: int = 1,
-        vocabulary_chunk_size: int | None = None,
         panel_size: int = 16,
-        **options: Any,
+        optimization: Optimization = TABLE_10,
+        execution: Execution = PLAIN,
     ) -> None:
-        for name, value in (("num_length_groups", num_length_groups), ("vocabulary_chunk_size", vocabulary_chunk_size)):
-            if value is not None and value < 1:
-                raise MisconfigurationException(f"{name} is {value}: give 1 or more")
-        super().__init__(**options)
-        self.model = load_model(clip, bart, image_features, clip_sha256, init_from)
-        if activation_checkpointing:
-            self.model.checkpoint_activations()
-        if compile:
-            self.model.compile_training()
-        self.logit_scale = nn.Parameter(torch.tensor([-math.log(temperature)]))  # FSDP shards no scalars
-        self.loss_weights = {
+        weights = {
             "ttdm": ttdm_weight,
             "itcl": itcl_weight,
             "icti": icti_weight,
             "text_infilling": text_infilling_weight,
         }
+        super().__init__(DistillationEvaluator(panel_size), optimization, weights)
+        self.model = load_model(clip, bart, image_features, clip_sha256, init_from)
+        if execution.activation_checkpointing:
+            self.model.checkpoint_activations()
+        if execution.compile:
+            self.model.compile_training()
+        self.logit_scale = nn.Parameter(torch.tensor([-math.log(temperature)]))  # FSDP shards no scalars
         self.ttdm_reduction: Literal["mean", "sum"] = ttdm_reduction
         self.icti_reduction: Literal["mean", "sum"] = icti_reduction
-        self.start = start if init_from is None else "given"
+        self.starts_in_closed_form = start == "closed_form" and init_from is None
         self.num_start_texts = num_start_texts
         self.num_masks = num_masks
         self.decoding = decoding
-        self.num_length_groups = num_length_groups
-        self.vocabulary_chunk_size = vocabulary_chunk_size
-        self.evaluator = DistillationEvaluator(panel_size)
+        self.execution = execution
+
+    def _evaluate_task(self, evaluator: Evaluator[Any], loss_weights: dict[str, float]) -> None:
+        """Set up a subclass for another task, whose losses do not use the temperature."""
+        self.evaluator, self.loss_weights = evaluator, loss_weights
+        self.logit_scale.requires_grad_(False)  # or DistributedDataParallel would wait for its gradient
 
     def setup(self, stage: str) -> None:
-        """Looks at cached features before anything is trained, and computes the closed-form start.
+        """Check cached features before anything is trained, and compute the closed-form start.
 
         Raises:
-            MisconfigurationException: They are another CLIP's, or lack what is needed.
+            MisconfigurationException: The features are of another CLIP or lack what the model reads; or the data module
+                has no training captions for the closed-form start.
         """
         if stage != "fit":
             return
-        cache = getattr(self.data, "cache", None)
-        if cache is not None:
-            cache.check_clip(self.model.clip.fingerprint, self.model.image_features)
-        if self.start == "closed_form" and self.trainer.ckpt_path is None:
+        data = data_module(self.trainer)
+        if isinstance(data, HasFeatureCache) and data.cache is not None:
+            data.cache.check_clip(self.model.clip.fingerprint, self.model.image_features)
+        if self.starts_in_closed_form and self.trainer.ckpt_path is None:
+            captions = data_of(self.trainer, HasTrainingCaptions, "start: closed_form", "training captions")
             self.to(self.trainer.strategy.root_device)
-            self._start_in_closed_form(self.data.training_captions(self.num_start_texts))
+            self._start_in_closed_form(captions)
 
     # Losses
 
     def compute_losses(self, batch: ImageTextBatch) -> dict[str, Tensor]:
-        """The losses of a batch, unweighted.
+        """Compute the losses of a batch, unweighted.
 
         Their weighted sum is L = γ L_TTDM + L_ITCL + L_ICTI (Section 3.2.3).
 
@@ -165,7 +203,7 @@ class VLKDModule(TaskModule):
         )
 
     def _encode_by_clip(self, batch: ImageTextBatch) -> tuple[Tensor, Tensor]:
-        """CLIP's image tokens and text embedding in float32, cached or made now."""
+        """Read CLIP's image tokens and text embedding in float32 from the batch, or compute them."""
         if "image_tokens" in batch:
             image_tokens = batch["image_tokens"].float()
             if "image_scales" in batch:
@@ -174,7 +212,7 @@ class VLKDModule(TaskModule):
         return self.model.clip.encode_image(batch["image"]), self.model.clip.encode_text(batch["clip_text_ids"])
 
     def _encode_together(self, batch: ImageTextBatch) -> tuple[Tensor, Tensor]:
-        """BART's encoder over the clean and the corrupted texts in one pass: features (B, L, d_2) of each."""
+        """Encode the clean and the corrupted texts in one pass of BART's encoder: features (B, L, d_2) of each."""
         clean_ids, corrupted_ids = batch["bart_text_ids"], batch["corrupted_ids"]
         longest = max(clean_ids.shape[1], corrupted_ids.shape[1])
         pad_id = self.model.bart.config.pad_token_id
@@ -188,7 +226,7 @@ class VLKDModule(TaskModule):
         return clean[:, : clean_ids.shape[1]], corrupted[:, : corrupted_ids.shape[1]]
 
     def _encode_text(self, ids: Tensor, mask: Tensor) -> Tensor:
-        return in_length_groups(self.model.encode_text, (ids, mask), (mask, mask), self.num_length_groups)
+        return in_length_groups(self.model.encode_text, (ids, mask), (mask, mask), self.execution.num_length_groups)
 
     def _losses_of(self, encoded: Encoded, batch: ImageTextBatch) -> dict[str, Tensor]:
         image_embedding, text_embedding = encoded.image_tokens[:, 0], encoded.bart_text_embedding
@@ -205,32 +243,37 @@ class VLKDModule(TaskModule):
 
     def _infilling_loss(self, features: Tensor, batch: InfillingBatch, image_tokens: Tensor | None = None) -> Tensor:
         condition, mask = self.model.condition(features, batch["corrupted_mask"], image_tokens)
-        labels = batch["labels"]
+        return self._conditional_loss(condition, mask, batch["labels"])
+
+    def _conditional_loss(self, condition: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
+        """Compute the negative log-likelihood (Eq. 2) of labels (B, M), given C (B, S, d_2) and its mask (B, S)."""
         inputs, masks = (condition, mask, labels), (mask, mask, labels != -100)
-        hidden = in_length_groups(self.model.decode_features, inputs, masks, self.num_length_groups)
-        if self.vocabulary_chunk_size is None:
+        hidden = in_length_groups(self.model.decode_features, inputs, masks, self.execution.num_length_groups)
+        chunk_size = self.execution.vocabulary_chunk_size
+        if chunk_size is None:
             return icti_loss(self.model.vocabulary_logits(hidden), labels, self.icti_reduction)
         weight, bias = self.model.bart.lm_head.weight, self.model.bart.final_logits_bias[0]
-        return chunked_icti_loss(hidden, weight, bias, labels, self.vocabulary_chunk_size, self.icti_reduction)
+        return chunked_icti_loss(hidden, weight, bias, labels, chunk_size, self.icti_reduction)
 
     def training_step(self, batch: Any, batch_index: int) -> Tensor:
-        """The weighted sum of the losses; also logs the temperature that they are computed with."""
+        """Compute the weighted sum of the losses, and log the temperature that they are computed with."""
         self.log("train/temperature", self.logit_scale.detach().neg().exp())
         return super().training_step(batch, batch_index)
 
     def on_train_start(self) -> None:
-        """Bounds a temperature that a run starts with, or that a checkpoint of version 0.4.0 holds."""
+        """Bound the initial temperature, or that of a checkpoint of version 0.4.0."""
         super().on_train_start()
         clamp_logit_scale_(self.logit_scale)
 
-    def optimizer_step(self, *args: Any, **options: Any) -> None:
-        """Bounds the temperature after the step."""
-        super().optimizer_step(*args, **options)
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        """Step, and bound the temperature."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         clamp_logit_scale_(self.logit_scale)
 
-    # The start
+    # Closed-form start
 
-    def _start_in_closed_form(self, captions: list[str]) -> None:
+    def _start_in_closed_form(self, data: HasTrainingCaptions) -> None:
+        captions = data.training_captions(self.num_start_texts)
         self.eval()
         bart_embeddings, clip_embeddings, norms = [], [], []
         for first in range(0, len(captions), 256):
@@ -241,7 +284,7 @@ class VLKDModule(TaskModule):
             ids, mask = encoded["input_ids"], encoded["attention_mask"]
             with torch.no_grad():
                 features = self.model.encode_text(ids, mask)
-                clip_text_ids = self.data.clip_tokenizer(texts).to(self.device)
+                clip_text_ids = data.clip_tokenizer(texts).to(self.device)
                 clip_embeddings.append(self.model.clip.encode_text(clip_text_ids))
             bart_embeddings.append(mean_pooled(features, mask))
             norms.append(features.norm(dim=-1)[mask.bool()].mean())
@@ -275,7 +318,7 @@ class VLKDModule(TaskModule):
         ]
 
     def predict(self, batch: ImageBatch) -> list[dict[str, Any]]:
-        """A caption for each image."""
+        """Caption the images."""
         image_tokens = self.model.clip.encode_image(batch["image"])
         captions = caption(self.model, image_tokens, self.num_masks, self.decoding)
         return [
@@ -286,11 +329,10 @@ class VLKDModule(TaskModule):
     # Checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leaves the frozen CLIP out."""
-        super().on_save_checkpoint(checkpoint)
+        """Leave the frozen CLIP out."""
         drop_clip(checkpoint, self.model)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes the frozen CLIP from the model itself."""
+        """Take the frozen CLIP from the model."""
         restore_clip(checkpoint, self.model)
         super().on_load_checkpoint(checkpoint)

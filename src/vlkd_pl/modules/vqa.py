@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -13,36 +13,61 @@ from vlkd_pl.evaluation.vqa import AnswerPrediction, VQAEvaluator
 from vlkd_pl.models.decoding import ANSWER_DECODING, CAPTION_DECODING, Decoding, answer, caption
 from vlkd_pl.models.prompts import caption_passage, question_prompt
 from vlkd_pl.models.reconstruction import Reconstruction
-from vlkd_pl.modules.vlkd import VLKDModule
+from vlkd_pl.models.vlkd import ImageFeatures
+from vlkd_pl.modules.vlkd import PLAIN, Execution, VLKDModule
 from vlkd_pl.text_files import iter_lines
+from vlkd_pl.training.optim import TABLE_10, Optimization
 
 
 class VQAModule(VLKDModule):
     """Answers questions about images, and scores the answers as VQA's evaluator does.
 
-    Straight to ``test`` it does so zero-shot (Section 4.3.2); ``fit`` trains it on the same prompt (Section 4.4), with
+    ``test`` of a distilled model is zero-shot (Section 4.3.2); ``fit`` trains on the same prompt (Section 4.4), with
     the loss ``icti`` alone.
 
     Args:
-        num_masks: m of the prompt "{question} Answer: <mask>×m." (Section 4.3.2); 2 in training (Table 11).
-        decoding: How answers are decoded.
-        caption_first: *Caption, then answer*: the model's own caption stands before the question. Not in the paper.
-        caption_masks: m of the prompt of that caption.
-        caption_decoding: How that caption is decoded.
-        candidates: Text file with an answer a line: the likeliest of these is the answer. Not in the paper; by default
-            any text is.
-        lower_case: Whether answers are brought to lower case, as people's are in VQA; its evaluator does so only where
-            these differ.
-        shuffled_control: Whether each question is asked again of another image: what is right then owes nothing to
-            the image.
-        **options: See ``VLKDModule``.
+        clip: Name of an OpenAI CLIP, or path of a file or folder; None for that of the model folder ``init_from``.
+        bart: Hugging Face name of a BART, or path of a folder; None for that of the model folder ``init_from``.
+        image_features: ``pooled``, ``patches`` or ``all``; None for those of the model folder ``init_from``.
+        clip_sha256: Checksum that the CLIP file must have; see ``FrozenCLIP.load``.
+        init_from: Model folder or checkpoint of an earlier stage; see ``VLKDModule``.
+        icti_reduction: ``sum`` or ``mean`` over the tokens of an answer's text; see ``icti_loss``.
+        num_masks: Number m of masks in the prompt "{question} Answer: <mask>×m."; 2 in training (Table 11).
+        decoding: Decoding of answers.
+        caption_first: Whether the model captions the image first, and the caption stands before the question
+            (*caption-then-answer*). Not in the paper.
+        caption_masks: Number m of masks in the prompt of that caption.
+        caption_decoding: Decoding of that caption.
+        candidates: Text file with one answer per line, of which the likeliest is the answer; None for any text. Not in
+            the paper.
+        lower_case: Whether answers are lower-cased, as people's are in VQA; its evaluator does so only where people's
+            answers differ.
+        shuffled_control: Whether each question is also answered from another image: what is right then does not come
+            from the image.
+        panel_size: Most images in the panel of answers; at least 0.
+        optimization: Settings of optimizer and schedule.
+        execution: Settings that trade memory for time.
 
     Raises:
-        FileNotFoundError: There is no file of candidates.
+        FileNotFoundError: CLIP, BART, ``init_from`` or the file of candidates cannot be found.
+        MisconfigurationException: CLIP or BART is missing or does not fit ``init_from``.
+
+    Example:
+        >>> from importlib.resources import files
+        >>> models = files("vlkd_pl.sample") / "models"
+        >>> module = VQAModule(str(models / "clip"), str(models / "bart"), num_masks=2)
+        >>> module.num_masks
+        2
     """
 
     def __init__(
         self,
+        clip: str | None = None,
+        bart: str | None = None,
+        image_features: ImageFeatures | None = None,
+        clip_sha256: str | None = None,
+        init_from: str | None = None,
+        icti_reduction: Literal["mean", "sum"] = "sum",
         num_masks: int = 1,
         decoding: Decoding = ANSWER_DECODING,
         caption_first: bool = False,
@@ -51,27 +76,39 @@ class VQAModule(VLKDModule):
         candidates: str | None = None,
         lower_case: bool = True,
         shuffled_control: bool = False,
-        **options: Any,
+        panel_size: int = 16,
+        optimization: Optimization = TABLE_10,
+        execution: Execution = PLAIN,
     ) -> None:
-        super().__init__(num_masks=num_masks, decoding=decoding, **options)
+        super().__init__(
+            clip=clip,
+            bart=bart,
+            image_features=image_features,
+            clip_sha256=clip_sha256,
+            init_from=init_from,
+            icti_reduction=icti_reduction,
+            num_masks=num_masks,
+            decoding=decoding,
+            optimization=optimization,
+            execution=execution,
+        )
+        self._evaluate_task(VQAEvaluator(panel_size), {})
         self.caption_first = caption_first
         self.caption_masks = caption_masks
         self.caption_decoding = caption_decoding
         self.candidates = read_candidates(candidates) if candidates is not None else None
         self.lower_case = lower_case
         self.shuffled_control = shuffled_control
-        self.evaluator = VQAEvaluator(self.evaluator.panel_size)
-        self.logit_scale.requires_grad_(False)  # no part of the loss: DistributedDataParallel would wait for it
 
     def compute_losses(self, batch: QuestionBatch) -> dict[str, Tensor]:  # type: ignore[override]
-        """The negative log-likelihood of "{question} Answer: {answer}.", given the image and the prompt (Eq. 2).
+        """Compute the negative log-likelihood of "{question} Answer: {answer}." given image and prompt (Eq. 2).
 
         Returns:
             ``icti``, since it is Image-Conditioned Text Infilling with the masks in place of the answer.
         """
         prompts = [question_prompt(question, self.num_masks) for question in batch["questions"]]
-        told = [prompt.filled(answer) for prompt, answer in zip(prompts, batch["labels"], strict=True)]
-        infilling = self._infilling([prompt.text(self.model.tokenizer.mask_token) for prompt in prompts], told)
+        filled = [prompt.filled(answer) for prompt, answer in zip(prompts, batch["labels"], strict=True)]
+        infilling = self._infilling([prompt.text(self.model.tokenizer.mask_token) for prompt in prompts], filled)
         features = self.model.encode_text(infilling["corrupted_ids"], infilling["corrupted_mask"])
         image_tokens = self.model.clip.encode_image(batch["image"])[batch["image_index"]]
         return {"icti": self._infilling_loss(features, infilling, image_tokens)}
@@ -96,7 +133,7 @@ class VQAModule(VLKDModule):
         ]
 
     def predict(self, batch: ImageBatch) -> list[dict[str, Any]]:
-        """An answer to each question on the images."""
+        """Answer each question about the images."""
         answers = self._answers(self.model.clip.encode_image(batch["image"]), batch)
         questions = [question for sample in batch["samples"] for question in sample.questions]
         return [
@@ -104,31 +141,31 @@ class VQAModule(VLKDModule):
                 "question_id": question.question_id,
                 "image_id": question.image_id,
                 "question": question.text,
-                "answer": given.text,
+                "answer": reply.text,
             }
-            for question, given in zip(questions, answers, strict=True)
+            for question, reply in zip(questions, answers, strict=True)
         ]
 
     def _infilling(self, corrupted: Sequence[str], clean: Sequence[str]) -> InfillingBatch:
-        """Prompts with the texts to be told from them, as token ids."""
-        read, told = (
+        """Tokenize prompts and the texts that are reconstructed from them."""
+        prompts, labels = (
             self.model.tokenizer(list(texts), padding=True, return_tensors="pt").to(self.device)
             for texts in (corrupted, clean)
         )
         return {
-            "corrupted_ids": read["input_ids"],
-            "corrupted_mask": read["attention_mask"],
-            "labels": told["input_ids"].masked_fill(told["attention_mask"] == 0, -100),
+            "corrupted_ids": prompts["input_ids"],
+            "corrupted_mask": prompts["attention_mask"],
+            "labels": labels["input_ids"].masked_fill(labels["attention_mask"] == 0, -100),
         }
 
     def _answers(self, image_tokens: Tensor, batch: ImageBatch) -> list[Reconstruction]:
-        """The best answer to each question, in the order of the images and of each one's questions."""
+        """Compute the best answer to each question, in the order of the images and of their questions."""
         index = [row for row, sample in enumerate(batch["samples"]) for _ in sample.questions]
         passages = None
         if self.caption_first:
             captions = caption(self.model, image_tokens, self.caption_masks, self.caption_decoding)
             passages = [caption_passage(captions[row][0].text) for row in index]
-        found = answer(
+        answers = answer(
             self.model,
             image_tokens,
             [question.text for sample in batch["samples"] for question in sample.questions],
@@ -138,16 +175,22 @@ class VQAModule(VLKDModule):
             passages=passages,
             candidates=self.candidates,
         )
-        best = [candidates[0] for candidates in found]
-        return [each._replace(text=each.text.lower()) for each in best] if self.lower_case else best
+        best = [candidates[0] for candidates in answers]
+        return [reply._replace(text=reply.text.lower()) for reply in best] if self.lower_case else best
 
 
 def read_candidates(path: str | Path) -> list[str]:
-    """The answers of a text file, one a line, each once.
+    """Read the answers of a text file.
+
+    Args:
+        path: Text file with one answer per line.
+
+    Returns:
+        The answers in the order of the file, without repeats.
 
     Raises:
-        FileNotFoundError: There is no such file, or nothing in it.
-        MisconfigurationException: It is no text in UTF-8.
+        FileNotFoundError: The file is missing or empty.
+        MisconfigurationException: The file is not UTF-8.
     """
     lines = iter_lines(path) if Path(path).is_file() else []
     candidates = list(dict.fromkeys(line.strip() for line in lines if line.strip()))

@@ -21,7 +21,8 @@ from vlkd_pl.weights.model_files import first_line
 from vlkd_pl.weights.reader import read_pickle, read_tensors
 from vlkd_pl.weights.unpickler import StoredTensor
 
-_MODEL_PREFIX = "model."
+MODEL_PREFIX = "model."
+"""Prefix of a ``VLKDModel``'s weights in the state dict of a module."""
 _MOST_CHARACTERS = 300
 CLIP_PREFIX = "model.clip."
 """What the names of the frozen CLIP's weights begin with in a module's state dict."""
@@ -212,7 +213,7 @@ def load_weights(model: VLKDModel, path: str | Path) -> None:
     if not isinstance(stored, dict) or not isinstance(checkpoint.get(CLIP_FINGERPRINT), str):
         raise ModelFileError(f"{path} is not a checkpoint of a model with CLIP and BART that vlkd-pl fit wrote")
     tensors = {name: value for name, value in stored.items() if isinstance(value, StoredTensor)}
-    weights = read_tensors({name: value for name, value in tensors.items() if name.startswith(_MODEL_PREFIX)}, path)
+    weights = read_tensors({name: value for name, value in tensors.items() if name.startswith(MODEL_PREFIX)}, path)
     load_checkpoint_weights(model, {CLIP_FINGERPRINT: checkpoint[CLIP_FINGERPRINT], "state_dict": weights}, path)
 
 
@@ -229,9 +230,9 @@ def load_checkpoint_weights(model: VLKDModel, checkpoint: dict[str, Any], path: 
     """
     restore_clip(checkpoint, model)
     weights = {
-        name.removeprefix(_MODEL_PREFIX): value
+        name.removeprefix(MODEL_PREFIX): value
         for name, value in checkpoint["state_dict"].items()
-        if name.startswith(_MODEL_PREFIX)
+        if name.startswith(MODEL_PREFIX)
     }
     try:
         model.load_state_dict(weights)

@@ -15,29 +15,39 @@ from vlkd_pl.distributed import gather_objects
 MIN_GRADIENT_SCALE = 1.0
 """A scale of float16's gradients below this one is no help: it would make them overflow without any scaling."""
 
-_NUM_NAMED = 64
+_MAX_KEYS = 64
 
 
 class StepSkipped(Exception):
-    """Leaves an optimizer's step before it has changed anything."""
+    """Ends an optimizer's step before it has changed anything."""
+
+
+def gradient_scaler(trainer: pl.Trainer) -> torch.amp.GradScaler | None:
+    """Return the gradient scaler of float16 training; None in other precisions.
+
+    Args:
+        trainer: Trainer with a precision plugin.
+    """
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    return scaler if scaler is not None and scaler.is_enabled() else None
 
 
 class NonFiniteSteps:
-    """Counts the optimizer steps that are skipped because a loss or the gradient was NaN or infinite.
+    """Counter of the optimizer steps that are skipped because a loss or the gradient was NaN or infinite.
 
     An optimizer step is skipped on all ranks when the loss of one of its batches was not finite on one of them, or when
-    the norm of its gradient, which is the same on all ranks, is not. Losses and norm are read once for each optimizer
-    step, so that a GPU is not waited for more often.
+    the norm of its gradient, which is the same on all ranks, is not. Losses and norm are read from the GPU once for
+    each optimizer step.
 
-    In float16 the gradient scaler skips steps by itself and lowers its scale, which is normal now and then. These steps
-    are counted apart, and have no limit but that of the scale.
+    In float16 the gradient scaler also skips steps and lowers its scale, which is normal now and then. These steps are
+    counted separately; their only limit is that of the scale.
 
     Args:
-        limit: The most steps that may be skipped in a run, also over all its resumptions.
+        limit: Most steps that may be skipped in a run with all its resumptions; at least 0.
 
     Attributes:
-        count: Steps skipped because of a loss or, without a scaler, a gradient.
-        num_overflows: Steps that the gradient scaler skipped.
+        count: Number of steps skipped because of a loss or, without a scaler, a gradient.
+        num_overflows: Number of steps that the gradient scaler skipped.
     """
 
     def __init__(self, limit: int) -> None:
@@ -49,20 +59,25 @@ class NonFiniteSteps:
 
     @property
     def is_accumulating(self) -> bool:
-        """Whether batches have been seen since the last optimizer step."""
+        """Whether batches have been recorded since the last optimizer step."""
         return bool(self._losses)
 
-    def see(self, loss: Tensor, batch: Any) -> None:
-        """Notes the loss of a batch, and the keys of its samples where it has them."""
+    def record(self, loss: Tensor, batch: Any) -> None:
+        """Record a batch of the present optimizer step.
+
+        Args:
+            loss: Scalar loss of the batch.
+            batch: Batch as a dict, with the keys of its samples under ``keys`` where it has them.
+        """
         self._losses.append(loss.detach())
         self._keys.append(batch.get("keys", []))
 
     def must_skip(self, trainer: pl.Trainer, gradient_norm: Tensor | None = None) -> bool:
-        """Whether the present optimizer step is to be skipped; to be called on all ranks.
+        """Decide whether the present optimizer step is skipped; to be called on all ranks.
 
         Args:
-            trainer: The trainer.
-            gradient_norm: Norm of the gradient of all ranks; None where a gradient scaler looks at the gradient.
+            trainer: Trainer of the run.
+            gradient_norm: Scalar norm of the gradient of all ranks; None where a gradient scaler checks the gradient.
 
         Raises:
             MisconfigurationException: More than ``limit`` steps have been skipped.
@@ -83,24 +98,24 @@ class NonFiniteSteps:
         self.count += 1
         what = "gradient" if has_finite_losses else "loss"
         keys = gather_objects(keys)
-        which = f"step {trainer.global_step}" + (f", samples {', '.join(keys[:_NUM_NAMED])}" if keys else "")
-        if len(keys) > _NUM_NAMED:
-            which += f" and {len(keys) - _NUM_NAMED} more"
+        which = f"step {trainer.global_step}" + (f", samples {', '.join(keys[:_MAX_KEYS])}" if keys else "")
+        if len(keys) > _MAX_KEYS:
+            which += f" and {len(keys) - _MAX_KEYS} more"
         if self.count > self.limit:
             raise MisconfigurationException(
                 f"the loss or the gradient was NaN or infinite in {self.count} optimizer steps, more than "
-                f"model.max_skipped_steps ({self.limit}) allows; the last was the {what} of {which}: look at these "
-                "samples, lower the learning rate, or train in bf16-mixed or 32-true"
+                f"model.optimization.max_skipped_steps ({self.limit}) allows; the last was the {what} of {which}: look "
+                "at these samples, lower the learning rate, or train in bf16-mixed or 32-true"
             )
         rank_zero_warn(f"the {what} is NaN or infinite: the optimizer step is skipped ({which})")
         return True
 
     def check_scale(self, scale: float, step: int) -> None:
-        """Checks the scale that a gradient scaler has fallen to.
+        """Check the scale that a gradient scaler has fallen to.
 
         Args:
-            scale: The scale after a step that the scaler skipped.
-            step: The number of that optimizer step.
+            scale: Scale after a step that the scaler skipped.
+            step: Number of that optimizer step.
 
         Raises:
             MisconfigurationException: The scale is below ``MIN_GRADIENT_SCALE``.
@@ -112,13 +127,18 @@ class NonFiniteSteps:
             )
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps; to be called on all ranks."""
+        """Return the state for a checkpoint; to be called on all ranks."""
         losses = [float(loss) for loss in self._losses]
         pending = gather_objects([(losses, list(self._keys))])
         return {"count": self.count, "num_overflows": self.num_overflows, "pending": pending}
 
     def load_state(self, state: dict[str, Any], rank: int) -> None:
-        """Resumes from what a checkpoint kept; the batches of a step not ended count for ranks that there were."""
+        """Restore the state of a checkpoint.
+
+        Args:
+            state: Return value of ``state``; the batches of a pending step are those of the same rank.
+            rank: Number of this rank.
+        """
         self.count = state["count"]
         self.num_overflows = state.get("num_overflows", 0)  # version 0.4.0 kept none
         losses, keys = state["pending"][rank] if rank < len(state["pending"]) else ([], [])

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
+import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -13,19 +16,77 @@ from vlkd_pl.errors import needs_extra
 
 OptimizerName = Literal["adamw", "lamb"]
 
+
+@dataclass(frozen=True)
+class Optimization:
+    """Settings of the optimizer and of the learning-rate schedule; the defaults are the distillation's (Table 10).
+
+    Example:
+        >>> Optimization(learning_rate=6e-5, warmup_epochs=1).weight_decay
+        0.01
+    """
+
+    learning_rate: float = 5e-5
+    """Peak learning rate."""
+    projection_learning_rate: float | None = None
+    """Peak learning rate of the projections W_e, W_i and W'_e; null for ``learning_rate``."""
+    betas: tuple[float, float] = (0.99, 0.999)
+    """Decay rates β₁ and β₂ of the optimizer's moments, each in [0, 1)."""
+    eps: float = 1e-6
+    """Small number ε in the optimizer's denominator."""
+    weight_decay: float = 0.01
+    """Weight decay of all weights but biases, norms and the temperature."""
+    warmup_steps: int = 12_000
+    """Optimizer steps of linear warm-up."""
+    warmup_epochs: float | None = None
+    """Epochs of linear warm-up; null for ``warmup_steps``."""
+    total_steps: int | None = None
+    """Optimizer steps after which the learning rate is 0; null for those of the trainer."""
+    optimizer: OptimizerName = "adamw"
+    """``adamw``, or ``lamb``, which needs the extra ``lamb``."""
+    max_skipped_steps: int = 100
+    """Most optimizer steps of a run that are skipped for a loss or gradient that is NaN or infinite; one more ends it.
+    Steps that float16's gradient scaler skips do not count."""
+
+
+TABLE_10 = Optimization()
+"""The optimization of the distillation (Table 10)."""
+
 _NORMS = (nn.LayerNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm)
+
+
+def configure_optimizer(module: pl.LightningModule, optimization: Optimization) -> OptimizerLRScheduler:
+    """Build the optimizer of a module, with linear warm-up and linear decay to 0 (Tables 10 and 11, Appendix A).
+
+    Args:
+        module: Module that is attached to a trainer.
+        optimization: Settings of optimizer and schedule.
+
+    Returns:
+        What Lightning's ``configure_optimizers`` returns.
+    """
+    o, trainer = optimization, module.trainer
+    groups = parameter_groups(module, o.weight_decay, o.learning_rate, o.projection_learning_rate)
+    optimizer = make_optimizer(o.optimizer, groups, o.learning_rate, o.betas, o.eps)
+    num_steps = int(trainer.estimated_stepping_batches)
+    warmup_steps = o.warmup_steps
+    if o.warmup_epochs is not None:
+        warmup_steps = round(o.warmup_epochs * num_steps / (trainer.max_epochs or 1))
+    schedule = linear_warmup_and_decay(optimizer, warmup_steps, o.total_steps or num_steps)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 def parameter_groups(
     module: nn.Module, weight_decay: float, learning_rate: float, projection_learning_rate: float | None = None
 ) -> list[dict[str, Any]]:
-    """Groups of trainable parameters for an optimizer.
+    """Group the trainable parameters of a module for an optimizer.
 
     Args:
-        module: Its parameters that require gradients are grouped, each once.
-        weight_decay: Of every weight but biases, norms and the temperature ``logit_scale``.
-        learning_rate: Of every parameter.
-        projection_learning_rate: Of the parameters with ``projection`` in their name, instead.
+        module: Module whose parameters that require gradients are grouped, each once.
+        weight_decay: Weight decay of all weights but biases, norms and the temperature ``logit_scale``.
+        learning_rate: Learning rate of all parameters.
+        projection_learning_rate: Learning rate of the parameters with ``projection`` in their name; None for
+            ``learning_rate``.
 
     Returns:
         At most four groups, none empty.
@@ -48,28 +109,28 @@ def parameter_groups(
 def make_optimizer(
     name: OptimizerName, groups: list[dict[str, Any]], learning_rate: float, betas: tuple[float, float], eps: float
 ) -> Optimizer:
-    """AdamW, or LAMB (You et al., 2020).
+    """Build AdamW, or LAMB (You et al., 2020).
 
-    On GPUs AdamW is PyTorch's fused one, which goes through memory once. It is told not to unscale the gradients
-    itself, as it can under fp16: the trainer does, since it clips and logs them.
+    On GPUs AdamW is PyTorch's fused one, which reads and writes memory once. It must not unscale the gradients under
+    fp16, since the trainer does so to clip and log them.
 
     LAMB is timm's: an update is Adam's, with bias correction, plus weight decay, and is scaled by ‖weight‖ / ‖update‖.
     Parameters without weight decay, that is biases and norms, are not scaled, as in the authors' own training of BERT.
 
     Args:
-        name: Which of the two.
-        groups: See ``parameter_groups``.
-        learning_rate: Of groups that have none of their own.
-        betas: β_1 and β_2.
-        eps: ε.
+        name: ``adamw`` or ``lamb``.
+        groups: Parameter groups as ``parameter_groups`` returns them.
+        learning_rate: Learning rate of groups without ``lr``.
+        betas: Decay rates β₁ and β₂ of the moments, each in [0, 1).
+        eps: Small number ε in the denominator.
 
     Raises:
-        MissingPackageError: LAMB is asked for without timm.
+        MissingPackageError: The optimizer is LAMB, and timm is not installed.
     """
     if name == "adamw":
         fused = all(parameter.is_cuda for group in groups for parameter in group["params"])
         adamw = torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=eps, fused=fused)
-        adamw._step_supports_amp_scaling = False  # what GradScaler and Lightning ask
+        adamw._step_supports_amp_scaling = False  # read by GradScaler and Lightning
         return adamw
     with needs_extra("lamb"):
         from timm.optim import Lamb  # brings all of timm, which takes seconds
@@ -79,11 +140,13 @@ def make_optimizer(
 
 
 def linear_warmup_and_decay(optimizer: Optimizer, warmup_steps: int, total_steps: int) -> LambdaLR:
-    """A schedule for every optimizer step: a linear rise to the full rate, then a linear fall to 0 (Section 4.2).
+    """Build the schedule of each optimizer step: a linear rise to the full rate, then a linear fall to 0 (Section 4.2).
+
+    Unlike ``transformers.get_linear_schedule_with_warmup``, whose first step has the rate 0, the first step trains.
 
     Args:
-        optimizer: Its groups' own rates are the full rates.
-        warmup_steps: Steps of the rise; the last of them has the full rate.
+        optimizer: Optimizer whose groups have the full rates.
+        warmup_steps: Steps of the rise, of which the last has the full rate.
         total_steps: Steps after which the rate is 0.
     """
 
