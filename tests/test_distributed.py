@@ -1,4 +1,4 @@
-"""Two real processes against one on the joint batch."""
+"""Two real processes compared with one on the joint batch."""
 
 import pytest
 import torch
@@ -58,7 +58,7 @@ class Decoder(nn.Module):
 
 
 def texts():
-    """As many texts on each rank, with 4 and 17 tokens."""
+    """Equally many texts on each rank, with 4 and 17 tokens."""
     generator = torch.Generator().manual_seed(2)
     labels = torch.randint(11, (6, 7), generator=generator)
     for row, length in enumerate((1, 2, 1, 7, 4, 6)):
@@ -110,7 +110,7 @@ def on_rank(rank, folder):
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    """What each of two processes found."""
+    """The results of two processes."""
     folder = tmp_path_factory.mktemp("ranks")
     torch.multiprocessing.spawn(on_rank, (str(folder),), WORLD_SIZE)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(WORLD_SIZE)]

@@ -82,7 +82,7 @@ def write_together(folder, text):
 
 
 def read_together(folder):
-    """The texts of the files as a reader finds them that opens the first one first."""
+    """The texts of the files for a reader that opens the first one first."""
     if not (folder / "first").is_file():
         return set()
     texts = {path.read_text() for path in folder.rglob("*") if path.is_file() and ".incoming" not in str(path)}

@@ -1,4 +1,4 @@
-"""Opening images: metadata that is damaged, sizes that are refused, and files that are no images."""
+"""Opening of images: damaged metadata, refused sizes, and files that are not images."""
 
 import io
 import os
@@ -52,7 +52,7 @@ def read(content):
 
 
 def looks_like(image, expected):
-    """Whether two images are the same but for a JPEG's losses."""
+    """Return whether two images are equal up to the losses of JPEG."""
     return (
         image.mode == "RGB" and image.size == expected.size and np.abs(np.int16(image) - np.int16(expected)).max() < 40
     )

@@ -1,4 +1,4 @@
-"""Which part of the package may import which."""
+"""The layout of the package: allowed imports, and sizes of parts and files."""
 
 import ast
 import subprocess

@@ -1,4 +1,4 @@
-"""What is installed: requirements, extras, and what the wheel and the source distribution hold."""
+"""Packaging: requirements, extras, and the contents of the wheel and the source distribution."""
 
 import ast
 import configparser
@@ -46,7 +46,7 @@ def requirements():
 
 
 def imports():
-    """Each import of another package: the package, and the extra whose block it stands in, or "" outside of any."""
+    """Each import of another package: the package, and the extra of its needs_extra block, or ""."""
     # on Python 3.10 a distribution without top_level.txt is not listed
     distributions = {"sklearn": ["scikit-learn"]} | packages_distributions()
 
@@ -195,7 +195,7 @@ def test_metadata_for_a_package_index(installed):
 
 
 def elsewhere(installed, folder, *arguments):
-    """Runs ``vlkd-pl`` of the wheel in a folder."""
+    """Run ``vlkd-pl`` of the wheel in a folder."""
     done = subprocess.run(
         [sys.executable, "-m", "vlkd_pl", *arguments],
         cwd=folder,

@@ -273,7 +273,7 @@ def test_asking(model_folder, files, capsys):
 
 
 def write_zoo(folder):
-    """Images that are good and that are refused, of every kind."""
+    """Good and refused images of every kind."""
     good = {
         "damaged_exif.jpg": jpeg(segment(0xE1, b"Exif\0\0" + exif((0x011A, 2, 4, b"72\0\0"), (0x0128, 3, 1, 2)))),
         "negative_exif.png": with_exif(exif((0x0112, 9, 1, b"\xff" * 4)))["png"],

@@ -1,4 +1,4 @@
-"""Text and JSON files of users: what is read, and what is refused in one line."""
+"""Text and JSON files of users, and the one-line errors for invalid ones."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""The frozen CLIP against OpenAI's own forward, and its files."""
+"""The frozen CLIP compared with OpenAI's forward pass, and its files."""
 
 import gzip
 import math
@@ -292,7 +292,7 @@ def test_a_missing_file_names_what_would_do(tmp_path):
 
 
 class Payload:
-    """Writes a file when it is unpickled."""
+    """Object that writes a file when it is unpickled."""
 
     def __init__(self, path):
         self.path = path

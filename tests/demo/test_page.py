@@ -1,4 +1,4 @@
-"""The page of vlkd-pl demo: what it takes, and a visit with a browser."""
+"""The page of vlkd-pl demo: its inputs, and a visit with a browser."""
 
 import itertools
 import json
@@ -61,7 +61,7 @@ def model():
 
 
 def write_header(file, width, height):
-    """A PNG that says how large it is, and holds no pixel."""
+    """Write a PNG whose header states a size, without pixels."""
     header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     length, checksum = struct.pack(">I", 13), struct.pack(">I", zlib.crc32(header))
     file.write_bytes(b"\x89PNG\r\n\x1a\n" + length + header + checksum + struct.pack(">I", 9) + b"IDAT")
@@ -154,7 +154,7 @@ def test_examples_without_a_image_are_named(command_line, tmp_path, capsys):
 
 
 class Client:
-    """Calls the page's functions with what a browser would not send."""
+    """Client that calls the page's functions with inputs that a browser would not send."""
 
     def __init__(self, address):
         self.http = httpx.Client(base_url=address, timeout=20)
@@ -162,7 +162,7 @@ class Client:
         self.sessions = itertools.count()
 
     def take(self, *value):
-        """Calls what takes an image; the error's text, or None where it was taken."""
+        """Send an image; returns the error's text, or None if it was accepted."""
         (number,) = (function["id"] for function in self.functions if len(function["outputs"]) == 4)
         return self.call(number, list(value))
 
@@ -181,7 +181,7 @@ class Client:
 
 @pytest.fixture(scope="module")
 def served(model, tmp_path_factory):
-    """A page with two examples that lie elsewhere, and its upload folder."""
+    """A page with two examples outside its upload folder."""
     folder = tmp_path_factory.mktemp("demo")
     examples = draw_examples(folder / "examples")[:2]
     patch = pytest.MonkeyPatch()
@@ -335,7 +335,7 @@ def assert_in_order(percents):
 
 
 def requested(browser):
-    """The addresses on a network that the browser's pages asked for."""
+    """The network addresses that the browser's pages requested."""
     messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     urls = [
         message["params"]["request"]["url"] for message in messages if message["method"] == "Network.requestWillBeSent"

@@ -1,4 +1,4 @@
-"""The losses against loops written here, values worked out by hand, and numerical gradients."""
+"""The losses compared with plain loops, hand-computed values and numerical gradients."""
 
 import math
 
@@ -60,7 +60,7 @@ def test_itcl_keeps_float32_under_autocast():
 
 
 def icti_loop(logits, labels):
-    """Eq. (2), term by term; also the number of tokens."""
+    """Eq. (2), term by term, and the number of tokens."""
     total, count = 0.0, 0
     for rows, targets in zip(logits.tolist(), labels.tolist(), strict=True):
         for row, target in zip(rows, targets, strict=True):
@@ -159,7 +159,7 @@ def test_scst_gradient_on_two_words_by_hand():
 
 
 def test_scst_follows_the_expected_reward():
-    """Over all texts of two words, weighted as the policy does, it is the policy gradient, whatever the baseline."""
+    """The expectation over all texts of two words is the policy gradient, for any baseline."""
     weights = torch.tensor([[0.4, -0.3], [0.1, 0.9]], dtype=torch.float64, requires_grad=True)
     texts = torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]])
     reward = torch.tensor([1.0, 0.2, 0.7, 3.0], dtype=torch.float64)

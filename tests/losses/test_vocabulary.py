@@ -1,4 +1,4 @@
-"""The chunked cross-entropy against torch's on all logits at once."""
+"""The chunked cross-entropy compared with PyTorch's on all logits at once."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def whole(hidden, weight, bias, labels, _):
 
 
 def with_gradients(function, values, scale=1.0):
-    """Value and gradients, the latter of the value times ``scale``, divided by it again."""
+    """Value and gradients, computed with the loss scaled by ``scale``."""
     hidden, weight = values[:2]
     loss = function(*values)
     gradients = torch.autograd.grad(loss * scale, (hidden, weight))
@@ -67,7 +67,7 @@ def test_no_token_is_a_loss_of_zero():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_rounds_no_more_than_without_chunks(dtype):
-    """Also at rare tokens, whose probabilities float16 does not hold; there the loss is scaled up, as a scaler does."""
+    """Rare tokens have probabilities below float16's range; the loss is scaled up, as a gradient scaler does."""
     hidden, weight, bias, labels = inputs(torch.float32, 64, 4096)
     rare = torch.ones(4096, dtype=torch.bool).index_fill(0, labels, False) & (torch.arange(4096) < 2048)
     values = hidden, weight, bias - 10.0 * rare, labels, 16
@@ -81,7 +81,7 @@ def test_autocast_rounds_no_more_than_without_chunks(dtype):
 
 
 def test_large_hidden_states_do_not_overflow_in_float16():
-    """Of tokens that are all the same and improbable: what they add up to is beyond float16."""
+    """Equal improbable tokens, whose summed gradient exceeds float16's range."""
     hidden, weight, bias, _ = inputs(torch.float32, 64)
     labels = torch.zeros(64, dtype=torch.int64)
     values = 2000 * hidden.detach().abs(), 1e-4 * weight.detach(), bias, labels, 64

@@ -1,4 +1,4 @@
-"""BART and its tokenizer, against transformers' own loading."""
+"""Loading of BART and its tokenizer, compared with transformers."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ from vlkd_pl.models.bart import differs_from, load_bart, load_bart_tokenizer
 
 @pytest.fixture
 def folder(bart_folder, tmp_path):
-    """A folder with a BART, to be changed."""
+    """A folder with a BART that a test may change."""
     shutil.copytree(bart_folder, tmp_path / "bart_copy")
     return tmp_path / "bart_copy"
 

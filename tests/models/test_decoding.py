@@ -1,4 +1,4 @@
-"""Decoding against a plain loop that recomputes everything at every step."""
+"""Decoding compared with a plain loop without a cache."""
 
 import pytest
 import torch

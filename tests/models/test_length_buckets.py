@@ -1,4 +1,4 @@
-"""Groups of rows of about the same length."""
+"""Length buckets."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ def masks_of(lengths, longest):
 
 
 def padded():
-    """Two inputs of other lengths and their masks."""
+    """Two inputs of different lengths and their masks."""
     first, second = masks_of([length + 2 for length in LENGTHS], 10), masks_of(LENGTHS, 8)
     generator = torch.Generator().manual_seed(0)
     values = [torch.randn(*mask.shape, 3, generator=generator) * mask[..., None] for mask in (first, second)]

@@ -1,4 +1,4 @@
-"""Prompts, and what is read in what a model wrote."""
+"""Prompts, and the extraction of texts from reconstructions."""
 
 import json
 import zipfile

@@ -25,7 +25,7 @@ def inputs(model, texts=TEXTS):
 
 
 def generated(model, monkeypatch, decoding):
-    """The token ids that the search gives, without padding, and the settings that it got."""
+    """The token ids that the search returns, without padding, and its settings."""
     seen = {}
     generate = type(model.bart).generate
 

@@ -146,7 +146,7 @@ def test_closed_form_start_finds_a_planted_map(model):
 
 
 def test_closed_form_start_keeps_what_texts_do_not_tell(model):
-    """Where the embeddings hardly vary, W'_e W_e is the identity all the same, and neither is large."""
+    """W'_e W_e is close to the identity even for embeddings that hardly vary, and neither is large."""
     generator = torch.Generator().manual_seed(3)
     source = torch.randn(500, 32, generator=generator) * torch.logspace(0, -5, 32)
     target = normalize(source @ torch.randn(32, 32, generator=generator), dim=-1)

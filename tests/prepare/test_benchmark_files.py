@@ -57,7 +57,7 @@ def data(drawn, tmp_path):
 
 @pytest.fixture
 def any_number(monkeypatch):
-    """Lets files hold any number of things."""
+    """Remove the published counts."""
     unnumbered = {
         name: [file._replace(published={}) for file in files] for name, files in benchmark_files.BENCHMARKS.items()
     }

@@ -1,4 +1,4 @@
-"""CC3M's list of addresses is given to img2dataset, whose place another takes here, and what came of it is counted."""
+"""The download of CC3M's list, with a stand-in for img2dataset, and the counts of its links."""
 
 import csv
 import io
@@ -31,7 +31,7 @@ LINKS_PER_SHARD = 8
 
 
 class Downloader:
-    """Writes what img2dataset writes: every third link is dead, every seventh leads to no image."""
+    """Stand-in for img2dataset: every third link is dead, every seventh is not an image."""
 
     def __init__(self, record):
         self.record = record
@@ -39,7 +39,7 @@ class Downloader:
 
     @property
     def calls(self):
-        """The options of each call, which are in a file as the calls are in other processes."""
+        """The options of each call, stored in a file because the calls are in other processes."""
         return [json.loads(line) for line in self.record.read_text().splitlines()]
 
     def download(self, **options):
@@ -83,7 +83,7 @@ def downloader(monkeypatch, tmp_path):
 
 @pytest.fixture
 def tsv(tmp_path):
-    """CC3M's format: twenty links, and lines that hold none."""
+    """A list in CC3M's format: twenty links, and lines without a link."""
     lines = [f'"fish" number {i}\thttp://example.org/{i}.jpg' for i in range(20)]
     invalid = ["caption\turl", "no address", "\thttp://example.org/a.jpg", "a secret\tfile:///etc/passwd", ""]
     path = tmp_path / "Train_GCC-training.tsv"
@@ -140,7 +140,7 @@ def test_a_download_that_was_cut_resumes(downloader, tsv, tmp_path, capsys):
 
 
 class Site(BaseHTTPRequestHandler):
-    """Of the addresses, every third is dead, and every seventh leads to no image; waits behind so many requests."""
+    """Server on which every third address is dead and every seventh is not an image; it waits after some requests."""
 
     requests = 0
     limit = math.inf
@@ -160,7 +160,7 @@ class Site(BaseHTTPRequestHandler):
 
 
 class WebDownloader:
-    """Downloads in img2dataset's place: a shard's statistics are written when its tar is."""
+    """Stand-in for img2dataset that writes a shard's statistics after its tar."""
 
     def download(self, **options):
         output = Path(options["output_folder"])
@@ -195,7 +195,7 @@ class WebDownloader:
 
 
 def test_a_killed_download_ends_as_the_uncut_one(downloader, tmp_path, monkeypatch):
-    """SIGKILL at random moments of downloading and of what comes behind it."""
+    """SIGKILL at random moments of the download and of the resharding."""
     monkeypatch.setitem(sys.modules, "img2dataset", SimpleNamespace(download=WebDownloader().download))
     rng = random.Random()
     context = multiprocessing.get_context("fork")
@@ -237,7 +237,7 @@ def alive(pid):
 
 
 def test_nothing_continues_when_the_command_is_killed(tsv, tmp_path, monkeypatch):
-    """What img2dataset has started would write into the shards of the next run."""
+    """Otherwise img2dataset's processes would write into the shards of the next run."""
     pid_file = tmp_path / "pids"
 
     def download(**options):

@@ -1,4 +1,4 @@
-"""Shards are checked, written anew and listed; a run that is cut goes on to the same bytes."""
+"""Resharding: checks, new shards and manifest; an interrupted run resumes to the same bytes."""
 
 import io
 import json
@@ -40,7 +40,7 @@ def source(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def uncut(source, tmp_path_factory):
-    """A run that was not cut."""
+    """A run without an interruption."""
     folder = tmp_path_factory.mktemp("uncut")
     assert prepare(source, folder) == 0
     return folder
@@ -111,7 +111,7 @@ KILLS = {
 
 
 def kill(source, folder, num_workers, is_time):
-    """Starts a run in a process of its own, and kills it when it is time."""
+    """Start a run in another process, and kill it after some time."""
     run = FORK.Process(target=prepare, args=(source, folder), kwargs={"num_workers": num_workers})
     run.start()
     while run.is_alive() and not is_time():
@@ -178,7 +178,7 @@ def test_damaged_samples_are_lost_and_counted(damaged, tmp_path, capsys):
 
 @pytest.fixture
 def grey(tmp_path):
-    """Shards of which training skips four samples by default, one of them a duplicate."""
+    """Shards with four samples that training skips by default, one of them a duplicate."""
     folder = tmp_path / "grey"
     folder.mkdir()
     palette = image(6, mode="P", file_format="PNG")
@@ -250,7 +250,7 @@ def test_nothing_is_written_where_an_archive_says(damaged, tmp_path, monkeypatch
 
 
 def test_memory_is_bounded(damaged, tmp_path):
-    """The images and tars that would take gigabytes do not."""
+    """Images and tars that would expand to gigabytes are refused."""
 
     def measure(output):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -275,7 +275,7 @@ def test_prepared_shards_are_trained_on(uncut, clip_folder, bart_folder):
 
 
 def test_images_keep_their_metadata_good_or_damaged(tmp_path):
-    """Readers turn an image by its tag, so that a prepared shard must have it too."""
+    """New shards keep the orientation tag, by which readers turn the image."""
     blocks = [orientation_block(6), exif((0x011A, 2, 4, b"72\0\0"), (0x0128, 3, 1, 2), (0x8769, 4, 1, 8))]
     images = [with_exif(block)["jpeg"] for block in blocks]
     (tmp_path / "in").mkdir()

@@ -44,7 +44,7 @@ def test_every_object_is_reported_facts_that_no_caption_tells():
 
 @pytest.mark.parametrize("seed", range(3))
 def test_answers_are_right(seed):
-    """Each answer is found again in the scene by a rule written here."""
+    """Each answer follows from the scene by a rule of this test."""
     rng = random.Random(seed)
     for _ in range(300):
         scene = random_scene(rng, "train")

@@ -1,4 +1,4 @@
-"""What the sample world's models are pretrained on."""
+"""The pretraining data of the sample world's models."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""The sample world's scenes: what is held out stays held out."""
+"""The sample world's scenes and their held-out splits."""
 
 import random
 from dataclasses import replace

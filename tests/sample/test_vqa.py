@@ -23,7 +23,7 @@ def files(tmp_path_factory):
 
 
 def right(annotation):
-    """The most frequent answer, with how many gave it."""
+    """The most frequent answer, and the number of annotators who gave it."""
     return Counter(answer["answer"] for answer in annotation["answers"]).most_common(1)[0]
 
 

@@ -1,4 +1,4 @@
-"""Shards that lie elsewhere: found, read, and read on when a connection breaks."""
+"""Remote shards: listing, reading, and resuming after a lost connection."""
 
 import http.server
 import io
@@ -27,7 +27,7 @@ TEXTS = [f"fish {number}" for number in range(8)]
 
 
 class FlakyFileSystem(MemoryFileSystem):
-    """A memory file system whose connections break: each file gives ``lifetime`` bytes, and then an error or an end."""
+    """A memory file system whose connections fail after ``lifetime`` bytes, with an error or an early end."""
 
     protocol = "flaky"
     cachable = False
@@ -88,7 +88,7 @@ def shard():
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """Notes the waits in place of waiting, and allows the schemes of this file."""
+    """Record the waits instead of waiting, and allow the schemes of this file."""
     waits = []
     monkeypatch.setenv("VLKD_PL_URL_SCHEMES", "memory,flaky")
     monkeypatch.setattr(vlkd_pl.shards.remote.time, "sleep", waits.append)

@@ -1,4 +1,4 @@
-"""Tar files: what is read of them, which files are a sample, and that no archive crashes or fills the memory."""
+"""Tar files: their samples, and corrupt or hostile archives, which neither crash nor fill the memory."""
 
 import io
 import subprocess
@@ -121,7 +121,7 @@ def test_samples_are_counted_as_they_are_read(tmp_path, kind):
 
 
 def test_a_cache_draws_the_subset_of_the_shards(tmp_path):
-    """Also where keys repeat, some in samples that were skipped."""
+    """Keys may repeat, also in samples that are skipped."""
     settings = FeatureSettings("clip", 8, "pooled", "float16", None, 100, True, False)
     keys = [[str(i % 7) for i in range(20)], [str(i) for i in range(10)]]
     for number, of_shard in enumerate(keys):
@@ -145,7 +145,7 @@ def test_a_cache_draws_the_subset_of_the_shards(tmp_path):
 
 
 def num_read():
-    """Bytes that this process has read."""
+    """The number of bytes that this process has read."""
     return int(Path("/proc/self/io").read_text().split()[1])
 
 
@@ -171,7 +171,7 @@ def test_what_is_not_asked_for_is_seeked_over(tmp_path):
 
 
 def test_every_reader_counts_damaged_shards_alike(damaged, clip_folder):
-    """What is read without contents is what is read with them, and a cache skips what training skips."""
+    """Reading with and without contents gives the same samples, and a cache skips the samples that training skips."""
     shards = [str(path) for path in sorted(damaged.folder.glob("*.tar"))]
     num_broken = 0
     for path in shards:

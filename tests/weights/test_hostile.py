@@ -1,4 +1,4 @@
-"""Nothing in a weights file is executed, whatever the file is: held by an audit hook."""
+"""Nothing in a weights file is executed; an audit hook watches."""
 
 import json
 import os

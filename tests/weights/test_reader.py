@@ -1,4 +1,4 @@
-"""Tensors read out of files by hand, against PyTorch's own readers."""
+"""Reading of weights files, compared with PyTorch's readers."""
 
 import io
 import zipfile
@@ -13,7 +13,7 @@ from vlkd_pl.weights.reader import read_pickle, read_weights, weight_shapes
 
 
 def same(tensors, expected):
-    """Whether two state dicts are equal to the last bit, also in types and strides."""
+    """Return whether two state dicts are equal bit for bit, including types and strides."""
     return tensors.keys() == expected.keys() and all(
         (value.dtype, value.shape, value.stride())
         == (expected[name].dtype, expected[name].shape, expected[name].stride())
@@ -23,7 +23,7 @@ def same(tensors, expected):
 
 
 class Odd(nn.Module):
-    """Has parameters that share memory or are not contiguous, buffers, and attributes that are neither."""
+    """Module with parameters that share memory or are not contiguous, buffers, and other attributes."""
 
     def __init__(self) -> None:
         super().__init__()
