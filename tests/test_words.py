@@ -41,36 +41,71 @@ NAMES = {"told", "found", "given", "own", "each", "known", "said", "shown", "ask
 
 SUFFIXES = {".py", ".md", ".rst", ".yaml", ".yml", ".cfg", ".toml", ".sh"}
 PLACES = ["src", "tests", "docs", "configs", "benchmarks", "scripts", "README.md", "CHANGELOG.md"]
-UNFINISHED = (
-    "src/vlkd_pl/data/",
-    "src/vlkd_pl/datamodules/",
-    "src/vlkd_pl/features/",
-    "src/vlkd_pl/metrics/",
-    "src/vlkd_pl/evaluation/",
-    "src/vlkd_pl/modules/",
-    "src/vlkd_pl/training/",
-    "src/vlkd_pl/commands/cach",
-    "src/vlkd_pl/commands/score",
-    "src/vlkd_pl/commands/grid",
-    "src/vlkd_pl/commands/train",
-    "src/vlkd_pl/commands/pars",
-    "src/vlkd_pl/cli",
-    "tests/commands/",
-    "tests/data/",
-    "tests/datamodules/",
-    "tests/evaluation/",
-    "tests/features/",
-    "tests/metrics/",
-    "tests/modules/",
-    "tests/training/",
-    "tests/test_configs.py",
-    "tests/test_cli.py",
-    "docs/",
-    "configs/",
-    "README.md",
+UNFINISHED = {
     "CHANGELOG.md",
-)
-"""Beginnings of the paths that are still to be rewritten."""
+    "configs/distill.yaml",
+    "configs/distill_rn50x16.yaml",
+    "configs/glue.yaml",
+    "configs/retrieval_coco.yaml",
+    "configs/sample/captioning_coco.yaml",
+    "configs/sample/distill.yaml",
+    "configs/sample/vqa_karpathy.yaml",
+    "configs/sample/vqa_vqav2.yaml",
+    "configs/sample/vqa_vqav2_1percent.yaml",
+    "configs/sample/zeroshot_okvqa.yaml",
+    "configs/sample/zeroshot_vqav2.yaml",
+    "configs/vqa_karpathy.yaml",
+    "configs/vqa_vqav2.yaml",
+    "configs/vqa_vqav2_1percent.yaml",
+    "src/vlkd_pl/commands/cache.py",
+    "src/vlkd_pl/commands/caching.py",
+    "src/vlkd_pl/data/glue_files.py",
+    "src/vlkd_pl/data/infilling.py",
+    "src/vlkd_pl/data/sampler.py",
+    "src/vlkd_pl/data/stream.py",
+    "src/vlkd_pl/data/workers.py",
+    "src/vlkd_pl/data/xsum_files.py",
+    "src/vlkd_pl/datamodules/cc3m.py",
+    "src/vlkd_pl/features/cache.py",
+    "src/vlkd_pl/features/dataset.py",
+    "src/vlkd_pl/features/format.py",
+    "src/vlkd_pl/training/checkpoint.py",
+    "src/vlkd_pl/training/fsdp.py",
+    "src/vlkd_pl/training/prediction_writer.py",
+    "src/vlkd_pl/training/resume.py",
+    "tests/commands/test_cache.py",
+    "tests/data/test_infilling.py",
+    "tests/data/test_workers.py",
+    "tests/datamodules/test_cc3m.py",
+    "tests/datamodules/test_cc3m_ranks.py",
+    "tests/datamodules/test_coco.py",
+    "tests/datamodules/test_glue.py",
+    "tests/datamodules/test_image_files.py",
+    "tests/datamodules/test_readable.py",
+    "tests/datamodules/test_vqav2.py",
+    "tests/datamodules/test_xsum.py",
+    "tests/features/test_cache.py",
+    "tests/features/test_remote_copy.py",
+    "tests/modules/test_captioning.py",
+    "tests/modules/test_classification.py",
+    "tests/modules/test_glue.py",
+    "tests/modules/test_retrieval.py",
+    "tests/modules/test_scst.py",
+    "tests/modules/test_summarization.py",
+    "tests/modules/test_vlkd_ranks.py",
+    "tests/modules/test_vlkd_ways.py",
+    "tests/modules/test_vqa.py",
+    "tests/test_configs.py",
+    "tests/training/test_fsdp.py",
+    "tests/training/test_nonfinite.py",
+    "tests/training/test_optim.py",
+    "tests/training/test_prediction_writer.py",
+    "tests/training/test_resume.py",
+    "tests/training/test_resume_ranks.py",
+    "tests/training/test_runs.py",
+    "tests/training/test_scaling.py",
+}
+"""Files that are still to be rewritten."""
 
 
 def written_files():
@@ -89,7 +124,7 @@ def text_of(name):
     return re.split(r"(?m)^## \[?0\.4", text)[0] if name == "CHANGELOG.md" else text
 
 
-@pytest.mark.parametrize("name", [name for name in FILES if not name.startswith(UNFINISHED)])
+@pytest.mark.parametrize("name", [name for name in FILES if name not in UNFINISHED])
 def test_words(name):
     problems = []
     for number, line in enumerate(text_of(name).splitlines(), start=1):
@@ -101,7 +136,7 @@ def test_words(name):
     assert not problems, "\n".join(problems)
 
 
-@pytest.mark.parametrize("name", [name for name in FILES if name.endswith(".py") and not name.startswith(UNFINISHED)])
+@pytest.mark.parametrize("name", [name for name in FILES if name.endswith(".py") and name not in UNFINISHED])
 def test_names(name):
     tokens = tokenize.generate_tokens(io.StringIO(text_of(name)).readline)
     problems = {f"{name}:{token.start[0]}: {token.string}" for token in tokens if token.string in NAMES}
