@@ -1,4 +1,4 @@
-"""The parts of the package that setup.cfg cannot tell."""
+"""The parts of the package that setup.cfg cannot declare."""
 
 import re
 import shutil
@@ -11,19 +11,20 @@ ROOT = Path(__file__).parent
 
 
 class BuildWithConfigs(build_py):
-    """Copies ``configs`` into the package; an editable installation reads them where they are."""
+    """Copy ``configs`` into the package; an editable installation reads them from the checkout."""
 
     def run(self) -> None:
-        """Builds the package."""
+        """Build the package."""
         super().run()
         if not self.editable_mode:
             shutil.copytree(ROOT / "configs", Path(self.build_lib) / "vlkd_pl" / "configs", dirs_exist_ok=True)
 
 
 def description() -> str:
-    """The README without its images: their addresses are those of files beside it, which a package index has not."""
+    """Return the README without images and links to files of the checkout, which a package index does not have."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    return re.sub(r"!\[([^]]*)\]\((docs/[^)]*)\)", r"*\1: `\2` in the source distribution.*", readme)
+    readme = re.sub(r"!\[([^]]*)\]\((docs/[^)]*)\)", r"*\1: `\2` in the source distribution.*", readme)
+    return re.sub(r"\[([^]]*)\]\((?!https://|#)[^)]*\)", r"\1", readme)
 
 
 setup(

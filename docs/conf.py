@@ -25,6 +25,7 @@ autodoc_typehints_description_target = "documented"
 autodoc_preserve_defaults = True
 autodoc_class_signature = "mixed"
 napoleon_google_docstring = True
+napoleon_use_ivar = True  # or named tuples' fields are described twice
 napoleon_use_rtype = False
 
 html_theme = "furo"

@@ -160,6 +160,8 @@ def test_the_source_distribution_holds_what_the_readme_names(built):
         names = {name.partition("/")[2] for name in files.getnames()}
     expected = ["configs/sample/distill.yaml", "scripts/torchrun_two_nodes.sh", "docs/captions.png", "CHANGELOG.md"]
     expected += ["tests/conftest.py", "benchmarks/README.md", "Makefile", ".ci/run", ".ci/lowest.py", "LICENSE"]
+    expected += ["CITATION.cff", "CONTRIBUTING.md", ".github/workflows/ci.yml", ".pre-commit-config.yaml"]
+    expected += ["docs/conf.py", "docs/tutorial.md", "docs/images/scene.jpg"]
     assert set(expected) <= names
 
 
