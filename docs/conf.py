@@ -16,7 +16,7 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphin
 source_suffix = {".md": "markdown"}
 exclude_patterns = ["build"]
 
-myst_enable_extensions = ["html_image"]
+myst_enable_extensions = ["deflist", "html_image"]
 myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"

@@ -1,7 +1,7 @@
 """A Sphinx extension that writes the configuration and API references from the code.
 
-A page asks for them in a comment: ``<!-- arguments: modules -->`` becomes a table of
-arguments for each public Lightning module, ``<!-- api: vlkd_pl.losses -->`` the docstrings of a module's public names.
+A page asks for them in a comment: ``<!-- arguments: modules -->`` becomes the
+arguments of each public Lightning module, ``<!-- api: vlkd_pl.losses -->`` the docstrings of a module's public names.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ KINDS: dict[str, tuple[type, ...]] = {
 
 
 def public_names(module: ModuleType) -> list[str]:
-    """Names of the classes, functions and constants that a module publishes."""
+    """Return the names of the classes, functions and constants that a module publishes."""
     names = getattr(module, "__all__", ())
     if not names:
         names = [name for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
@@ -36,7 +36,7 @@ def public_names(module: ModuleType) -> list[str]:
 
 
 def classes(kind: str) -> list[type]:
-    """The public classes of a kind, or the dataclasses that group arguments of the others.
+    """Return the public classes of a kind, or the dataclasses that group arguments of the others.
 
     Args:
         kind: A key of ``KINDS``, or ``groups``.
@@ -70,7 +70,7 @@ class Argument(typing.NamedTuple):
 
 
 def arguments(cls: type) -> Iterator[Argument]:
-    """The arguments of a class with their descriptions from its docstring, or from below the fields of a dataclass."""
+    """Yield the arguments of a class with their descriptions from its docstring, or from below a dataclass's fields."""
     described: dict[str, str] = {}
     for base in reversed(cls.__mro__[:-1]):
         parsed = docstring_parser.parse_from_object(base)
@@ -85,7 +85,7 @@ def arguments(cls: type) -> Iterator[Argument]:
 
 
 def _written(value: Any) -> str:
-    """A default as code; of a dataclass only the fields that differ from its own defaults."""
+    """Write a default as code; of a dataclass only the fields that differ from its defaults."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         changed = {
             field.name: getattr(value, field.name)
@@ -96,8 +96,8 @@ def _written(value: Any) -> str:
     return repr(value)
 
 
-def argument_tables(kind: str) -> str:
-    """Markdown with a section and a table for each class of a kind."""
+def argument_lists(kind: str) -> str:
+    """Return Markdown with a section and a list of arguments for each class of a kind."""
     lines: list[str] = []
     for cls in classes(kind):
         summary = docstring_parser.parse(inspect.getdoc(cls) or "").short_description or ""
@@ -106,17 +106,16 @@ def argument_tables(kind: str) -> str:
         if not rows:
             lines += ["No arguments.", ""]
             continue
-        lines += ["| argument | type | default | meaning |", "|---|---|---|---|"]
         for row in rows:
-            default = f"`{row.default}`" if row.default else "required"
-            cells = (f"`{row.name}`", f"`{row.type}`", default, _markdown(row.description))
-            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+            default = f" = {row.default}" if row.default else ""
+            required = "" if row.default else "*Required.* "
+            lines += [f"`{row.name}: {row.type}{default}`", f": {required}{_markdown(row.description)}", ""]
         lines.append("")
     return "\n".join(lines)
 
 
 def _markdown(text: str) -> str:
-    """A docstring's sentence as Markdown: roles become code, and what could be HTML or emphasis is escaped."""
+    """Escape what could be HTML or emphasis in a docstring's sentence."""
     parts = re.split(r"(``.+?``)", " ".join(text.split()))
     return "".join(
         f"`{part[2:-2]}`" if part.startswith("``") else re.sub(r"([<*_\[])", r"\\\1", part) for part in parts
@@ -124,7 +123,7 @@ def _markdown(text: str) -> str:
 
 
 def api(module_name: str) -> str:
-    """Directives that show the docstrings of all public names of a module."""
+    """Return directives that show the docstrings of all public names of a module."""
     module = import_module(module_name)
     lines = ["```{eval-rst}"]
     for name in public_names(module):
@@ -135,12 +134,12 @@ def api(module_name: str) -> str:
 
 
 def fill(app: Any, page: str, source: list[str]) -> None:
-    """Replaces the comments of a page by what they ask for."""
-    source[0] = re.sub(r"<!-- arguments: ([a-z ]+) -->", lambda match: argument_tables(match[1]), source[0])
+    """Replace the comments of a page by what they ask for."""
+    source[0] = re.sub(r"<!-- arguments: ([a-z ]+) -->", lambda match: argument_lists(match[1]), source[0])
     source[0] = re.sub(r"<!-- api: ([\w.]+) -->", lambda match: api(match[1]), source[0])
 
 
 def setup(app: Any) -> dict[str, bool]:
-    """Connects the extension to Sphinx."""
+    """Connect the extension to Sphinx."""
     app.connect("source-read", fill)
     return {"parallel_read_safe": True}
