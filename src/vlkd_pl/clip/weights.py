@@ -193,13 +193,10 @@ def clip_image_size(clip: str) -> int:
     """
     path = weights_path(clip)
     if path is not None and path.name == WEIGHTS_FILE:
-        shapes = weight_shapes(path)
         try:
-            is_vit = "visual.proj" in shapes
-            positions = shapes["visual.positional_embedding" if is_vit else "visual.attnpool.positional_embedding"][0]
-            return round((positions - 1) ** 0.5) * (shapes["visual.conv1.weight"][-1] if is_vit else 32)
-        except (KeyError, IndexError) as error:
-            raise ModelFileError(f"{path}: not a CLIP of OpenAI's class, it has no image encoder") from error
+            return clip_sizes(weight_shapes(path))["image_resolution"]
+        except (KeyError, IndexError, TypeError) as error:
+            raise ModelFileError(f"{path}: not a CLIP of OpenAI's class: {error} is missing or invalid") from error
     for name, size in IMAGE_SIZES.items():
         if clip == name or Path(clip).name == f"{name.replace('/', '-').replace('@', '-')}.pt":
             return size

@@ -33,11 +33,11 @@ def load_model(options: argparse.Namespace, command: str) -> VLKD | None:
     import transformers
 
     from vlkd_pl.pipeline import VLKD
+    from vlkd_pl.weights.model_files import first_line
 
     transformers.utils.logging.disable_progress_bar()
     try:
         return VLKD.from_pretrained(options.model, options.device, options.batch_size)
     except (OSError, ValueError, RuntimeError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        print(f"vlkd-pl {command}: {reason}", file=sys.stderr)
+        print(f"vlkd-pl {command}: {first_line(error)}", file=sys.stderr)
         return None
