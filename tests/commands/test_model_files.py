@@ -70,7 +70,7 @@ def write_wrong(folder, world, model_folder):
 
 
 @pytest.mark.parametrize("command", ["fit", "test"])
-def test_wrong_files_are_told_in_one_line(world, model_folder, tmp_path, capsys, command):
+def test_wrong_files_are_reported_in_one_line(world, model_folder, tmp_path, capsys, command):
     wrong = write_wrong(tmp_path, world, model_folder)
     for options, message in wrong if command == "fit" else wrong[:12:3]:
         line = one_line(capsys, arguments(world, tmp_path / "run", command, **options))

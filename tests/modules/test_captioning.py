@@ -37,9 +37,9 @@ def test_coco(world, model_folder, tmp_path, capsys):
     assert scores["bleu_4"] == expected.scores["BLEU-4"]
     assert scores["rouge_l"] == expected.scores["ROUGE-L"]
     assert float(done.trainer.callback_metrics["test/cider"]) == pytest.approx(scores["cider"])
-    for each in written(tmp_path, "scores_per_image.json"):
-        assert each["CIDEr"] == expected.per_image[each["image_id"]]["CIDEr"]
-        assert set(each) == {"image_id", "caption", *expected.scores}
+    for item in written(tmp_path, "scores_per_image.json"):
+        assert item["CIDEr"] == expected.per_image[item["image_id"]]["CIDEr"]
+        assert set(item) == {"image_id", "caption", *expected.scores}
     printed = capsys.readouterr().out
     assert "6 images, 6 with reference captions" in printed
     assert "\nin percent, CIDEr times 100 (JSON files hold fractions)\n" in printed
@@ -68,8 +68,8 @@ def test_captions_are_those_of_the_model(world, model_folder, tmp_path):
     done = run(arguments("zeroshot_coco", world, model_folder, tmp_path, **options))
     model = done.model.model
     batch = next(iter(done.datamodule.test_dataloader()))
-    found = caption(model, model.clip.encode_image(batch["image"]), 3, Decoding(2, max_new_tokens=5))
-    assert [texts[0].text for texts in found] == [
+    actual = caption(model, model.clip.encode_image(batch["image"]), 3, Decoding(2, max_new_tokens=5))
+    assert [texts[0].text for texts in actual] == [
         result["caption"] for result in written(tmp_path, "predictions.json")[:4]
     ]
 
@@ -141,10 +141,10 @@ def test_the_loss_is_that_of_single_captions(world, model_folder, reduction):
     model, tokenizer = module.model, module.model.tokenizer
     labels = [["A red fish on the grass. "], ["two boats"], ["a tree", "there is a tree."]]
     batch = {"image": torch.randn(3, 3, 64, 64), "labels": labels}
-    told = [(0, "a red fish on the grass"), (1, "two boats"), (2, "a tree"), (2, "there is a tree")]
+    output = [(0, "a red fish on the grass"), (1, "two boats"), (2, "a tree"), (2, "there is a tree")]
     prompt = tokenizer("A picture of <mask><mask>.", return_tensors="pt")
     total, num_tokens = 0.0, 0
-    for row, text in told:
+    for row, text in output:
         ids = tokenizer(f"A picture of {text}.", return_tensors="pt")["input_ids"]
         features = model.encode_text(prompt["input_ids"], prompt["attention_mask"])
         image_tokens = model.clip.encode_image(batch["image"][row : row + 1])
@@ -153,7 +153,7 @@ def test_the_loss_is_that_of_single_captions(world, model_folder, reduction):
         num_tokens += ids.shape[1]
     losses = module.compute_losses(batch)
     assert set(losses) == {"icti"}
-    expected = total / (len(told) if reduction == "sum" else num_tokens)
+    expected = total / (len(output) if reduction == "sum" else num_tokens)
     torch.testing.assert_close(losses["icti"], expected, rtol=1e-4, atol=1e-4)
 
 
@@ -167,7 +167,7 @@ def test_the_loss_is_that_of_single_captions(world, model_folder, reduction):
         ("", ""),
     ],
 )
-def test_captions_go_on_from_the_prompt(written_by_a_person, text):
+def test_captions_resume_from_the_prompt(written_by_a_person, text):
     assert as_continuation(written_by_a_person) == text
 
 
@@ -201,7 +201,7 @@ def test_the_exported_model_is_the_best_in_validation(trained, world, monkeypatc
 
     monkeypatch.setattr(CaptioningEvaluator, "compute", compute_with_fixed_cider)
     done = run(captioning_arguments("captioning_coco", world, model_folder, tmp_path, trainer__max_epochs=3))
-    monitoring = next(each for each in done.trainer.checkpoint_callbacks if each.monitor)
+    monitoring = next(callback for callback in done.trainer.checkpoint_callbacks if callback.monitor)
     assert monitoring.best_model_path.endswith("epoch=1-step=6.ckpt")
     exported = VLKDModel.from_pretrained(tmp_path / "model")
     best = VLKDModel.load(world.clip, world.bart, "all")
@@ -223,7 +223,7 @@ def test_a_resumed_run_without_validation_exports_its_last_step(trained, world, 
 
 def test_a_best_checkpoint_that_is_gone_is_warned_of(trained, tmp_path):
     _, command_line = trained
-    monitoring = next(each for each in command_line.trainer.checkpoint_callbacks if each.monitor)
+    monitoring = next(callback for callback in command_line.trainer.checkpoint_callbacks if callback.monitor)
     best, monitoring.best_model_path = monitoring.best_model_path, str(tmp_path / "gone.ckpt")
     try:
         with pytest.warns(UserWarning, match=r"gone\.ckpt is gone: the exported model is that of the last step"):
@@ -236,7 +236,7 @@ def test_a_best_checkpoint_that_is_gone_is_warned_of(trained, tmp_path):
 
 def test_the_folder_and_the_checkpoint_score_the_same(trained, world, model_folder, tmp_path):
     folder, command_line = trained
-    best = next(each for each in command_line.trainer.checkpoint_callbacks if each.monitor).best_model_path
+    best = next(callback for callback in command_line.trainer.checkpoint_callbacks if callback.monitor).best_model_path
     metrics = {"model__init_args__metrics": "[CIDEr,BLEU]"}
     tests = {
         "folder": {"model__init_args__init_from": folder / "model"},
@@ -253,7 +253,7 @@ def test_the_folder_and_the_checkpoint_score_the_same(trained, world, model_fold
     scores, *others = [written(tmp_path / name, "scores.json")["scores"] for name in tests]
     assert others == [scores, scores]
     assert written(tmp_path / "folder", "predictions.json") == written(tmp_path / "ckpt", "predictions.json")
-    assert [each["image_id"] for each in written(tmp_path / "folder", "predictions.json")] == list(range(101, 107))
+    assert [item["image_id"] for item in written(tmp_path / "folder", "predictions.json")] == list(range(101, 107))
 
 
 def test_a_finetuned_model_is_tested_on_nocaps(trained, world, tmp_path):

@@ -28,7 +28,7 @@ def test_classes_are_the_nearest_names(world, model_folder, tmp_path, capsys):
         assert scores[f"{name}_top_1_accuracy"] == pytest.approx(right[:, 0].float().mean().item())
         assert scores[f"{name}_top_5_accuracy"] == pytest.approx(right.any(1).float().mean().item())
     results = written(tmp_path, "predictions.json")
-    assert {each["truth"] for each in results} == set(data.class_names)
+    assert {result["truth"] for result in results} == set(data.class_names)
     assert f"{len(labels)} images, {len(data.class_names)} classes" in capsys.readouterr().out
     assert (tmp_path / "panels" / "test_captions_000000.png").is_file()
 

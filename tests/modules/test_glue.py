@@ -68,7 +68,7 @@ def test_logits_are_those_of_transformers(bart_folder, task, num_labels):
     assert not torch.allclose(logits[0], logits[1])
 
 
-def test_pairs_are_told_as_barts_tokenizer_tells_them(bart_folder):
+def test_pairs_are_reported_as_barts_tokenizer_states_them(bart_folder):
     module = GLUEModule(str(bart_folder), "mnli").eval()
     seen = []
     module.logits = lambda ids, mask: seen.append(ids) or torch.zeros(len(ids), 3)
@@ -182,8 +182,8 @@ def test_mnlis_sets_are_scored_apart_and_written_for_the_server(fitted, model_fo
         assert head == "index\tprediction"
         truth = [sample.label for sample in tested.datamodule.samples["dev"] if sample.part == part]
         assert [int(row.split("\t")[0]) for row in rows] == list(range(6))
-        told = [GLUE_LABELS["mnli"].index(row.split("\t")[1]) for row in rows]
-        assert scores[f"accuracy_{part}"] == glue_scores("mnli", told, truth)["accuracy"]
+        predicted = [GLUE_LABELS["mnli"].index(row.split("\t")[1]) for row in rows]
+        assert scores[f"accuracy_{part}"] == glue_scores("mnli", predicted, truth)["accuracy"]
 
 
 def test_where_labels_are_secret_there_is_a_submission(bart_folder, glue, tmp_path, capsys):
@@ -216,6 +216,6 @@ def test_a_constant_similarity_is_no_score(bart_folder):
         assert str(evaluator.compute().scores["score"]) == "nan"
 
 
-def test_no_bart_is_told_in_one_line(glue, tmp_path, capsys):
+def test_no_bart_is_reported_in_one_line(glue, tmp_path, capsys):
     assert main(arguments("fit", tmp_path / "nowhere", glue, tmp_path)) == 1
     assert "BART cannot be loaded from" in capsys.readouterr().err

@@ -47,7 +47,7 @@ def test_recall_of_both_text_encoders(world, model_folder, tmp_path):
             )
             for fold in range(3)
         ]
-        assert scores[f"{name}_2_text_to_image_r1"] == pytest.approx(sum(each[1] for each in folds) / 3)
+        assert scores[f"{name}_2_text_to_image_r1"] == pytest.approx(sum(fold[1] for fold in folds) / 3)
 
 
 def test_a_folder_of_ones_own(world, model_folder, tmp_path, capsys):

@@ -93,8 +93,8 @@ def test_loss_and_gradient_against_a_loop(world, model_folder, teach, end_token_
     for number, row in enumerate(scored):
         image = batch["image"][number // 2][None]
         condition, mask = caption_condition(module.model, module.model.clip.encode_image(image), 2)
-        given = module.model.tokenizer("A picture of")["input_ids"][:-1]
-        labels = torch.tensor([[*given, *row]])
+        prompt_ids = module.model.tokenizer("A picture of")["input_ids"][:-1]
+        labels = torch.tensor([[*prompt_ids, *row]])
         log_probability = module.model.decode(condition, mask, labels)[0].log_softmax(-1)
         total = sum(log_probability[num_given - 1 + place, token] for place, token in enumerate(row))
         expected = expected - (reward[number] - reward[number ^ 1]) * total / 4
@@ -124,18 +124,18 @@ def test_the_baseline(world, model_folder, baseline):
     module = scst_module(world, model_folder, num_samples=3, baseline=baseline)
     reward = torch.tensor([[1.0, 2.0, 6.0], [0.0, 0.5, 0.1]])
     image_tokens = module.model.clip.encode_image(images()["image"])
-    given = module._baseline([8, 7], reward, image_tokens)
+    baselines = module._baseline([8, 7], reward, image_tokens)
     if baseline == "others":
         expected = torch.tensor([[4.0, 3.5, 1.5], [0.3, 0.05, 0.25]])
     else:
-        found = caption(module.model.eval(), image_tokens, 2, Decoding(max_new_tokens=8))
+        results = caption(module.model.eval(), image_tokens, 2, Decoding(max_new_tokens=8))
         ids, num_given = module._sample(*caption_condition(module.model, image_tokens, 2), greedy=True)
-        told = [
+        sampled = [
             tokenize(texts[0].text) + " <eos>" * (module.model.tokenizer.eos_token_id in row.tolist())
-            for texts, row in zip(found, ids[:, num_given:], strict=True)
+            for texts, row in zip(results, ids[:, num_given:], strict=True)
         ]
-        expected = torch.tensor(module.reward([8, 7], told))[:, None].expand(2, 3)
-    torch.testing.assert_close(given, expected.float())
+        expected = torch.tensor(module.reward([8, 7], sampled))[:, None].expand(2, 3)
+    torch.testing.assert_close(baselines, expected.float())
 
 
 def test_a_caption_that_breaks_off_is_worth_less_with_end_tokens(world, model_folder, teach):
@@ -289,7 +289,7 @@ def test_a_cut_and_resumed_run_ends_as_the_uncut_one(trained, world, model_folde
 
 def test_the_folder_and_the_checkpoint_score_the_same(trained, world, model_folder, tmp_path):
     folder, command_line = trained
-    best = next(each for each in command_line.trainer.checkpoint_callbacks if each.monitor).best_model_path
+    best = next(callback for callback in command_line.trainer.checkpoint_callbacks if callback.monitor).best_model_path
     metrics = {"model__init_args__metrics": "[CIDEr]"}
     for name, source in (
         ("folder", {"model__init_args__init_from": folder / "model"}),

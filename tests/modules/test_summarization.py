@@ -136,8 +136,8 @@ def test_the_loss_is_the_mean_over_all_tokens(fitted, tested, documents, bart_fo
 
 @pytest.mark.parametrize("num_steps", [2, 5, 7])  # of ten, in two epochs
 def test_a_resumed_run_ends_as_one_that_was_not_cut(fitted, documents, bart_folder, tmp_path, num_steps):
-    kept = {"class_path": "ModelCheckpoint", "init_args": {"save_last": True, "every_n_train_steps": num_steps}}
-    options = {"trainer__max_steps": num_steps, "trainer__callbacks": json.dumps([kept])}
+    original = {"class_path": "ModelCheckpoint", "init_args": {"save_last": True, "every_n_train_steps": num_steps}}
+    options = {"trainer__max_steps": num_steps, "trainer__callbacks": json.dumps([original])}
     assert main(arguments(bart_folder, documents, tmp_path / "cut", **options)) == 0
     last = tmp_path / "cut" / "checkpoints" / "last.ckpt"
     assert main(arguments(bart_folder, documents, tmp_path / "on", ckpt_path=last)) == 0

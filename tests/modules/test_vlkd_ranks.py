@@ -66,14 +66,14 @@ def on_rank(rank, clip, bart, folder, options):
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=WORLD_SIZE)
     parallel = DistributedDataParallel(Losses(clip, bart, options))
-    found = []
+    results = []
     for number, batch in enumerate(batches()):
         part = cut({name: value.chunk(WORLD_SIZE)[rank] for name, value in batch.items()})
         parallel.require_backward_grad_sync = number == NUM_ACCUMULATED - 1  # as Lightning accumulates
         total, losses = parallel(part)
         (total / NUM_ACCUMULATED).backward()
-        found.append({name: loss.detach() for name, loss in losses.items()})
-    torch.save({"losses": found, "gradients": gradients(parallel.module)}, f"{folder}/{rank}.pt")
+        results.append({name: loss.detach() for name, loss in losses.items()})
+    torch.save({"losses": results, "gradients": gradients(parallel.module)}, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
 

@@ -108,7 +108,7 @@ def longer_batch_of(module):
 )
 def test_groups_and_chunks_change_rounding_alone(world, execution, icti_reduction):
     """In training mode, for checkpointing, but with no dropout, which draws other numbers for groups."""
-    found = []
+    results = []
     for setting in (Execution(), execution):
         torch.manual_seed(0)
         module = VLKDModule(world.clip, world.bart, "patches", icti_reduction=icti_reduction, execution=setting).train()
@@ -116,12 +116,12 @@ def test_groups_and_chunks_change_rounding_alone(world, execution, icti_reductio
             for name in ("dropout", "activation_dropout"):
                 if isinstance(getattr(part, name, None), float):
                     setattr(part, name, 0.0)
-        found.append(losses_and_gradients(module, longer_batch_of(module)))
-    assert found[1][0].keys() == {"ttdm", "itcl", "icti", "text_infilling"}
-    torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-5, atol=0)
-    assert found[1][1].keys() == found[0][1].keys()
-    for name, expected in found[0][1].items():
-        assert (found[1][1][name] - expected).norm() <= 1e-4 * expected.norm() + 1e-5, name
+        results.append(losses_and_gradients(module, longer_batch_of(module)))
+    assert results[1][0].keys() == {"ttdm", "itcl", "icti", "text_infilling"}
+    torch.testing.assert_close(results[1][0], results[0][0], rtol=1e-5, atol=0)
+    assert results[1][1].keys() == results[0][1].keys()
+    for name, expected in results[0][1].items():
+        assert (results[1][1][name] - expected).norm() <= 1e-4 * expected.norm() + 1e-5, name
 
 
 def test_groups_are_cut_to_their_lengths(world):
@@ -155,5 +155,5 @@ def test_compilation_changes_rounding_alone(world, options):
     compiled = VLKDModule(world.clip, world.bart, "patches", execution=Execution(compile=True, **options)).eval()
     assert compiled.state_dict().keys() == plain.state_dict().keys()
     compiled.load_state_dict(plain.state_dict())
-    found = [losses_and_gradients(module, batch_of(module)) for module in (plain, compiled)]
-    torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-5)
+    results = [losses_and_gradients(module, batch_of(module)) for module in (plain, compiled)]
+    torch.testing.assert_close(results[1], results[0], rtol=1e-3, atol=1e-5)

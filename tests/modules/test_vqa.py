@@ -23,10 +23,10 @@ def tested(world, model_folder, tmp_path_factory):
     return folder, run(arguments("zeroshot_vqav2", world, model_folder, folder))
 
 
-def test_accuracy_is_the_official_one(tested, world):
+def test_accuracy_equals_the_published_code(tested, world):
     folder, _ = tested
     questions = read_questions(world.folder / "vqa_questions_test.json", world.folder / "vqa_annotations_test.json")
-    answers = {each["question_id"]: each["answer"] for each in written(folder, "predictions.json")}
+    answers = {item["question_id"]: item["answer"] for item in written(folder, "predictions.json")}
     assert sorted(answers) == sorted(question.question_id for question in questions)
     accuracies = {q.question_id: 100 * answer_accuracy(answers[q.question_id], q.answers) for q in questions}
     scores = written(folder, "scores.json")["scores"]
@@ -37,15 +37,15 @@ def test_accuracy_is_the_official_one(tested, world):
     assert "accuracy/question: color" in scores
     units = {name: "fraction" if name == "off_prompt" else "percent" for name in scores}
     assert written(folder, "scores.json")["units"] == units
-    for each in written(folder, "scores_per_question.json"):
-        assert each["accuracy"] == pytest.approx(accuracies[each["question_id"]], abs=0.006)
+    for item in written(folder, "scores_per_question.json"):
+        assert item["accuracy"] == pytest.approx(accuracies[item["question_id"]], abs=0.006)
 
 
 def test_every_question_gets_the_models_own_answer(tested):
     folder, done = tested
     model, samples = done.model.model, done.datamodule.samples
     batch = next(iter(done.datamodule.test_dataloader()))
-    answers = {each["question_id"]: each["answer"] for each in written(folder, "predictions.json")}
+    answers = {item["question_id"]: item["answer"] for item in written(folder, "predictions.json")}
     tokens = model.clip.encode_image(batch["image"])
     for row, sample in enumerate(samples[:2]):
         for question in sample.questions[:3]:
@@ -79,11 +79,11 @@ def test_caption_then_answer(world, model_folder, tmp_path):
     done = run(arguments("zeroshot_vqav2", world, model_folder, tmp_path, model__init_args__caption_first="true"))
     module, batch = done.model, next(iter(done.datamodule.test_dataloader()))
     tokens = module.model.clip.encode_image(batch["image"])
-    own = caption(module.model, tokens, 3, module.caption_decoding)[0][0].text
+    image_caption = caption(module.model, tokens, 3, module.caption_decoding)[0][0].text
     question = batch["samples"][0].questions[0]
-    ((told,),) = answer(module.model, tokens[:1], [question.text], module.decoding, passages=[f"{own}."])
-    answers = {each["question_id"]: each["answer"] for each in written(tmp_path, "predictions.json")}
-    assert answers[question.question_id] == told.text.lower()
+    ((result,),) = answer(module.model, tokens[:1], [question.text], module.decoding, passages=[f"{image_caption}."])
+    answers = {item["question_id"]: item["answer"] for item in written(tmp_path, "predictions.json")}
+    assert answers[question.question_id] == result.text.lower()
 
 
 def test_candidates(world, model_folder, tmp_path, capsys):
@@ -91,7 +91,7 @@ def test_candidates(world, model_folder, tmp_path, capsys):
     options = {"model__init_args__candidates": tmp_path / "answers.txt"}
     done = run(arguments("zeroshot_vqav2", world, model_folder, tmp_path, **options))
     assert done.model.candidates == ["yes", "no", "red"]
-    assert {each["answer"] for each in written(tmp_path, "predictions.json")} <= {"yes", "no", "red"}
+    assert {item["answer"] for item in written(tmp_path, "predictions.json")} <= {"yes", "no", "red"}
     options = {"model__init_args__candidates": "nowhere.txt"}
     assert main(arguments("zeroshot_vqav2", world, model_folder, tmp_path, **options)) == 1
     assert "no candidate answers in nowhere.txt" in capsys.readouterr().err
@@ -128,13 +128,15 @@ def test_without_annotations_there_is_a_submission(world, model_folder, tmp_path
     run(arguments("zeroshot_vqav2", world, model_folder, tmp_path, data__init_args__annotations="null"))
     questions = json.loads((world.folder / "vqa_questions_test.json").read_text())["questions"]
     results = written(tmp_path, "predictions.json")
-    assert sorted(each["question_id"] for each in results) == sorted(each["question_id"] for each in questions)
-    assert all(set(each) == {"question_id", "answer"} for each in results)
+    assert sorted(result["question_id"] for result in results) == sorted(
+        question["question_id"] for question in questions
+    )
+    assert all(set(result) == {"question_id", "answer"} for result in results)
     assert set(written(tmp_path, "scores.json")["scores"]) == {"off_prompt"}
     assert "the answers are secret" in capsys.readouterr().out
 
 
-def test_free_reading_counts_what_wanders(world, model_folder, tmp_path):
+def test_free_reading_counts_what_goes_off_prompt(world, model_folder, tmp_path):
     options = {"model__init_args__decoding__reading": "free", "data__init_args__num_samples": 1}
     run(arguments("zeroshot_vqav2", world, model_folder, tmp_path, **options))
     assert written(tmp_path, "scores.json")["scores"]["off_prompt"] == 1.0  # random weights reconstruct nothing
@@ -151,12 +153,12 @@ def test_accuracy_by_domain(world, model_folder, tmp_path):
     (tmp_path / "answers.txt").write_text("yes\n")  # right in-domain alone
     options = {"data__init_args__split": split, "model__init_args__candidates": tmp_path / "answers.txt"}
     run(arguments("zeroshot_vqav2", world, model_folder, tmp_path, **options))
-    answers = {each["question_id"]: each["answer"] for each in written(tmp_path, "predictions.json")}
+    answers = {item["question_id"]: item["answer"] for item in written(tmp_path, "predictions.json")}
     assert answers.keys() == rare.keys()
     accuracies = {
-        each.question_id: 100 * answer_accuracy(answers[each.question_id], each.answers)
-        for each in questions
-        if each.question_id in rare
+        question.question_id: 100 * answer_accuracy(answers[question.question_id], question.answers)
+        for question in questions
+        if question.question_id in rare
     }
     scores = written(tmp_path, "scores.json")["scores"]
     means = []
@@ -245,9 +247,9 @@ def test_the_loss_is_that_of_single_questions(world, model_folder):
         "unreadable": [],
     }
     expected = []
-    for row, question, told in zip(batch["image_index"], batch["questions"], batch["labels"], strict=True):
+    for row, question, label in zip(batch["image_index"], batch["questions"], batch["labels"], strict=True):
         prompt = tokenizer(f"{question.strip()} Answer: <mask><mask>.", return_tensors="pt")
-        labels = tokenizer(f"{question.strip()} Answer: {told}.", return_tensors="pt")["input_ids"]
+        labels = tokenizer(f"{question.strip()} Answer: {label}.", return_tensors="pt")["input_ids"]
         features = model.encode_text(prompt["input_ids"], prompt["attention_mask"])
         image_tokens = model.clip.encode_image(batch["image"][row : row + 1])
         logits = model.decode(*model.condition(features, prompt["attention_mask"], image_tokens), labels)

@@ -48,19 +48,19 @@ def replicated(world, tmp_path_factory):
     return folder, trained(world, folder, "ddp")
 
 
-def assert_same(found, expected):
+def assert_same(actual, expected):
     for part in ("state_dict", "optimizer_states", "lr_schedulers", "CC3MDataModule"):
-        torch.testing.assert_close(found[part], expected[part], rtol=0, atol=0)
-    for state, same in zip(found["random_states"], expected["random_states"], strict=True):
+        torch.testing.assert_close(actual[part], expected[part], rtol=0, atol=0)
+    for state, same in zip(actual["random_states"], expected["random_states"], strict=True):
         assert torch.equal(state["cpu"], same["cpu"])
         assert (state["python"], state["numpy"]) == (same["python"], same["numpy"])
 
 
-def assert_close(found, expected):
+def assert_close(actual, expected):
     """But for the biases of keys: attention does not depend on them, and Adam makes steps of mere rounding."""
     names = [name for name in expected["state_dict"] if not name.endswith("k_proj.bias")]
     torch.testing.assert_close(
-        {name: found["state_dict"][name] for name in names},
+        {name: actual["state_dict"][name] for name in names},
         {name: expected["state_dict"][name] for name in names},
         rtol=1e-4,
         atol=2e-6,
@@ -81,7 +81,7 @@ def test_each_rank_holds_its_share(sharded):
 
 
 @pytest.mark.parametrize("name", ["epoch=0-step=2", "best"])
-def test_a_cut_run_goes_on_as_the_uncut_one(world, tmp_path, sharded, name):
+def test_a_cut_run_resumes_as_the_uncut_one(world, tmp_path, sharded, name):
     """``best`` is written by the validation behind the fifth batch, in the middle of the third step."""
     cut = trained(world, tmp_path, "fsdp", 2) if name != "best" else torch.load(sharded[0] / "best.ckpt")
     assert bool(cut.get("pending_gradients")) == (name == "best")
@@ -90,7 +90,7 @@ def test_a_cut_run_goes_on_as_the_uncut_one(world, tmp_path, sharded, name):
 
 
 @pytest.mark.parametrize("overlay", ["ddp", "fsdp"])
-def test_either_goes_on_with_a_checkpoint_of_the_other(world, tmp_path, sharded, replicated, overlay):
+def test_either_resumes_with_a_checkpoint_of_the_other(world, tmp_path, sharded, replicated, overlay):
     other = replicated if overlay == "fsdp" else sharded
     assert_close(trained(world, tmp_path, overlay, ckpt_path=other[0] / "best.ckpt"), other[1])
 

@@ -58,7 +58,7 @@ def test_a_skipped_step_leaves_weights_and_optimizer_untouched(trained):
         assert all(value.isfinite().all() for value in after["state_dict"].values())
 
 
-def test_the_count_goes_on_when_resumed(world, trained, tmp_path, kind):
+def test_the_count_continues_when_resumed(world, trained, tmp_path, kind):
     start = trained / "checkpoints" / "epoch=0-step=3.ckpt"
     run(poisoned(world, tmp_path, model=kind, ckpt_path=start))
     assert skipped(tmp_path) == skipped(trained)[3:]
@@ -77,7 +77,7 @@ def test_one_more_than_the_limit_stops_in_one_line(world, tmp_path, capsys, kind
 
 
 def test_ranks_agree(world, tmp_path, kind):
-    """Where the batch of one rank alone is bad both skip the step, or else one would wait for ever."""
+    """Where the batch of one rank alone is bad both skip the step, or else one would wait without end."""
     options = {"trainer.max_steps": 4, "model": kind}
     assert joined(begin_ranks(poisoned(world, tmp_path, **options))) == [0, 0]
     ended = checkpoint(tmp_path, 4)
@@ -111,7 +111,7 @@ def test_a_step_of_several_batches_counts_once(world, tmp_path):
     options = {"model": "poisoned.PoisonedGradientModule", "trainer.accumulate_grad_batches": 3}
     with pytest.warns(UserWarning, match="gradient is NaN or infinite: the optimizer step is skipped") as warned:
         run(poisoned(world, tmp_path, **options))
-    named = [re.search(r"samples (.*)\)", str(each.message)) for each in warned]
+    named = [re.search(r"samples (.*)\)", str(item.message)) for item in warned]
     keys = [match.group(1).split(", ") for match in named if match]
     assert checkpoint(tmp_path, NUM_STEPS)["skipped_steps"]["count"] == len(keys) > 0
     for batches in keys:  # all that may be the cause

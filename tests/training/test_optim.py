@@ -44,9 +44,9 @@ def test_no_decay_on_biases_norms_and_temperature():
 
 
 def test_projections_have_their_own_rate():
-    found = rates(Model(), projection_learning_rate=0.5)
-    assert found.pop("text_projection.weight") == (0.5, 0.01)
-    assert {rate for rate, _ in found.values()} == {0.1}
+    results = rates(Model(), projection_learning_rate=0.5)
+    assert results.pop("text_projection.weight") == (0.5, 0.01)
+    assert {rate for rate, _ in results.values()} == {0.1}
 
 
 @pytest.mark.parametrize(("warmup", "total"), [(4, 10), (0, 5), (3, 3)])
@@ -88,8 +88,8 @@ def test_lambs_second_step_and_no_clipping_of_its_own():
     for step, gradient in enumerate(([20.0, -3.0], [1.0, 5.0]), start=1):
         weight.grad = torch.tensor(gradient)
         optimizer.step()
-        given = torch.tensor(gradient).double()
-        mean, square = 0.9 * mean + 0.1 * given, 0.999 * square + 0.001 * given**2
+        value = torch.tensor(gradient).double()
+        mean, square = 0.9 * mean + 0.1 * value, 0.999 * square + 0.001 * value**2
         update = mean / (1 - 0.9**step) / ((square / (1 - 0.999**step)).sqrt() + 1e-6) + 0.5 * expected
         expected = expected - 0.1 * expected.norm() / update.norm() * update
         assert weight.tolist() == pytest.approx(expected.tolist(), abs=1e-5)

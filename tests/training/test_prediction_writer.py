@@ -29,8 +29,8 @@ def test_captions_of_a_folder(world, model_folder, images, tmp_path, capsys):
     assert main(arguments("predict_captions", world, model_folder, tmp_path / "run", "predict", **options)) == 1
     predictions = lines(tmp_path / "run")
     names = [str(path.relative_to(images)) for path in images.rglob("0*.jpg")]
-    assert sorted(each["image_id"] for each in predictions) == sorted(names)
-    assert all(isinstance(each["caption"], str) for each in predictions)
+    assert sorted(prediction["image_id"] for prediction in predictions) == sorted(names)
+    assert all(isinstance(prediction["caption"], str) for prediction in predictions)
     printed = capsys.readouterr()
     assert f"skipped {images}/bad.jpg: " in printed.err
     assert "6 predictions, 1 images skipped" in printed.out
@@ -48,7 +48,7 @@ def test_two_processes_write_one_file(world, model_folder, images, tmp_path):
     main(arguments("predict_captions", world, model_folder, tmp_path / "one", "predict", **options))
     options |= {"trainer__devices": 2, "trainer__strategy": "ddp_spawn"}
     main(arguments("predict_captions", world, model_folder, tmp_path / "two", "predict", **options))
-    one, two = (sorted(lines(tmp_path / name), key=lambda each: each["image_id"]) for name in ("one", "two"))
+    one, two = (sorted(lines(tmp_path / name), key=lambda item: item["image_id"]) for name in ("one", "two"))
     assert one == two
     assert [path.name for path in (tmp_path / "two").glob("predictions*")] == ["predictions.jsonl"]
 
@@ -57,6 +57,6 @@ def test_answers(world, model_folder, tmp_path):
     assert main(arguments("zeroshot_vqav2", world, model_folder, tmp_path, "predict")) == 0
     questions = json.loads((world.folder / "vqa_questions_test.json").read_text())["questions"]
     predictions = lines(tmp_path)
-    assert {(each["question_id"], each["question"]) for each in predictions} == {
-        (each["question_id"], each["question"]) for each in questions
+    assert {(prediction["question_id"], prediction["question"]) for prediction in predictions} == {
+        (question["question_id"], question["question"]) for question in questions
     }

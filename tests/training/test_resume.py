@@ -42,7 +42,7 @@ def uncut(world, tmp_path_factory):
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_killed_run_goes_on_as_the_uncut_one(world, tmp_path, uncut, num_workers):
+def test_a_killed_run_resumes_as_the_uncut_one(world, tmp_path, uncut, num_workers):
     seed = random.SystemRandom().randrange(10**6)
     print(f"seed {seed}")
     rng = random.Random(seed)
@@ -130,22 +130,22 @@ def test_gradients_of_an_accumulated_step_are_kept(world, tmp_path, uncut):
         if path.name != "best.ckpt":
             path.unlink()
     assert torch.load(folder / "best.ckpt", weights_only=True)["pending_gradients"]
-    (tmp_path / "run" / "version_1").mkdir()  # as of a test with the same configuration: not the run to go on with
+    (tmp_path / "run" / "version_1").mkdir()  # as of a test with the same configuration: not the run to resume
     assert main(command(world, tmp_path)) == 0
     assert_same(last(tmp_path), uncut(0))
 
 
-def test_a_broken_last_checkpoint_gives_way_to_the_one_before(world, tmp_path, uncut, capsys, recwarn):
+def test_a_corrupt_last_checkpoint_is_replaced_by_the_one_before(world, tmp_path, uncut, capsys, recwarn):
     assert main(command(world, tmp_path, **{"trainer.max_steps": 3})) == 0
     folder = tmp_path / "run" / "version_0" / "checkpoints"
-    broken = folder / "last.ckpt"
-    broken.write_bytes(broken.read_bytes()[:-5000])
-    assert main(command(world, tmp_path, ckpt_path=broken)) == 1
+    corrupt = folder / "last.ckpt"
+    corrupt.write_bytes(corrupt.read_bytes()[:-5000])
+    assert main(command(world, tmp_path, ckpt_path=corrupt)) == 1
     line = capsys.readouterr().err.strip().splitlines()[-1]
-    assert f"{broken} is corrupt or not a checkpoint" in line
+    assert f"{corrupt} is corrupt or not a checkpoint" in line
     assert f"the newest good one next to it is {folder / 'epoch=0-step=3.ckpt'}" in line
     assert main(command(world, tmp_path)) == 0
-    assert any(f"{broken} is corrupt: the one before it is taken" in str(warning.message) for warning in recwarn)
+    assert any(f"{corrupt} is corrupt: the one before it is taken" in str(warning.message) for warning in recwarn)
     assert_same(last(tmp_path), uncut(0))
 
 
@@ -255,7 +255,7 @@ def command_of_one_directory(world, folder, **options):
     return command(world, folder, **({"trainer.logger": json.dumps(loggers)} | options))
 
 
-def test_the_log_goes_on_in_its_file(world, tmp_path, recwarn):
+def test_the_log_continues_in_its_file(world, tmp_path, recwarn):
     """Steps that were logged but not saved are trained again, and are in the log once."""
     folder = tmp_path / "run"
     assert main(command_of_one_directory(world, tmp_path, **{"trainer.max_steps": 4})) == 0
@@ -274,7 +274,7 @@ def test_the_log_goes_on_in_its_file(world, tmp_path, recwarn):
     assert not [warning for warning in recwarn if "resumable" in str(warning.message)]
 
 
-def test_logs_of_numbered_versions_go_on(world, tmp_path):
+def test_logs_of_numbered_versions_resume(world, tmp_path):
     for steps in (2, 4):
         assert main(command(world, tmp_path, **{"trainer.max_steps": steps})) == 0
     assert [path.name for path in (tmp_path / "csv").iterdir()] == ["version_0"]
@@ -293,7 +293,7 @@ def test_tensorboard_shows_each_step_once(world, tmp_path):
     assert [event.step for event in events.Scalars("train/loss")] == list(range(6))
 
 
-def test_new_columns_are_added_to_a_log_that_goes_on(tmp_path):
+def test_new_columns_are_added_to_a_log_that_resumes(tmp_path):
     log = MetricsFile(str(tmp_path), "metrics.csv", resume=True)
     for step in range(3):
         log.log_metrics({"loss": step}, step)

@@ -35,7 +35,7 @@ def uncut(world, tmp_path_factory):
     return last(folder)
 
 
-def test_a_killed_run_goes_on_as_the_uncut_one(world, tmp_path, uncut):
+def test_a_killed_run_resumes_as_the_uncut_one(world, tmp_path, uncut):
     """All ranks are killed, or one of them: the other then ends of itself."""
     seed = random.SystemRandom().randrange(10**6)
     print(f"seed {seed}")
@@ -102,15 +102,15 @@ def test_ctrl_c_saves(world, tmp_path, uncut, signalled):
 
 def children(process):
     """The processes that a process has started, by their local rank."""
-    found = {}
+    pids = {}
     for path in Path("/proc").glob("[0-9]*"):
         try:
             parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
             environment = (path / "environ").read_bytes().split(b"\0") if parent == process.pid else []
         except OSError:  # it has ended
             continue
-        found |= {int(line[11:]): int(path.name) for line in environment if line.startswith(b"LOCAL_RANK=")}
-    return found
+        pids |= {int(line[11:]): int(path.name) for line in environment if line.startswith(b"LOCAL_RANK=")}
+    return pids
 
 
 @pytest.mark.slow

@@ -54,14 +54,14 @@ def remove_all_but(run, name):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-@pytest.mark.parametrize("kept", [None, "checkpoints", "metrics.csv", "model"])
-def test_a_second_run_in_the_same_directory_is_refused(world, run, capsys, kept):
-    if kept is not None:
-        remove_all_but(run, kept)
+@pytest.mark.parametrize("original", [None, "checkpoints", "metrics.csv", "model"])
+def test_a_second_run_in_the_same_directory_is_refused(world, run, capsys, original):
+    if original is not None:
+        remove_all_but(run, original)
     before = content(run)
     assert main(command(world, run)) == 1
     line = error_line(capsys)
-    assert str(run / (kept or "checkpoints")) in line
+    assert str(run / (original or "checkpoints")) in line
     assert "--ckpt_path last" in line
     assert "--run_dir" in line
     assert content(run) == before
@@ -209,7 +209,7 @@ def test_a_file_that_is_no_checkpoint(fitted, tmp_path, kind):
 
 @pytest.mark.parametrize("name", ["fit", "test"])
 @pytest.mark.parametrize("kind", ["FIFO", "text", "other project", "state_dict alone"])
-def test_a_checkpoint_of_something_else_is_told_in_one_line(world, fitted, tmp_path, capsys, name, kind):
+def test_a_checkpoint_of_something_else_is_reported_in_one_line(world, fitted, tmp_path, capsys, name, kind):
     path = tmp_path / "given.ckpt"
     NO_CHECKPOINTS[kind](path, fitted / "checkpoints" / "last.ckpt")
     assert main(command(world, tmp_path / "run", name, ckpt_path=path)) == 1
@@ -230,12 +230,12 @@ def test_a_checkpoint_of_a_model_of_another_size(world, fitted, tmp_path, capsys
 
 def test_the_progress_bar_counts_batches(world, tmp_path, monkeypatch):
     """Up to the last step, with two batches each, and behind a resumption in the middle of an epoch."""
-    shown = []
+    progress = []
     update = StepProgressBar._update
 
     def note(bar, task, current, *arguments, **options):
         update(bar, task, current, *arguments, **options)
-        shown.append([bar.progress.tasks[task].description.strip(), current, bar.progress.tasks[task].total])
+        progress.append([bar.progress.tasks[task].description.strip(), current, bar.progress.tasks[task].total])
 
     monkeypatch.setattr(StepProgressBar, "_update", note)
     checkpoints = {"class_path": "ModelCheckpoint", "init_args": {"every_n_train_steps": 1}}
@@ -244,4 +244,6 @@ def test_the_progress_bar_counts_batches(world, tmp_path, monkeypatch):
     options |= {"trainer.accumulate_grad_batches": 2, "trainer.limit_val_batches": 0, "ckpt_path": "last"}
     for steps in (2, 4):
         assert main(command(world, tmp_path, **(options | {"trainer.max_steps": steps}))) == 0
-    assert shown == [["Epoch 0", batch, 4] for batch in range(1, 5)] + [["Epoch 0", batch, 8] for batch in range(5, 9)]
+    assert progress == [["Epoch 0", batch, 4] for batch in range(1, 5)] + [
+        ["Epoch 0", batch, 8] for batch in range(5, 9)
+    ]

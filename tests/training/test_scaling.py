@@ -68,7 +68,7 @@ def test_an_overflow_lowers_the_scale_and_is_not_counted(trained):
         assert all(torch.equal(before[name], after[name]) for name in before) == (step in overflows)
         assert all(value.isfinite().all() for value in after.values())
     assert checkpoint(trained, NUM_STEPS)["skipped_steps"]["count"] == 0
-    counts = [float(sum(each <= step for each in overflows)) for step in range(1, NUM_STEPS + 1)]
+    counts = [float(sum(overflow <= step for overflow in overflows)) for step in range(1, NUM_STEPS + 1)]
     assert logged(trained, "train/overflowed_steps") == counts
     assert logged(trained, "train/gradient_scale") == scales[:-1]
     assert checkpoint(trained, NUM_STEPS)["skipped_steps"]["num_overflows"] == len(overflows)

@@ -172,11 +172,11 @@ def _check_same(
     clip_sha256: str | None,
     init_from: str,
 ) -> None:
-    """Checks that what is passed beside a model folder is what the folder holds: training starts from the folder.
+    """Check that a CLIP and a BART passed together with a model folder are those of the folder.
 
     Raises:
-        FileNotFoundError: CLIP or BART cannot be found.
-        MisconfigurationException: One differs.
+        FileNotFoundError: The CLIP or the BART does not exist.
+        MisconfigurationException: The CLIP, the BART or the image features differ from the folder's.
     """
     remedy = "leave out that of the two that is wrong (null in a config), or give another model folder"
     if image_features not in (None, model.image_features):

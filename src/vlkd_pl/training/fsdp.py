@@ -17,14 +17,17 @@ from vlkd_pl.distributed import full_tensor, sharded_as
 
 
 class FSDP2Strategy(DDPStrategy):
-    """Shards what is trained, its gradients and the optimizer's state over all ranks; the frozen CLIP stays whole.
+    """Strategy that shards trained weights, gradients and optimizer states over all ranks, but not the frozen CLIP.
 
-    Each of BART's layers is a unit, and the rest is one. A unit is gathered when it is first used in a step, and let go
-    behind its backward pass: not before, since texts that ranks decode differ in length, and so in how often a layer
-    is used. Checkpoints are single files, the same as those of other strategies, and either goes on with the other's.
+    Each of BART's layers is a unit, and the remaining weights are another. A unit is gathered when it is first used in
+    a step and resharded after its backward pass; not earlier, since ranks decode texts of different lengths and use a
+    layer different numbers of times. Checkpoints are single files, which other strategies can resume from and write.
 
     Args:
-        **options: See ``DDPStrategy``: ``timeout``, ``process_group_backend`` and ``start_method``.
+        **options: ``timeout``, ``process_group_backend`` and ``start_method`` of Lightning's ``DDPStrategy``.
+
+    Example:
+        >>> strategy = FSDP2Strategy()  # for Trainer(strategy=strategy, devices=8)
     """
 
     def __init__(self, **options: Any) -> None:
@@ -52,11 +55,11 @@ class FSDP2Strategy(DDPStrategy):
             unit.reshard()
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """The whole weights, on the first rank alone; to be called on all ranks."""
+        """Gather the full weights on rank 0; a collective operation."""
         return self._gathered(super().lightning_module_state_dict())
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """The whole state of an optimizer, on the first rank alone; to be called on all ranks."""
+        """Gather the full state of an optimizer on rank 0; a collective operation."""
         state: dict[str, Any] = super().optimizer_state(optimizer)
         return state | {"state": {number: self._gathered(values) for number, values in state["state"].items()}}
 
@@ -69,7 +72,7 @@ class FSDP2Strategy(DDPStrategy):
         return gathered
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """Takes this rank's shards of the optimizers' whole states."""
+        """Load this rank's shards of the optimizers' full states."""
         pairs = zip(self.optimizers, checkpoint["optimizer_states"], strict=True)
         states = [state | {"state": _sharded(optimizer, state)} for optimizer, state in pairs]
         super().load_optimizer_state_dict({**checkpoint, "optimizer_states": states})

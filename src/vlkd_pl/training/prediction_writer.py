@@ -17,7 +17,7 @@ from vlkd_pl.files import atomic_write
 
 
 class PredictionWriter(pl.Callback):
-    """Writes what ``predict_step`` returns, a JSON line for each, as soon as it is there; nothing is kept in memory.
+    """Write the results of ``predict_step`` at once, one JSON line for each, without keeping them in memory.
 
     Each rank writes a part of its own, ``predictions.jsonl.0``, which stays where a run is cut; at the end they are
     joined in the order of ranks. Ranks must share the file system.

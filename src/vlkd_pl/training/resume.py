@@ -36,17 +36,17 @@ _TRAINING_ENTRIES = (*_ENTRIES, "loops", "optimizer_states", "lr_schedulers")
 
 
 class CheckpointFiles(TorchCheckpointIO):
-    """Writes each checkpoint beside its place, and puts it there when it is whole and on the disk.
+    """Checkpoint files that are written atomically, and whose failed writes do not end training.
 
-    A file that cannot be written, as on a full disk, is warned of, and training goes on: the checkpoint before it
-    stays, and nothing is rotated out until one has been written again. When not even the first of a run can be written
-    training stops.
+    A checkpoint that cannot be written, as on a full disk, gives a warning, and training continues: the checkpoint
+    before it stays, and none is rotated out until one has been written again. If the first checkpoint of a run cannot
+    be written, training stops.
 
     Args:
         resumes: Whether checkpoints are read to resume training, which needs more than the weights.
 
     Attributes:
-        num_failed: Checkpoints that could not be written.
+        num_failed: Number of checkpoints that could not be written.
     """
 
     def __init__(self, resumes: bool = False) -> None:
@@ -82,10 +82,10 @@ class CheckpointFiles(TorchCheckpointIO):
         self._outdated.clear()
 
     def _fail(self, path: Any, error: Exception) -> None:
-        told = first_line(error.__context__ or error)
-        if "inline_container" in told:  # PyTorch's archive, of which the disk took a part
-            told = "the disk took a part of it alone: it may be full"
-        reason = f"the checkpoint {path} cannot be written ({told})"
+        problem = first_line(error.__context__ or error)
+        if "inline_container" in problem:  # PyTorch's archive, of which the disk took a part
+            problem = "the disk took a part of it alone: it may be full"
+        reason = f"the checkpoint {path} cannot be written ({problem})"
         if self._last_written is None:
             raise MisconfigurationException(f"{reason}: make room for it, or give another folder") from error
         self.num_failed += 1
@@ -160,8 +160,8 @@ def _newest_intact(paths: Iterable[Path]) -> Path | None:
 
 
 def _newest_first(folders: Iterable[str | Path], more: Iterable[Path] = ()) -> list[Path]:
-    found = {*more, *(path for folder in folders for path in Path(folder).glob("*.ckpt"))}
-    files = [path for path in found if path.is_file()]  # a FIFO would block
+    candidates = {*more, *(path for folder in folders for path in Path(folder).glob("*.ckpt"))}
+    files = [path for path in candidates if path.is_file()]  # a FIFO would block
     return sorted(files, key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
 
 
@@ -214,12 +214,12 @@ def _has_no_version(logger: Any) -> bool:
 
 
 class SaveOnSignal(Callback):
-    """Saves when the job is about to be ended.
+    """Save a checkpoint when a signal announces the end of the job.
 
-    Lightning saves and requeues at once when SLURM's signal arrives (``SLURMEnvironment``, SIGUSR1), which may be in
-    the middle of an optimizer step; and of several ranks each tells the others of SIGTERM at once, in the middle of
-    what else they tell each other, so that all wait for ever. This lets both wait for the end of the optimizer step:
-    SIGUSR1 until all ranks have it, SIGTERM until one has. On SIGTERM it writes ``interrupted.ckpt`` and ends the run.
+    Lightning saves and requeues immediately at SLURM's signal (``SLURMEnvironment``, SIGUSR1), which may be in the
+    middle of an optimizer step. At SIGTERM, its ranks exchange messages in the middle of other collective operations,
+    so that all hang. This callback defers both signals to the end of the optimizer step: SIGUSR1 until all ranks have
+    received it, SIGTERM until one has. On SIGTERM it writes ``interrupted.ckpt`` and ends the run.
 
     The first SIGINT (Ctrl-C) is handled as SIGTERM; the second ends the process at once.
     """
