@@ -34,6 +34,11 @@ class CaptionScores(Generic[Key]):
         scores: The scores over all images: ``BLEU-1`` to ``BLEU-4``, ``METEOR``, ``ROUGE-L``, ``CIDEr``, ``SPICE``.
         per_image: The same scores for each image.
         not_computed: For each score that is missing the reason.
+
+    Example:
+        >>> scores = caption_scores({1: ["a red fish"]}, {1: "a red fish"}, ["BLEU"])
+        >>> isinstance(scores, CaptionScores), round(scores.scores["BLEU-1"], 4)
+        (True, 1.0)
     """
 
     scores: dict[str, float]

@@ -68,6 +68,10 @@ class VQAScores(NamedTuple):
         per_answer_type: The mean for each answer type.
         per_question_type: The mean for each question type.
         per_question: The accuracy of each question.
+
+    Example:
+        >>> VQAScores(100.0, {"yes/no": 100.0}, {"is this": 100.0}, {1: 100.0}).overall
+        100.0
     """
 
     overall: float
@@ -121,6 +125,14 @@ def vqa_scores(questions: Iterable[AnsweredQuestion], predictions: Mapping[int, 
 
     Raises:
         ValueError: A question has no prediction or no answers, or a prediction no question.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> question = SimpleNamespace(
+        ...     question_id=1, answers=["red"] * 10, question_type="what color", answer_type="other"
+        ... )
+        >>> vqa_scores([question], {1: "red"}).per_answer_type
+        {'other': 100.0}
     """
     question_of = {question.question_id: question for question in questions}
     check_pairing(question_of.keys(), predictions.keys(), "question")

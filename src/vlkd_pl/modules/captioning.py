@@ -46,9 +46,8 @@ class CaptioningModule(VLKDModule):
         MisconfigurationException: CLIP or BART is missing or does not fit ``init_from``, or a metric is unknown.
 
     Example:
-        >>> from importlib.resources import files
-        >>> models = files("vlkd_pl.sample") / "models"
-        >>> module = CaptioningModule(str(models / "clip"), str(models / "bart"), metrics=["CIDEr"])
+        >>> from vlkd_pl.sample import BART_FOLDER, CLIP_FOLDER
+        >>> module = CaptioningModule(CLIP_FOLDER, BART_FOLDER, metrics=["CIDEr"])
         >>> module.evaluator.metrics
         ['CIDEr']
     """

@@ -36,9 +36,8 @@ class ClassificationModule(pl.LightningModule):
         panel_size: Most images in the panel of classes; at least 0.
 
     Example:
-        >>> from importlib.resources import files
-        >>> models = files("vlkd_pl.sample") / "models"
-        >>> module = ClassificationModule(str(models / "clip"), str(models / "bart"), templates=["a {}"])
+        >>> from vlkd_pl.sample import BART_FOLDER, CLIP_FOLDER
+        >>> module = ClassificationModule(CLIP_FOLDER, BART_FOLDER, templates=["a {}"])
         >>> module.templates
         ['a {}']
     """

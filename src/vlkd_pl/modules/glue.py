@@ -33,9 +33,8 @@ class GLUEModule(TaskModule):
         FileNotFoundError: There is no BART at ``model``.
 
     Example:
-        >>> from importlib.resources import files
-        >>> models = files("vlkd_pl.sample") / "models"
-        >>> module = GLUEModule(str(models / "bart"), "mnli")
+        >>> from vlkd_pl.sample import BART_FOLDER
+        >>> module = GLUEModule(BART_FOLDER, "mnli")
         >>> module.head.out_proj.out_features
         3
     """

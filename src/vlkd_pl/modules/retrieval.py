@@ -38,9 +38,8 @@ class RetrievalModule(pl.LightningModule):
             holds 5,000 images, and the field reports recall among all and among 1,000.
 
     Example:
-        >>> from importlib.resources import files
-        >>> models = files("vlkd_pl.sample") / "models"
-        >>> module = RetrievalModule(str(models / "clip"), str(models / "bart"))
+        >>> from vlkd_pl.sample import BART_FOLDER, CLIP_FOLDER
+        >>> module = RetrievalModule(CLIP_FOLDER, BART_FOLDER)
         >>> module.evaluator.fold_size
         1000
     """

@@ -73,9 +73,8 @@ class SCSTModule(VLKDModule):
             not fit ``init_from``, or a metric is unknown.
 
     Example:
-        >>> from importlib.resources import files
-        >>> models = files("vlkd_pl.sample") / "models"
-        >>> module = SCSTModule(str(models / "clip"), str(models / "bart"), num_samples=3)
+        >>> from vlkd_pl.sample import BART_FOLDER, CLIP_FOLDER
+        >>> module = SCSTModule(CLIP_FOLDER, BART_FOLDER, num_samples=3)
         >>> module.loss_weights["scst"]
         1.0
     """

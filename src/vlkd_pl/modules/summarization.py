@@ -34,9 +34,8 @@ class SummarizationModule(TaskModule):
         MissingPackageError: The package of the extra ``summaries`` is not installed.
 
     Example:
-        >>> from importlib.resources import files
-        >>> models = files("vlkd_pl.sample") / "models"
-        >>> module = SummarizationModule(str(models / "bart"))
+        >>> from vlkd_pl.sample import BART_FOLDER
+        >>> module = SummarizationModule(BART_FOLDER)
         >>> module.label_smoothing
         0.1
     """

@@ -108,9 +108,8 @@ class VLKDModule(TaskModule):
         MisconfigurationException: CLIP or BART is missing, or does not fit ``init_from``.
 
     Example:
-        >>> from importlib.resources import files
-        >>> models = files("vlkd_pl.sample") / "models"
-        >>> module = VLKDModule(str(models / "clip"), str(models / "bart"), optimization=Optimization(warmup_steps=50))
+        >>> from vlkd_pl.sample import BART_FOLDER, CLIP_FOLDER
+        >>> module = VLKDModule(CLIP_FOLDER, BART_FOLDER, optimization=Optimization(warmup_steps=50))
         >>> module.model.image_features
         'pooled'
     """

@@ -53,9 +53,8 @@ class VQAModule(VLKDModule):
         MisconfigurationException: CLIP or BART is missing or does not fit ``init_from``.
 
     Example:
-        >>> from importlib.resources import files
-        >>> models = files("vlkd_pl.sample") / "models"
-        >>> module = VQAModule(str(models / "clip"), str(models / "bart"), num_masks=2)
+        >>> from vlkd_pl.sample import BART_FOLDER, CLIP_FOLDER
+        >>> module = VQAModule(CLIP_FOLDER, BART_FOLDER, num_masks=2)
         >>> module.num_masks
         2
     """

@@ -18,20 +18,24 @@ from vlkd_pl.training.checkpoint import CLIP_FINGERPRINT, load_checkpoint_weight
 
 
 class ExportModel(pl.Callback):
-    """Writes the model of a ``VLKDModule`` as one folder, ready for ``VLKDModel.from_pretrained``, when training ends.
+    """Callback that writes the trained model to a folder for ``VLKDModel.from_pretrained`` at the end of training.
 
-    Where a ``ModelCheckpoint`` monitors a score, it is the model of its best checkpoint, else that of the last step. A
-    run that was resumed into another log folder knows only of the checkpoints since.
+    If a ``ModelCheckpoint`` monitors a score, the model of its best checkpoint is written; otherwise that of the last
+    step. A run that was resumed into another log folder considers only the checkpoints since then.
 
     Args:
-        dirpath: The folder; ``model`` in the run's log folder by default.
+        dirpath: Folder of the model; by default ``model`` in the run's log folder.
+
+    Example:
+        >>> ExportModel("runs/distill/model").dirpath
+        'runs/distill/model'
     """
 
     def __init__(self, dirpath: str | None = None) -> None:
         self.dirpath = dirpath
 
     def folder(self, trainer: pl.Trainer) -> Path:
-        """The folder that the model of a run goes to; to be called on all ranks."""
+        """The folder that the model of a run is written to; a collective operation."""
         log_dir = trainer.log_dir or trainer.default_root_dir  # asked on all ranks: it is broadcast
         return Path(self.dirpath or Path(log_dir) / "model")
 

@@ -19,14 +19,17 @@ from vlkd_pl.files import atomic_write
 class PredictionWriter(pl.Callback):
     """Write the results of ``predict_step`` at once, one JSON line for each, without keeping them in memory.
 
-    Each rank writes a part of its own, ``predictions.jsonl.0``, which stays where a run is cut; at the end they are
-    joined in the order of ranks. Ranks must share the file system.
+    Each rank writes a part, ``predictions.jsonl.0``, which remains after an interruption. At the end the parts are
+    joined in the order of ranks, which must share a file system.
 
     Args:
-        path: The file; ``predictions.jsonl`` in the run's log folder by default.
+        path: File of the predictions; by default ``predictions.jsonl`` in the run's log folder.
 
     Attributes:
-        num_skipped: Images of all ranks that could not be read.
+        num_skipped: Number of unreadable images of all ranks.
+
+    Example:
+        >>> writer = PredictionWriter("captions.jsonl")  # for Trainer(callbacks=[writer]).predict(...)
     """
 
     def __init__(self, path: str | None = None) -> None:
@@ -36,7 +39,7 @@ class PredictionWriter(pl.Callback):
         self._file: TextIO | None = None
 
     def on_predict_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Opens this rank's part of the file."""
+        """Open this rank's part of the file."""
         trainer.predict_loop.return_predictions = False
         path = self._path(trainer)
         path.parent.mkdir(parents=True, exist_ok=True)

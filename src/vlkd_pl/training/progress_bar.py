@@ -1,4 +1,4 @@
-"""The progress bar of training."""
+"""Progress bar of training."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from pytorch_lightning.callbacks import RichProgressBar
 class StepProgressBar(RichProgressBar):
     """Lightning's progress bar for runs of ``max_steps`` optimizer steps.
 
-    Lightning's own counts batches up to the number of optimizer steps, so that it shows 8/4 where two batches are
-    accumulated, and gives the epochs that there is no number of as -1. See ``RichProgressBar`` for the arguments.
+    Lightning's bar counts batches up to the number of optimizer steps, so that it shows 8/4 when two batches are
+    accumulated, and shows -1 for an unlimited number of epochs. The arguments are those of ``RichProgressBar``.
+
+    Example:
+        >>> progress_bar = StepProgressBar(refresh_rate=10)  # for Trainer(callbacks=[progress_bar])
     """
 
     @property
     def total_train_batches(self) -> int | float:
-        """The training batches of the epoch, up to the last optimizer step."""
+        """The number of training batches of the epoch, up to the last optimizer step."""
         trainer = self.trainer
         if trainer.max_steps < 0:
             return trainer.num_training_batches
