@@ -1,8 +1,5 @@
 """The torchmetrics of this package: against the pure functions, on one process and on two, and in collections."""
 
-import doctest
-import importlib
-import pkgutil
 import subprocess
 import sys
 from typing import NamedTuple
@@ -217,15 +214,3 @@ def test_public_names_are_lazy():
     code = "import sys, vlkd_pl.metrics, vlkd_pl.metrics.captions; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
-
-
-@pytest.mark.parametrize("name", [module.name for module in pkgutil.iter_modules(metrics.__path__)])
-def test_examples(name):
-    module = importlib.import_module(f"vlkd_pl.metrics.{name}")
-    assert doctest.testmod(module).failed == 0
-    public = [value for value in vars(module).values() if getattr(value, "__name__", "") in metrics.__all__]
-    assert [
-        value.__name__
-        for value in public
-        if isinstance(value, type) and "Scores" not in value.__name__ and ">>>" not in value.__doc__
-    ] == []

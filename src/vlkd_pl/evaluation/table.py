@@ -1,4 +1,7 @@
-"""Scores as a table for a person to read."""
+"""Scores as a table of plain text.
+
+Not by ``rich.table``, which cuts columns at 80 characters in pipes and reads brackets in names as markup.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +9,24 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 Unit = Literal["fraction", "percent"]
-"""What a score is stored in: as a fraction of 1, or in percent."""
+"""The unit that a score is stored in: a fraction of 1, or percent."""
 
 
 def format_table(names: Sequence[str], columns: Sequence[Mapping[str, float]], digits: int = 3) -> str:
-    """Lays out scores in one row each.
+    """Format scores as a table with one row for each score.
 
     Args:
-        names: The heads of the columns.
-        columns: For each column its scores by the names of the rows; one that it lacks is left blank.
-        digits: Digits after the point.
+        names: The headings of the columns.
+        columns: For each column its scores by the names of the rows; missing scores are left blank.
+        digits: The number of digits after the decimal point.
 
     Returns:
-        The lines, without one at the end.
+        The lines, without a line break at the end.
+
+    Example:
+        >>> print(format_table(["base", "large"], [{"accuracy": 0.5}, {"accuracy": 0.75}]))
+                      base     large
+        accuracy     0.500     0.750
     """
     rows = list(dict.fromkeys(row for column in columns for row in column))
     label_width = max(map(len, rows), default=0)
@@ -38,16 +46,23 @@ def score_table(
     units: Unit | Mapping[str, Unit] = "fraction",
     digits: int = 1,
 ) -> str:
-    """Lays out scores as papers print them: in percent, and CIDEr times 100. The first line says so.
+    """Format scores as papers print them: in percent, and CIDEr times 100. The first line states the units.
 
     Args:
-        names: The heads of the columns.
-        columns: For each column its scores by the names of the rows; one that it lacks is left blank.
-        units: What the scores are stored in, all or each by its name.
-        digits: Digits after the point.
+        names: The headings of the columns.
+        columns: For each column its scores by the names of the rows; missing scores are left blank.
+        units: The unit that all scores are stored in, or that of each score by its name.
+        digits: The number of digits after the decimal point.
 
     Returns:
-        The lines, without one at the end.
+        The lines, without a line break at the end.
+
+    Example:
+        >>> print(score_table(["test"], [{"BLEU-4": 0.25, "CIDEr": 1.2}]))
+        in percent, CIDEr times 100 (JSON files hold fractions)
+                    test
+        BLEU-4      25.0
+        CIDEr      120.0
     """
     stored = units_of([row for column in columns for row in column], units)
     scaled = [
@@ -63,10 +78,10 @@ def score_table(
 
 
 def units_of(scores: Iterable[str], units: Unit | Mapping[str, Unit]) -> dict[str, Unit]:
-    """The unit of each score, where all may have the same.
+    """Return the unit of each score by its name.
 
     Args:
         scores: The names of the scores.
-        units: The unit of all, or of each by its name.
+        units: The unit of all scores, or that of each score by its name.
     """
     return {name: units if isinstance(units, str) else units[name] for name in scores}
