@@ -17,9 +17,9 @@ from PIL import Image
 from vlkd_pl import VLKD, Decoding
 from vlkd_pl.cli import main
 from vlkd_pl.clip.transform import clip_transform
+from vlkd_pl.data.image_inputs import to_image
 from vlkd_pl.datamodules.image_folder import FolderDataModule
 from vlkd_pl.models.decoding import caption
-from vlkd_pl.pipeline import to_image
 
 DECODING = Decoding(num_beams=2, max_new_tokens=4)
 
@@ -96,7 +96,8 @@ def test_arrays_and_images_that_are_refused(model, array, message):
 
 def test_a_string_is_one_path(model, files, monkeypatch):
     monkeypatch.setattr(
-        "vlkd_pl.pipeline.iter_image_files", lambda paths: pytest.fail("/") if "/" in paths else iter(map(Path, paths))
+        "vlkd_pl.data.image_inputs.iter_image_files",
+        lambda paths: pytest.fail("/") if "/" in paths else iter(map(Path, paths)),
     )
     for path in (str(files[0]), files[0]):
         assert [result.image for result in model.iter_captions(path, 2, DECODING)] == [files[0]]
@@ -371,7 +372,7 @@ def test_searching(model_folder, files, tmp_path, capsys):
     assert len(lines) == 2
     assert float(lines[0].split()[0]) >= float(lines[1].split()[0])
     assert main(["search", "a red fish", str(tmp_path), "--model", str(model_folder)]) == 1
-    assert "there are no images" in capsys.readouterr().err
+    assert "no image found" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", [["caption", "a.jpg"], ["ask", "a.jpg", "what?"], ["search", "a fish", "."]])

@@ -330,7 +330,7 @@ def test_sources_that_are_no_good(tmp_path, capsys):
     assert prepare(tmp_path / "empty", tmp_path / "out") == 1
     assert "there are no shards in" in capsys.readouterr().err
     assert prepare("pipe:cat a.tar", tmp_path / "out") == 1
-    assert "neither a path nor an address" in capsys.readouterr().err
+    assert "neither a path nor an allowed address" in capsys.readouterr().err
     (tmp_path / "a.tar").write_bytes(tar(pair("a", image(0), b"fish")))
     assert prepare(tmp_path / "a.tar", tmp_path / "out") == 1
     assert "no sample of 1 shards is within the limits (1 caption_length)" in capsys.readouterr().err
