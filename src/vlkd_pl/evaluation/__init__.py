@@ -1,1 +1,1 @@
-"""What an evaluation reports."""
+"""Evaluators, and the reports that they compute."""

@@ -25,7 +25,7 @@ class GeneratedText(Protocol):
 
     @property
     def off_prompt(self) -> bool | None:
-        """Whether the model left the prompt; None where that is unknown."""
+        """Return whether the model left the prompt; None where that is unknown."""
 
 
 Result = TypeVar("Result", bound=Identified)

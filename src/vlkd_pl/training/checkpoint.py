@@ -1,4 +1,4 @@
-"""What a checkpoint holds and how one stage's weights start the next."""
+"""Checkpoints without the frozen CLIP, and the loading of one stage's weights into the next."""
 
 from __future__ import annotations
 
@@ -101,17 +101,17 @@ def check_weights(checkpoint: dict[str, Any], module: nn.Module) -> None:
 
 
 def drop_clip(checkpoint: dict[str, Any], model: VLKDModel) -> None:
-    """Takes the frozen CLIP out of a checkpoint and leaves its fingerprint: what never changes need not be kept."""
+    """Remove the frozen CLIP from a checkpoint, and store its fingerprint instead."""
     weights = checkpoint["state_dict"]
     checkpoint["state_dict"] = {name: value for name, value in weights.items() if not name.startswith(CLIP_PREFIX)}
     checkpoint[CLIP_FINGERPRINT] = model.clip.fingerprint
 
 
 def restore_clip(checkpoint: dict[str, Any], model: VLKDModel) -> None:
-    """Puts the model's own CLIP into a checkpoint that ``drop_clip`` made, so that it loads strictly.
+    """Add the model's CLIP to a checkpoint of ``drop_clip``, so that it loads strictly.
 
     Raises:
-        ModelFileError: It is the checkpoint of something else.
+        ModelFileError: The checkpoint belongs to another kind of module.
         MisconfigurationException: The checkpoint was trained with another CLIP.
     """
     trained_with = checkpoint.get(CLIP_FINGERPRINT)
@@ -132,21 +132,21 @@ def load_model(
     clip_sha256: str | None = None,
     init_from: str | None = None,
 ) -> VLKDModel:
-    """Joins a CLIP and a BART, or goes on from an earlier stage.
+    """Join a CLIP and a BART, or load the model of an earlier stage.
 
     Args:
-        clip: See ``VLKDModel.load``; None for that of the model folder ``init_from``.
-        bart: See ``VLKDModel.load``; None for that of the model folder ``init_from``.
-        image_features: See ``VLKDModel``; that of the model folder by default, without one ``pooled``.
-        clip_sha256: See ``FrozenCLIP.load``.
-        init_from: A folder written by ``VLKDModel.save_pretrained``, or a checkpoint of a ``VLKDModule`` or of a
-            subclass, for the weights of BART and of the projections.
+        clip: Name, file or folder of the CLIP; None for that of the model folder ``init_from``.
+        bart: Hugging Face name or folder of the BART; None for that of the model folder ``init_from``.
+        image_features: ``pooled``, ``patches`` or ``all``; by default that of the model folder, or ``pooled``.
+        clip_sha256: Expected sha256 of the CLIP's file, as for ``FrozenCLIP.load``.
+        init_from: Folder that ``VLKDModel.save_pretrained`` wrote, or checkpoint of a ``VLKDModule`` or a subclass,
+            with the weights of BART and the projections.
 
     Raises:
-        FileNotFoundError: CLIP, BART or ``init_from`` cannot be found.
-        ModelFileError: A file of theirs is corrupt, incomplete, or of another model.
-        MisconfigurationException: Something that is needed is not given; or the weights are of another size, or were
-            trained with another CLIP or other image features; or a model folder is given with another CLIP or BART.
+        FileNotFoundError: The CLIP, the BART or ``init_from`` does not exist.
+        ModelFileError: A file is corrupt, incomplete, or belongs to another model.
+        MisconfigurationException: ``clip`` or ``bart`` is missing; or the weights of ``init_from`` have other sizes,
+            or were trained with another CLIP, BART or other image features.
     """
     if init_from is not None and not Path(init_from).exists():
         raise FileNotFoundError(f"init_from: there is no model folder or checkpoint at {init_from}")
@@ -196,16 +196,16 @@ def _check_same(
 
 
 def load_weights(model: VLKDModel, path: str | Path) -> None:
-    """Gives a model the weights of a checkpoint; the frozen CLIP stays as it is.
+    """Load the weights of a checkpoint into a model, except the frozen CLIP.
 
     Args:
-        model: Gets the weights of BART and of the projections.
-        path: A checkpoint of a ``VLKDModule`` or of a subclass; nothing in it is executed.
+        model: Model whose BART and projections are loaded.
+        path: Checkpoint of a ``VLKDModule`` or of a subclass; nothing in it is executed.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ModelFileError: It is no such checkpoint, or corrupt.
-        MisconfigurationException: The weights are of another size, or were trained with another CLIP.
+        ModelFileError: The file is corrupt, or not such a checkpoint.
+        MisconfigurationException: The weights have other sizes, or were trained with another CLIP.
     """
     path = Path(path)
     checkpoint = read_pickle(path)
@@ -218,15 +218,15 @@ def load_weights(model: VLKDModel, path: str | Path) -> None:
 
 
 def load_checkpoint_weights(model: VLKDModel, checkpoint: dict[str, Any], path: str | Path | None) -> None:
-    """Gives a model the weights of the entries of a checkpoint; the frozen CLIP stays as it is.
+    """Load the weights in a checkpoint's entries into a model, except the frozen CLIP.
 
     Args:
-        model: Gets the weights of BART and of the projections.
-        checkpoint: Entries with ``state_dict`` and CLIP's fingerprint.
-        path: The file that they come from, for errors.
+        model: Model whose BART and projections are loaded.
+        checkpoint: Entries of the checkpoint, with ``state_dict`` and the CLIP's fingerprint.
+        path: File of the checkpoint, for error messages.
 
     Raises:
-        MisconfigurationException: The weights are of another size, or were trained with another CLIP.
+        MisconfigurationException: The weights have other sizes, or were trained with another CLIP.
     """
     restore_clip(checkpoint, model)
     weights = {

@@ -1,4 +1,4 @@
-"""Writes the model folder when training ends."""
+"""Export of the model folder at the end of training."""
 
 from __future__ import annotations
 

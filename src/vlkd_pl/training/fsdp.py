@@ -35,7 +35,7 @@ class FSDP2Strategy(DDPStrategy):
         self._units: list[Any] = []
 
     def configure_ddp(self) -> None:
-        """Shards the module, where DDP would wrap it."""
+        """Shard the module, instead of wrapping it as DDP does."""
         module: Any = self.model
         frozen = {parameter for parameter in module.parameters() if not parameter.requires_grad}
         for parameter in module.parameters():
@@ -50,7 +50,7 @@ class FSDP2Strategy(DDPStrategy):
             register_fsdp_forward_method(module, name)
 
     def on_validation_end(self) -> None:
-        """Lets go of what was gathered: there is no backward pass that would."""
+        """Reshard the gathered weights, since evaluation has no backward pass that would."""
         for unit in self._units:
             unit.reshard()
 

@@ -59,7 +59,7 @@ class NonFiniteSteps:
 
     @property
     def is_accumulating(self) -> bool:
-        """Whether batches have been recorded since the last optimizer step."""
+        """Return whether batches have been recorded since the last optimizer step."""
         return bool(self._losses)
 
     def record(self, loss: Tensor, batch: Any) -> None:

@@ -56,7 +56,7 @@ class PredictionWriter(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Writes the predictions of a batch, and names the files that are no images.
+        """Write the predictions of a batch, and report the unreadable files.
 
         Raises:
             MisconfigurationException: They cannot be written.
@@ -75,7 +75,7 @@ class PredictionWriter(pl.Callback):
             print(f"vlkd-pl predict: skipped {reason}", file=sys.stderr)
 
     def on_predict_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Joins the parts of all ranks, and reports."""
+        """Join the parts of all ranks, and report the number of predictions."""
         assert self._file is not None
         self._file.close()
         path = self._path(trainer)

@@ -1,4 +1,4 @@
-"""How a cut run goes on: checkpoint files that are never half written, the last good one, and SLURM's signals."""
+"""Resuming after an interruption: atomic checkpoint files, the last good one, and SLURM's signals."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class CheckpointFiles(TorchCheckpointIO):
         self._outdated: list[Any] = []
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Writes a checkpoint.
+        """Write a checkpoint.
 
         Args:
             checkpoint: What to write.
@@ -116,7 +116,7 @@ class CheckpointFiles(TorchCheckpointIO):
             raise ModelFileError(f"ckpt_path: {error}{advice}") from error
 
     def remove_checkpoint(self, path: Any) -> None:
-        """Removes a checkpoint; not before a later one has been written."""
+        """Remove a checkpoint; not before a later one has been written."""
         if self._last_failed:
             self._outdated.append(path)
         else:
@@ -147,7 +147,7 @@ def last_of_run(trainer: pl.Trainer) -> Path | None:
 
 
 def is_requeued(trainer: pl.Trainer) -> bool:
-    """Whether Lightning will resume by itself from what it wrote when SLURM ended the job."""
+    """Return whether Lightning resumes by itself from the checkpoint that it wrote at SLURM's signal."""
     return SLURMEnvironment.detect() and any(Path(trainer.default_root_dir).glob(_REQUEUED))
 
 
@@ -174,7 +174,7 @@ def _is_whole(path: Path) -> bool:
 
 
 def is_of_run(path: str | Path, trainer: pl.Trainer) -> bool:
-    """Whether a checkpoint lies where a trainer's run writes its own; to be called on all ranks."""
+    """Return whether a checkpoint is in the folders that a trainer writes to; a collective operation."""
     folders = [*checkpoint_directories(trainer), Path(trainer.default_root_dir)]
     return Path(path).resolve().parent in [folder.resolve() for folder in folders]
 
@@ -230,7 +230,7 @@ class SaveOnSignal(Callback):
         self._step = 0
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Puts itself before Lightning's handlers, where there are some."""
+        """Install the handlers, which defer to Lightning's."""
         handler = signal.getsignal(signal.SIGUSR1)
         if SLURMEnvironment.detect() and callable(handler):
             self._requeue = handler
@@ -252,7 +252,7 @@ class SaveOnSignal(Callback):
         signal.raise_signal(signal.SIGTERM)
 
     def on_train_batch_end(self, trainer: pl.Trainer, *arguments: Any) -> None:
-        """Hands SIGUSR1 over to Lightning; on SIGTERM ends the run on all ranks.
+        """Hand SIGUSR1 over to Lightning; on SIGTERM, end the run on all ranks.
 
         Raises:
             SIGTERMException: One of several ranks has got SIGTERM.

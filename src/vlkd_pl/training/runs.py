@@ -63,12 +63,12 @@ def place_loggers(loggers: Iterable[Any], run_dir: str, moves_all: bool) -> None
 
 
 def is_default_logger(logger: Any) -> bool:
-    """Whether the configuration of a logger is one of ``default_loggers``."""
+    """Return whether the configuration of a logger is one of ``default_loggers``."""
     return names_file_logger(logger) and logger.init_args.get("save_dir") == RUN_DIR
 
 
 def names_file_logger(logger: Any) -> bool:
-    """Whether a logger's configuration names a TensorBoardLogger or CSVLogger."""
+    """Return whether a logger's configuration names a TensorBoardLogger or CSVLogger."""
     return getattr(logger, "class_path", "").rpartition(".")[2] in ("TensorBoardLogger", "CSVLogger")
 
 
