@@ -11,7 +11,7 @@ from killing import Killed, kill_at
 from vlkd_pl.files import atomic_update, atomic_write, complete_update, file_sha256, finish, write_text
 
 
-def test_a_file_has_its_name_when_it_is_whole(tmp_path):
+def test_a_file_has_its_name_once_it_is_complete(tmp_path):
     path = tmp_path / "a.txt"
     with atomic_write(path) as file:
         file.write(b"one")

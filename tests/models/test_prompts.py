@@ -38,7 +38,7 @@ def test_what_stands_in_place_of_the_masks(text, is_continuation, filled, off_pr
     assert question_prompt("what is it?").read(text, is_continuation) == (filled, off_prompt)
 
 
-def test_a_caption_that_wandered_is_kept_whole():
+def test_an_off_prompt_caption_stays_unchanged():
     assert caption_prompt(6).read("a group of dogs.", False) == ("a group of dogs", True)
     assert caption_prompt(6).read("A picture of a group of dogs.", False) == ("a group of dogs", False)
 

@@ -25,7 +25,7 @@ def test_different_scenes_share_no_caption():
     assert all(len(set(captions(scene))) == 5 for scene in scenes)
 
 
-def test_every_object_is_reported_facts_that_no_caption_tells():
+def test_every_object_has_facts_that_no_caption_states():
     assert set(FACTS) == set(OBJECTS)
     fact_words = {word for facts in FACTS.values() for word in facts}
     caption_words = {
