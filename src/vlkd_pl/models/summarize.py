@@ -56,6 +56,14 @@ def summarize(model: TextModel, features: Tensor, mask: Tensor, decoding: Summar
 
     Returns:
         B summaries of one line each, without special tokens.
+
+    Example:
+        >>> from vlkd_pl.sample import BART_FOLDER
+        >>> model = TextModel.load(BART_FOLDER)
+        >>> encoded = model.tokenizer(["a red fish. it is in the snow."], return_tensors="pt")
+        >>> features = model.encode(encoded["input_ids"], encoded["attention_mask"])
+        >>> len(summarize(model, features, encoded["attention_mask"], SummaryDecoding(1, 12)))
+        1
     """
     tokenizer = model.tokenizer
     ids = model.bart.generate(
