@@ -27,6 +27,7 @@ from PIL import Image, ImageDraw, ImageFilter  # noqa: E402
 from real_size import SAMPLE_BART, Clock, machine, median  # noqa: E402
 
 from vlkd_pl.clip.frozen import normalized  # noqa: E402
+from vlkd_pl.data.shard_source import ImageLimits  # noqa: E402
 from vlkd_pl.datamodules.cc3m import CC3MDataModule  # noqa: E402
 from vlkd_pl.evaluation.table import format_table  # noqa: E402
 from vlkd_pl.sample.language import vocabulary_words  # noqa: E402
@@ -54,7 +55,7 @@ def main() -> None:
             options.batch_size,
             num_workers=0,
             shuffle_buffer=100,
-            draft_decoding=options.draft_decoding,
+            image_limits=ImageLimits(draft_decoding=options.draft_decoding),
         )
         data.setup("fit")
         stream = iter(data.train_dataloader())

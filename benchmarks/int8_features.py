@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vlkd_pl.batch import ImageTextBatch
+from vlkd_pl.data.infilling import Masking
 from vlkd_pl.datamodules.cc3m import CC3MDataModule
 from vlkd_pl.features.format import quantized
 from vlkd_pl.modules.vlkd import VLKDModule
@@ -36,7 +37,7 @@ def main() -> None:
         options.batch_size,
         num_workers=0,
         image_size=size,
-        mask_share=[0.3, 0.8, 1.0],
+        masking=Masking([0.3, 0.8, 1.0]),
     )
     data.setup("fit")
     losses: dict[str, list[Tensor]] = {"clip": [], "float16": [], "int8": []}

@@ -89,7 +89,7 @@ def test_table_10(capsys, path, clip, features, batch_size):
     assert (model["ttdm_weight"], model["itcl_weight"], model["icti_weight"]) == (1e3, 1, 1)
     # γ makes up for the mean, which the equation does not have; Eq. 2 is a sum
     assert (model["ttdm_reduction"], model["icti_reduction"]) == ("mean", "sum")
-    assert (data["mask_share"], data["mean_span_length"], model["num_masks"]) == (0.15, 3.0, 6)
+    assert (data["masking"]["mask_share"], data["masking"]["mean_span_length"], model["num_masks"]) == (0.15, 3.0, 6)
     # what the paper does not have is off
     assert (model["start"], data["text_corpus"]) == ("random", None)
 
@@ -201,7 +201,7 @@ def test_the_sample_worlds_paper_configuration(capsys):
     )
     assert model == expected
     data, expected = (each["data"]["init_args"] for each in (sample, paper))
-    for name in ("mask_share", "mean_span_length", "text_corpus"):
+    for name in ("masking", "text_corpus"):
         assert data[name] == expected[name], name
     assert sample["trainer"]["gradient_clip_val"] == paper["trainer"]["gradient_clip_val"]
 

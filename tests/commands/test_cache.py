@@ -19,9 +19,12 @@ import torch
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from vlkd_pl.cli import main
-from vlkd_pl.commands import caching
 from vlkd_pl.commands.train import run
+from vlkd_pl.data.infilling import Masking
+from vlkd_pl.data.shard_source import ImageLimits
+from vlkd_pl.data.stream import TextCorpusFile
 from vlkd_pl.datamodules.cc3m import CC3MDataModule
+from vlkd_pl.features import builder
 from vlkd_pl.features.cache import FeatureCache
 from vlkd_pl.features.dataset import CachedPairs
 from vlkd_pl.modules.vlkd import VLKDModule
@@ -53,7 +56,7 @@ def arguments(world, shards, **options):
         "data.init_args.shards": f"{shards}/*.tar",
         "data.init_args.batch_size": 4,
         "data.init_args.num_workers": 0,
-        "data.init_args.max_bad_share": 0.5,
+        "data.init_args.image_limits.max_bad_share": 0.5,
         "trainer.enable_progress_bar": "false",
     } | {name.replace("__", "."): value for name, value in options.items()}
     return ["--config", str(CONFIG), *(f"--{name}={value}" for name, value in settings.items())]
@@ -76,7 +79,8 @@ def cache(world, shards, tmp_path_factory):
 
 
 def data_module(world, shards, cache=None, **options):
-    settings = {"image_size": 64, "batch_size": 8, "num_workers": 0, "max_bad_share": 0.5, "mask_share": [0.3, 1.0]}
+    settings = {"image_size": 64, "batch_size": 8, "num_workers": 0, "masking": Masking([0.3, 1.0])}
+    settings["image_limits"] = ImageLimits(max_bad_share=0.5)
     features = {} if cache is None else {"features": str(cache)}
     module = CC3MDataModule(f"{shards}/*.tar", world.clip, world.bart, **settings | features | options)
     module.setup("fit")
@@ -86,7 +90,7 @@ def data_module(world, shards, cache=None, **options):
 def online_batch(module, epoch=0):
     """All good pairs of the shards in their order, as a batch with its images."""
     samples = []
-    for path in module.shards:
+    for path in module.shard_source.shards:
         samples += [module.decoder(raw, 0) for raw in _all(path)]
     return module.collator([{**sample, "key": f"{epoch}/{sample['key']}"} for sample in samples if sample is not None])
 
@@ -224,18 +228,17 @@ class Ranks:
 
 def test_a_rank_waits_for_the_files_of_the_others(tmp_path, monkeypatch):
     ranks = Ranks(tmp_path, "0", "1", "2")
-    monkeypatch.setattr(caching.time, "sleep", ranks.sleep)
-    told = []
-    monkeypatch.setattr(caching, "shard_progress", lambda: nullcontext(lambda *arguments: told.append(arguments)))
-    writer = caching.CacheWriter(tmp_path, None, shows_progress=True)
+    monkeypatch.setattr(builder.time, "sleep", ranks.sleep)
+    reports = []
+    writer = builder.CacheWriter(tmp_path, None, nullcontext(lambda *arguments: reports.append(arguments)))
     writer.on_predict_start(ranks, None)
     writer.on_predict_end(ranks, None)
     assert not ranks.left
-    assert list(dict.fromkeys(told)) == [("encoded", done, 3) for done in range(4)]
+    assert list(dict.fromkeys(reports)) == [("encoded", done, 3) for done in range(4)]
 
 
 def wait(folder, ranks):
-    writer = caching.CacheWriter(folder, None)
+    writer = builder.CacheWriter(folder, None)
     writer.on_predict_start(ranks, None)
     writer.on_predict_end(ranks, None)
 
@@ -244,9 +247,9 @@ def test_a_rank_does_not_wait_for_ever(tmp_path, monkeypatch):
     ranks = Ranks(tmp_path, "0", "1")
     ranks.left.pop()
     clock = count(step=3600)
-    monkeypatch.setattr(caching.time, "sleep", ranks.sleep)
-    monkeypatch.setattr(caching.time, "monotonic", lambda: next(clock))
-    with pytest.raises(MisconfigurationException, match=r"1 files are not in .*, first 1.safetensors"):
+    monkeypatch.setattr(builder.time, "sleep", ranks.sleep)
+    monkeypatch.setattr(builder.time, "monotonic", lambda: next(clock))
+    with pytest.raises(MisconfigurationException, match=r"1 files are missing in .*, first 1.safetensors"):
         wait(tmp_path, ranks)
 
 
@@ -256,7 +259,7 @@ def test_a_rank_does_not_wait_for_ever(tmp_path, monkeypatch):
 def test_an_address_is_no_folder(world, shards, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert build(world, shards, "s3://bucket/cache") == 1
-    assert capsys.readouterr().err.startswith("vlkd-pl cache: s3://bucket/cache is no folder of a disk")
+    assert capsys.readouterr().err.startswith("vlkd-pl cache: s3://bucket/cache is not a local folder")
     assert not list(tmp_path.iterdir())
 
 
@@ -275,9 +278,9 @@ def test_too_little_room_is_told_before_anything_is_written(world, shards, tmp_p
         ({"data__init_args__shards": "nowhere/*.tar"}, "no file matches nowhere"),
         ({"model__init_args__clip": "nowhere", "data__init_args__image_size": 64}, "there is no CLIP at nowhere"),
         ({"data__init_args__image_size": 32}, "was made with image_size 64, not 32: give another --output"),
-        ({"data__init_args__skip_non_rgb": "false"}, "was made with skip_non_rgb True, not False"),
-        ({"data__init_args__draft_decoding": "true"}, "was made with draft_decoding False, not True"),
-        ({"data__init_args__max_bad_share": 0.001}, "too much was bad when"),
+        ({"data__init_args__image_limits__skip_non_rgb": "false"}, "was made with skip_non_rgb True, not False"),
+        ({"data__init_args__image_limits__draft_decoding": "true"}, "was made with draft_decoding False, not True"),
+        ({"data__init_args__image_limits__max_bad_share": 0.001}, "too much was bad when"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(world, shards, cache, capsys, options, message):
@@ -352,7 +355,7 @@ def test_what_int8_costs(world, shards, cache, tmp_path):
 
 def test_batches_of_cached_features(world, shards, cache):
     corpus = str(world.folder / "corpus.txt")
-    module = data_module(world, shards, cache, text_corpus=corpus, text_batch_size=3)
+    module = data_module(world, shards, cache, text_corpus=TextCorpusFile(corpus, batch_size=3))
     batches = list(module.train_dataloader())
     assert len(batches) == len(module.cache) // 8
     for batch in batches:
@@ -360,7 +363,7 @@ def test_batches_of_cached_features(world, shards, cache):
         assert batch["clip_text_embedding"].shape == (8, 32)
         assert {"image", "clip_text_ids"}.isdisjoint(batch)
         assert len(batch["text_infilling"]["labels"]) == 3
-    with_workers = data_module(world, shards, cache, text_corpus=corpus, text_batch_size=3, num_workers=2)
+    with_workers = data_module(world, shards, cache, text_corpus=TextCorpusFile(corpus, batch_size=3), num_workers=2)
     for first, second in zip(batches, with_workers.train_dataloader(), strict=True):
         assert torch.equal(first["image_tokens"], second["image_tokens"])
         assert torch.equal(first["corrupted_ids"], second["corrupted_ids"])
@@ -396,11 +399,11 @@ def fit(world, shards, folder, cache, **options):
         "model__init_args__decoding__max_new_tokens": 3,
         "model__init_args__decoding__num_beams": 1,
         "data__init_args__batch_size": 8,
-        "data__init_args__num_eval_samples": 2,
+        "data__init_args__evaluation__num_samples": 2,
         "data__init_args__features": cache,
-        "data__init_args__text_corpus": world.folder / "corpus.txt",
-        "data__init_args__val_images": world.folder / "images",
-        "data__init_args__val_captions": world.folder / "captions_val.json",
+        "data__init_args__text_corpus__path": world.folder / "corpus.txt",
+        "data__init_args__evaluation__val_images": world.folder / "images",
+        "data__init_args__evaluation__val_captions": world.folder / "captions_val.json",
         "trainer__max_steps": 9,
         "trainer__val_check_interval": 5,
         "trainer__log_every_n_steps": 1,

@@ -14,6 +14,9 @@ from PIL import Image
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from vlkd_pl.batch import StreamPosition
+from vlkd_pl.data.coco_files import EvaluationFiles
+from vlkd_pl.data.shard_source import ImageLimits
+from vlkd_pl.data.stream import TextCorpusFile
 from vlkd_pl.datamodules.cc3m import CC3MDataModule
 from vlkd_pl.shards.decoder import SKIP_REASONS
 from vlkd_pl.shards.subset import UniformSubset
@@ -98,13 +101,12 @@ def test_passes_differ_and_runs_do_not(build):
     assert [n for b in take(other, 12) for n in numbers(other, b)] != first
 
 
-def test_ranks_share_a_pass(build, monkeypatch):
+def test_ranks_share_a_pass(build):
     seen = []
     for rank in range(2):
         module = build()
-        monkeypatch.setattr(CC3MDataModule, "_world_size", 2)
         stream = module.train_dataloader().dataset
-        stream.rank = rank
+        stream.rank, stream.world_size = rank, 2
         batches = iter(stream)
         seen.append([number for _ in range(6) for number in numbers(module, next(batches))])
     assert sorted(seen[0] + seen[1]) == list(range(NUM_PAIRS))
@@ -112,7 +114,7 @@ def test_ranks_share_a_pass(build, monkeypatch):
 
 def test_batch_contract(build, tmp_path):
     (tmp_path / "corpus.txt").write_text("fish 100\nwhat is this? Answer: boat.\n")
-    module = build(text_corpus=str(tmp_path / "corpus.txt"), text_batch_size=3)
+    module = build(text_corpus=TextCorpusFile(str(tmp_path / "corpus.txt"), batch_size=3))
     batch = next(iter(module.train_dataloader()))
     assert batch["image"].shape == (4, 3, 64, 64)
     assert batch["image"].dtype == torch.uint8
@@ -141,8 +143,8 @@ def test_a_resumed_stream_goes_on_exactly(build, shards, tmp_path, num_workers, 
     settings = {
         "patterns": [str(shards / "*.tar"), str(tmp_path / "extra.tar")],
         "num_workers": num_workers,
-        "text_corpus": str(tmp_path / "corpus.txt"),
-        "max_bad_share": 0.5,
+        "text_corpus": TextCorpusFile(str(tmp_path / "corpus.txt")),
+        "image_limits": ImageLimits(max_bad_share=0.5),
     }
     uncut_module = build(**settings)
     uncut = take(uncut_module, 22)
@@ -155,7 +157,10 @@ def test_a_resumed_stream_goes_on_exactly(build, shards, tmp_path, num_workers, 
         assert same(first, second)
         assert same(first["text_infilling"], second["text_infilling"])
     assert resumed.state_dict() == uncut_module.state_dict()
-    assert sum(sum(position.counts[: len(SKIP_REASONS)]) for position in resumed._positions.values()) > 0 or cut < 12
+    assert (
+        sum(sum(position.counts[: len(SKIP_REASONS)]) for position in resumed.shard_source.positions.values()) > 0
+        or cut < 12
+    )
 
 
 def test_the_buffer_is_bounded_in_bytes(build):
@@ -211,9 +216,9 @@ def test_another_number_of_workers_starts_the_next_pass(build):
     module = build()
     take(module, 5)
     resumed = build(num_workers=2)
-    with pytest.warns(UserWarning, match="the data go on at pass 1"):
+    with pytest.warns(UserWarning, match="the data resume at pass 1"):
         resumed.load_state_dict(module.state_dict())
-    assert {p.epoch for p in resumed._positions.values()} == {1}
+    assert {p.epoch for p in resumed.shard_source.positions.values()} == {1}
 
 
 DAMAGED = {
@@ -237,7 +242,9 @@ def test_bad_samples_are_skipped_and_counted(build, shards, tmp_path):
     (tmp_path / "cut.tar").write_bytes((shards / "00000.tar").read_bytes()[:end])
     (tmp_path / "zeros.tar").write_bytes(b"no tar file at all" * 100)
     module = build(
-        [str(shards / "*.tar"), str(tmp_path / "*.tar")], batch_size=1, max_image_pixels=20_000, max_bad_share=0.7
+        [str(shards / "*.tar"), str(tmp_path / "*.tar")],
+        batch_size=1,
+        image_limits=ImageLimits(20_000, max_bad_share=0.7),
     )
     seen = [number for batch in take(module, NUM_PAIRS + 5) for number in numbers(module, batch)]
     assert sorted(seen) == sorted([*range(NUM_PAIRS), 0, 1, 2, 3, 4])
@@ -260,7 +267,7 @@ def test_non_rgb_images_can_be_converted(build, tmp_path):
         tmp_path / "grey.tar",
         [(f"{i}", ext, c) for i in range(4) for ext, c in (("jpg", jpeg(i, "L")), ("txt", b"fish 1"))],
     )
-    module = build(str(tmp_path / "grey.tar"), skip_non_rgb=False)
+    module = build(str(tmp_path / "grey.tar"), image_limits=ImageLimits(skip_non_rgb=False))
     assert take(module, 1)[0]["image"].shape == (4, 3, 64, 64)
     assert sum(module.skipped.values()) == 0
 
@@ -268,7 +275,7 @@ def test_non_rgb_images_can_be_converted(build, tmp_path):
 @pytest.mark.parametrize("draft", [False, True])
 @pytest.mark.parametrize("extension", ["jpg", "png", "webp"])
 def test_the_orientation_tag_turns_images_of_shards(build, extension, draft):
-    decoder = build(draft_decoding=draft, skip_non_rgb=False).decoder
+    decoder = build(image_limits=ImageLimits(draft_decoding=draft, skip_non_rgb=False)).decoder
     kinds = {"jpg": "jpeg", "png": "png, behind the pixels", "webp": "webp"}
 
     def decode(orientation):
@@ -282,7 +289,7 @@ def test_the_orientation_tag_turns_images_of_shards(build, extension, draft):
 
 
 def test_damaged_metadata_does_not_cost_a_sample(build):
-    decoder = build(skip_non_rgb=False).decoder
+    decoder = build(image_limits=ImageLimits(skip_non_rgb=False)).decoder
     for content in with_exif(exif((0x011A, 2, 4, b"72\0\0"), (0x0128, 3, 1, 2))).values():
         raw = {"__key__": "0", "jpg": content, "txt": b"a fish"}
         assert decoder.decode(raw)["image"].shape == (3, 64, 64)
@@ -300,7 +307,9 @@ def test_draft_decoding_of_large_jpeg_alone(build, tmp_path, file_format, size, 
     Image.fromarray((127 + 120 * waves).astype(np.uint8)).save(buffer, file_format)
     extension = {"JPEG": "jpg", "PNG": "png"}[file_format]
     raw = {"__key__": "0", extension: buffer.getvalue(), "txt": b"fish 1"}
-    full, draft = (build(draft_decoding=on).decoder.decode(raw)["image"].int() for on in (False, True))
+    full, draft = (
+        build(image_limits=ImageLimits(draft_decoding=on)).decoder.decode(raw)["image"].int() for on in (False, True)
+    )
     assert draft.shape == full.shape == (3, 64, 64)
     assert torch.equal(full, draft) != is_smaller
     assert (full - draft).abs().float().mean() < 3
@@ -311,20 +320,20 @@ def test_too_many_bad_samples_stop_training(build, tmp_path, num_workers):
     for shard in range(2):
         good = [(f"g{i}", ext, content) for i in range(8) for ext, content in (("jpg", jpeg(i)), ("txt", b"fish 1"))]
         write_shard(tmp_path / f"{shard}.tar", good + [(f"b{i}", "txt", b"fish 1") for i in range(2)])
-    module = build(str(tmp_path / "*.tar"), num_workers=num_workers, max_bad_share=0.1)
+    module = build(str(tmp_path / "*.tar"), num_workers=num_workers, image_limits=ImageLimits(max_bad_share=0.1))
     with pytest.raises(
         MisconfigurationException, match=r"too much is bad, \d+ of 1\d\d\d samples.*missing_part"
     ) as told:
         take(module, 1000)
     num_bad, num_seen = map(int, re.findall(r"(\d+) of (\d+) samples", str(told.value))[0])
     assert num_bad / num_seen == pytest.approx(0.2, abs=0.005)  # workers are anywhere in their ten samples
-    lenient = build(str(tmp_path / "*.tar"), num_workers=num_workers, max_bad_share=0.3)
+    lenient = build(str(tmp_path / "*.tar"), num_workers=num_workers, image_limits=ImageLimits(max_bad_share=0.3))
     assert len(take(lenient, 300)) == 300
 
 
 def test_broken_shards_count_by_shard(build, shards, tmp_path):
     (tmp_path / "zeros.tar").write_bytes(b"no tar file at all" * 100)
-    module = build([str(shards / "*.tar"), str(tmp_path / "zeros.tar")], max_bad_share=0.15)
+    module = build([str(shards / "*.tar"), str(tmp_path / "zeros.tar")], image_limits=ImageLimits(max_bad_share=0.15))
     with pytest.raises(MisconfigurationException, match="1 shards"):
         take(module, 100)
 
@@ -381,10 +390,12 @@ def test_training_captions_are_the_first(build):
 
 def test_evaluation_files(build, world):
     module = build(
-        val_captions=str(world.folder / "captions_val.json"),
-        val_images=str(world.folder / "images"),
-        eval_batch_size=4,
-        num_eval_samples=5,
+        evaluation=EvaluationFiles(
+            val_captions=str(world.folder / "captions_val.json"),
+            val_images=str(world.folder / "images"),
+            batch_size=4,
+            num_samples=5,
+        )
     )
     sizes = [len(batch["references"]) for batch in module.val_dataloader()]
     assert sizes == [4, 1]
@@ -393,7 +404,7 @@ def test_evaluation_files(build, world):
 
 
 def test_evaluation_leaves_the_random_numbers_alone(build, world):
-    module = build(val_captions=str(world.folder / "captions_val.json"), val_images=str(world.folder / "images"))
+    module = build(evaluation=EvaluationFiles(str(world.folder / "images"), str(world.folder / "captions_val.json")))
     before = torch.get_rng_state()
     assert list(module.val_dataloader())
     assert torch.equal(torch.get_rng_state(), before)
@@ -401,18 +412,21 @@ def test_evaluation_leaves_the_random_numbers_alone(build, world):
 
 def test_text_corpus_errors(build, tmp_path):
     with pytest.raises(FileNotFoundError, match="no text file"):
-        build(text_corpus=str(tmp_path / "nothing.txt"))
+        build(text_corpus=TextCorpusFile(str(tmp_path / "nothing.txt")))
     Path(tmp_path / "empty.txt").write_text("\n\n")
     with pytest.raises(MisconfigurationException, match="is empty"):
-        build(text_corpus=str(tmp_path / "empty.txt"))
+        build(text_corpus=TextCorpusFile(str(tmp_path / "empty.txt")))
     Path(tmp_path / "latin.txt").write_bytes(b"a passage\ncaf\xe9\n")
     with pytest.raises(MisconfigurationException, match=r"latin\.txt is not UTF-8 at byte 13 \(0xe9"):
-        build(text_corpus=str(tmp_path / "latin.txt"))
+        build(text_corpus=TextCorpusFile(str(tmp_path / "latin.txt")))
 
 
 def test_passages_end_at_line_feeds_alone(build, tmp_path):
     Path(tmp_path / "lines.txt").write_bytes("\ufeffone\u2028line\r\nand\x85an\x0cother\n".encode())
-    assert build(text_corpus=str(tmp_path / "lines.txt")).corpus.lines == ["one\u2028line", "and\x85an\x0cother"]
+    assert build(text_corpus=TextCorpusFile(str(tmp_path / "lines.txt"))).corpus.lines == [
+        "one\u2028line",
+        "and\x85an\x0cother",
+    ]
 
 
 def test_random_bytes_never_crash(build, shards, tmp_path):
@@ -424,7 +438,7 @@ def test_random_bytes_never_crash(build, shards, tmp_path):
         for _ in range(30):
             damaged[rng.randrange(len(damaged))] ^= 1 << rng.randrange(8)
         (tmp_path / f"{number}.tar").write_bytes(damaged)
-    module = build([str(shards / "00000.tar"), str(tmp_path / "*.tar")], max_bad_share=1.0)
+    module = build([str(shards / "00000.tar"), str(tmp_path / "*.tar")], image_limits=ImageLimits(max_bad_share=1.0))
     assert len(take(module, 30)) == 30
 
 
@@ -437,7 +451,9 @@ def test_damaged_shards_cost_what_is_damaged(build, damaged):
 
 
 def test_damaged_shards_never_end_a_run(build, damaged, tmp_path):
-    module = build(str(damaged.folder / "*.tar"), num_workers=2, batch_size=5, max_bad_share=9.0)
+    module = build(
+        str(damaged.folder / "*.tar"), num_workers=2, batch_size=5, image_limits=ImageLimits(max_bad_share=9.0)
+    )
     for _ in range(3):  # passes
         assert len(take(module, damaged.trained["good"] // 5)) == damaged.trained["good"] // 5
     assert not Path(tmp_path.parent, "escaped.jpg").exists()

@@ -30,7 +30,7 @@ def test_shards_that_ranks_cannot_share_evenly(world, tmp_path):
         shutil.copy(world.folder / "shards" / name, tmp_path)
     whole = (tmp_path / "00001.tar").read_bytes()
     (tmp_path / "00001.tar").write_bytes(whole[: len(whole) // 3])
-    options = {"data.init_args.shards": f"{tmp_path}/*.tar", "data.init_args.max_bad_share": 9.0}
+    options = {"data.init_args.shards": f"{tmp_path}/*.tar", "data.init_args.image_limits.max_bad_share": 9.0}
     options |= {"trainer.max_steps": 5, "trainer.accumulate_grad_batches": 2}
     assert joined(begin_ranks(command(world, tmp_path, **options))) == [0, 0]
     ranks = [recorded(tmp_path, rank) for rank in (0, 1)]
@@ -43,7 +43,7 @@ def test_shards_that_ranks_cannot_share_evenly(world, tmp_path):
 def test_no_rank_waits_for_one_without_a_usable_sample(world, tmp_path):
     shutil.copy(world.folder / "shards" / "00000.tar", tmp_path)
     (tmp_path / "00001.tar").write_bytes(b"no tar at all" * 100)
-    options = {"data.init_args.shards": f"{tmp_path}/*.tar", "data.init_args.max_bad_share": 9.0}
+    options = {"data.init_args.shards": f"{tmp_path}/*.tar", "data.init_args.image_limits.max_bad_share": 9.0}
     codes = joined(begin_ranks(command(world, tmp_path, **options, **{"trainer.max_steps": 5})))
     assert 1 in codes
     assert not {None, 0} & set(codes)

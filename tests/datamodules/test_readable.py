@@ -12,6 +12,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from vlkd_pl.cli import main
 from vlkd_pl.data import image_files
+from vlkd_pl.data.coco_files import EvaluationFiles
 from vlkd_pl.data.image_files import check_readable
 from vlkd_pl.datamodules.cc3m import CC3MDataModule
 
@@ -61,7 +62,7 @@ def test_an_unexpected_error_is_reported_too(tmp_path, monkeypatch):
 def test_fit_names_a_damaged_validation_image_before_training(world, images, tmp_path, capsys):
     damaged = sorted(images.iterdir())[4]
     truncate(damaged)
-    options = {"data.init_args.val_images": str(images.parent), "data.init_args.num_workers": 0}
+    options = {"data.init_args.evaluation.val_images": str(images.parent), "data.init_args.num_workers": 0}
     assert main(arguments(world, tmp_path / "run", **options)) == 1
     line = the_line(capsys)
     assert line.startswith("vlkd-pl fit: 1 of 6 images cannot be read")
@@ -74,12 +75,12 @@ def test_the_check_is_limited_as_the_validation_is(world, images, tmp_path):
     truncate(files[4])
     files[0].write_bytes(DAMAGED_EXIF)
 
-    def setup(num_eval_samples, stage="fit"):
+    def setup(num_samples, stage="fit"):
         names = ("val", "test") if stage == "fit" else ("test", "val")
         captions = {f"{name}_captions": str(world.folder / "captions_val.json") for name in names}
         folders = {f"{name}_images": str(images.parent) for name in names}
-        settings = {"batch_size": 4, "num_workers": 0, "num_eval_samples": num_eval_samples}
-        module = CC3MDataModule(world.shards, world.clip, world.bart, **settings, **captions, **folders)
+        files = EvaluationFiles(**captions, **folders, num_samples=num_samples)
+        module = CC3MDataModule(world.shards, world.clip, world.bart, 4, num_workers=0, evaluation=files)
         module.setup(stage)
         return module
 
@@ -104,7 +105,7 @@ def test_fine_tuning_names_them_too(world, model_folder, images, tmp_path, capsy
 
 def test_ranks_share_the_check_and_all_stop(world, images, tmp_path):
     truncate(sorted(images.iterdir())[1])  # of the second rank's share
-    options = {"data.init_args.val_images": str(images.parent), "data.init_args.num_workers": 1}
+    options = {"data.init_args.evaluation.val_images": str(images.parent), "data.init_args.num_workers": 1}
     assert joined(begin_ranks(arguments(world, tmp_path / "run", **options), output=tmp_path / "printed")) == [1, 1]
     for rank in range(2):
         assert "vlkd-pl fit: 1 of 6 images cannot be read" in (tmp_path / f"printed.{rank}").read_text()

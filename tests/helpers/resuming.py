@@ -30,7 +30,7 @@ def command(world, folder, **options):
         "trainer.limit_val_batches": 1,
         "trainer.logger": json.dumps(loggers),
         "trainer.callbacks": json.dumps(callbacks),
-        "data.init_args.num_eval_samples": 2,
+        "data.init_args.evaluation.num_samples": 2,
     }
     return arguments(world, folder, **(settings | options))
 

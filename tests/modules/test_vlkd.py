@@ -268,7 +268,7 @@ def test_closed_form_start_beats_the_random_one(world, tmp_path):
         ("model__init_args__bart", "./nowhere", "BART cannot be loaded from ./nowhere"),
         ("data__init_args__shards", "nowhere/{0..2}.tar", "3 of 3 shards do not exist"),
         ("data__init_args__num_workers", "5", "4 shards are too few"),
-        ("data__init_args__val_captions", "nowhere.json", "no caption file at nowhere.json"),
+        ("data__init_args__evaluation__val_captions", "nowhere.json", "no caption file at nowhere.json"),
     ],
 )
 def test_what_is_missing_is_said_in_one_line_before_training(world, tmp_path, capsys, option, value, message):
@@ -288,7 +288,7 @@ def test_mixed_precision_gives_nearly_the_same_losses(trained, world, tmp_path):
 def test_two_processes_train_as_one(world, tmp_path):
     """DDP over gloo, with two batches to a step, and validation on a number of images that two ranks do not share."""
     options = {
-        "data__init_args__num_eval_samples": 5,
+        "data__init_args__evaluation__num_samples": 5,
         "trainer__accumulate_grad_batches": 2,
         "trainer__devices": 2,
         "trainer__strategy": "ddp_spawn",
@@ -305,7 +305,7 @@ def test_a_caption_that_is_no_text_stops_before_training(world, tmp_path, capsys
     content = json.loads((world.folder / "captions_val.json").read_text())
     content["annotations"][-1]["caption"] = None
     (tmp_path / "captions.json").write_text(json.dumps(content))
-    options = {"data__init_args__val_captions": tmp_path / "captions.json"}
+    options = {"data__init_args__evaluation__val_captions": tmp_path / "captions.json"}
     assert main(arguments(world, tmp_path, **options)) == 1
     printed = capsys.readouterr().err
     error = (

@@ -197,7 +197,7 @@ def grey(tmp_path):
 
 
 def test_what_training_skips_by_default_is_reported(grey, tmp_path, capsys, monkeypatch, clip_folder, bart_folder):
-    output = "stored, but skipped in training by default: 3 not_rgb (used with --data.init_args.skip_non_rgb false)"
+    output = "stored, but skipped in training by default: 3 not_rgb (used with --data.image_limits.skip_non_rgb false)"
     folder = tmp_path / "out"
     for first_line in (
         "7 samples read, skipped: 1 unreadable_image, 1 duplicate",
@@ -215,7 +215,13 @@ def test_what_training_skips_by_default_is_reported(grey, tmp_path, capsys, monk
     assert capsys.readouterr().out.splitlines()[-1] == output
     module = CC3MDataModule(str(folder / "*.tar"), str(clip_folder), str(bart_folder), batch_size=2, num_workers=0)
     module.setup("fit")
-    assert [module.decoder(raw, 0) is None for raw in read_shard(module.shards[0])] == [False, True, True, False, True]
+    assert [module.decoder(raw, 0) is None for raw in read_shard(module.shard_source.shards[0])] == [
+        False,
+        True,
+        True,
+        False,
+        True,
+    ]
     assert module.skipped["not_rgb"] == 3
 
 
@@ -225,7 +231,8 @@ def test_images_above_the_default_of_training_are_reported(grey, tmp_path, capsy
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["skipped_in_training"] == {"not_rgb": 3, "too_large": 1}
     assert (
-        "by default: 3 not_rgb, 1 too_large (used with --data.init_args.skip_non_rgb false, " in capsys.readouterr().out
+        "by default: 3 not_rgb, 1 too_large (used with --data.image_limits.skip_non_rgb false, "
+        in capsys.readouterr().out
     )
     assert prepare(grey, tmp_path / "small", "--max-pixels", 9_000) == 0
     manifest = json.loads((tmp_path / "small" / "manifest.json").read_text())

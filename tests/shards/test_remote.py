@@ -14,6 +14,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 import vlkd_pl.shards.addresses
 import vlkd_pl.shards.remote
+from vlkd_pl.data.shard_source import ImageLimits
 from vlkd_pl.datamodules.cc3m import CC3MDataModule
 from vlkd_pl.errors import MissingPackageError
 from vlkd_pl.features.remote_copy import fetch_cache
@@ -232,7 +233,7 @@ def test_keys_and_captions_are_read_remotely(remote):
 
 
 def stream(world, shards, **options):
-    settings = {"batch_size": 4, "num_workers": 0, "max_bad_share": 1.0} | options
+    settings = {"batch_size": 4, "num_workers": 0, "image_limits": ImageLimits(max_bad_share=1.0)} | options
     module = CC3MDataModule(shards, world.clip, world.bart, **settings)
     module.setup("fit")
     return module

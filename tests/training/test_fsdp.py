@@ -28,7 +28,7 @@ def trained(world, folder, overlay, num_steps=NUM_STEPS, **options):
         "trainer.accumulate_grad_batches": 2,
         "trainer.val_check_interval": 5,
         "trainer.callbacks": json.dumps(callbacks),
-        "data.init_args.num_eval_samples": 4,
+        "data.init_args.evaluation.num_samples": 4,
     }
     assert joined(begin_ranks(arguments(world, folder, **(settings | options)), overlay)) == [0, 0]
     return torch.load(folder / f"epoch=0-step={num_steps}.ckpt", weights_only=True)

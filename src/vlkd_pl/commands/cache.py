@@ -1,4 +1,4 @@
-"""``vlkd-pl cache``: CLIP's features of every sample of the shards, once and for all runs."""
+"""``vlkd-pl cache``: encode the samples of shards with CLIP once, for all training runs."""
 
 from __future__ import annotations
 
@@ -7,18 +7,17 @@ from collections.abc import Sequence
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Makes a cache, or goes on with one.
+    """Make a feature cache, or resume making one.
 
     Returns:
-        0, or 1 where a file, model or setting is wrong, or too much of the data is bad: one line then says which.
+        0, or 1 after an error, which is printed in one line.
     """
     parser = argparse.ArgumentParser(
         prog="vlkd-pl cache",
         description="Encodes every image and caption of the shards with the frozen CLIP, once, and keeps the "
-        "features in files that vlkd-pl fit reads in place of the images: --data.init_args.features DIR. Takes the "
-        "configuration of vlkd-pl fit, and further options as that does: --data.init_args.batch_size 256, "
-        "--trainer.devices 8. Each finished file stays: the same command goes on with a cache that was cut, and makes "
-        "damaged files anew.",
+        "features in files that vlkd-pl fit reads in place of the images: --data.features DIR. Takes the configuration "
+        "of vlkd-pl fit and its options: --data.batch_size 256 --trainer.devices 8. Finished files are kept: after an "
+        "interruption the same command resumes, and replaces damaged files.",
         allow_abbrev=False,
     )
     parser.add_argument("--config", action="append", required=True, metavar="FILE", help="as for vlkd-pl fit")
@@ -37,6 +36,6 @@ def main(arguments: Sequence[str]) -> int:
 
     from vlkd_pl.commands.caching import make_cache
 
-    given = [argument for path in options.config for argument in ("--config", path)]
-    make_cache([*given, *overrides], options.output, options.dtype, options.verify)
+    configs = [argument for path in options.config for argument in ("--config", path)]
+    make_cache([*configs, *overrides], options.output, options.dtype, options.verify)
     return 0

@@ -23,7 +23,7 @@ _BENCHMARKS = {
     "xsum": "XSum",
 }
 
-_TRAINING_REMEDIES = {"not_rgb": "skip_non_rgb false", "too_large": "max_image_pixels"}
+_TRAINING_REMEDIES = {"not_rgb": "image_limits.skip_non_rgb false", "too_large": "image_limits.max_image_pixels"}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -183,7 +183,7 @@ def _skipped_in_training(skipped: Mapping[str, int]) -> str:
     from vlkd_pl.shards.decoder import skip_summary
 
     counts = skip_summary(skipped, "")
-    remedies = [f"--data.init_args.{_TRAINING_REMEDIES[reason]}" for reason in skipped if reason in _TRAINING_REMEDIES]
+    remedies = [f"--data.{_TRAINING_REMEDIES[reason]}" for reason in skipped if reason in _TRAINING_REMEDIES]
     return f"\nstored, but skipped in training by default: {counts} (used with {', '.join(remedies)})" if counts else ""
 
 

@@ -191,6 +191,31 @@ def _coco_images(images: Entries | None, annotations: Entries) -> list[Captioned
     ]
 
 
+@dataclass(frozen=True)
+class EvaluationFiles:
+    """Captioned images in COCO's format for the validation and the test of a distillation."""
+
+    val_images: str | None = None
+    """Folder of the validation images."""
+    val_captions: str | None = None
+    """Path of the captions of the validation images; None for no validation."""
+    test_images: str | None = None
+    """Folder of the test images."""
+    test_captions: str | None = None
+    """Path of the captions of the test images; None for no test."""
+    batch_size: int = 50
+    """Number of images in an evaluation batch of one rank."""
+    num_samples: int | None = None
+    """Number of images to evaluate, the first of their file; all if None."""
+
+    def of_stages(self) -> dict[str, tuple[str | None, str | None]]:
+        """Return the captions and images of Lightning's stages ``validate`` and ``test``."""
+        return {
+            "validate": (self.val_captions, self.val_images),
+            "test": (self.test_captions, self.test_images),
+        }
+
+
 class COCOCaptions(Dataset[ImageTexts]):
     """Images with all their captions, for the validation of the distillation.
 

@@ -1,9 +1,10 @@
-"""BART's text infilling (Lewis et al., 2020), the corruption of ICTI (Section 3.2.3)."""
+"""Text infilling of BART (Lewis et al., 2020), the corruption of ICTI (Section 3.2.3)."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,20 +21,24 @@ _ANSWER = " Answer: "
 
 
 def corrupt(ids: Ids, rng: np.random.Generator, mask_share: float, mean_span_length: float, mask_id: int) -> Ids:
-    """Replaces spans of tokens by one mask each.
+    """Replace spans of tokens by one mask each.
 
-    Span lengths are Poisson draws until they add up to the budget, the last one cut to fit, as in fairseq's denoising
-    data set; a span of length 0 inserts a mask. Spans do not overlap, so that exactly the budget is masked.
+    Span lengths are Poisson draws until they add up to the budget, the last one truncated to fit, as in fairseq's
+    denoising dataset; a span of length 0 inserts a mask. Spans do not overlap, so that exactly the budget is masked.
 
     Args:
-        ids: A text's token ids (L,), with its begin and end tokens, which stay.
-        rng: Decides lengths and places.
+        ids: Token ids (L,) of a text, with its begin and end tokens, which are kept.
+        rng: Random generator of the lengths and places.
         mask_share: Share of the tokens between begin and end that is masked, in [0, 1]; the budget is rounded up.
-        mean_span_length: λ of the Poisson distribution; above 0.
-        mask_id: The mask's token id.
+        mean_span_length: Mean λ of the Poisson distribution of the span lengths, above 0.
+        mask_id: Token id of the mask.
 
     Returns:
-        The corrupted ids, a new array.
+        The corrupted token ids, a new array.
+
+    >>> ids = np.array([0, 11, 12, 13, 14, 15, 16, 2])
+    >>> corrupt(ids, np.random.default_rng(0), mask_share=0.5, mean_span_length=3.0, mask_id=99)
+    array([ 0, 99, 14, 15, 16,  2])
     """
     num_tokens = len(ids) - 2
     budget = math.ceil(mask_share * num_tokens)
@@ -43,7 +48,7 @@ def corrupt(ids: Ids, rng: np.random.Generator, mask_share: float, mean_span_len
         lengths.append(length)
         total += length
     spans = [length for length in lengths if length > 0]
-    # The spans' places among the tokens that stay: each way to order spans and kept tokens is as likely as any other.
+    # places of the spans among the tokens that are kept: all orders of spans and tokens are equally likely
     num_kept = num_tokens - budget
     is_span = np.zeros(num_kept + len(spans), dtype=bool)
     is_span[rng.permutation(len(is_span))[: len(spans)]] = True
@@ -62,15 +67,27 @@ def corrupt(ids: Ids, rng: np.random.Generator, mask_share: float, mean_span_len
     return np.array(corrupted, dtype=np.int64)
 
 
+@dataclass(frozen=True)
+class Masking:
+    """How captions are corrupted; the defaults are the paper's."""
+
+    mask_share: float | list[float] = 0.15
+    """Share of the tokens that is masked, in [0, 1], or a list of shares of which each text draws one."""
+    mean_span_length: float = 3.0
+    """Mean λ of the Poisson distribution of the lengths of masked spans, above 0."""
+    max_text_length: int = 64
+    """Largest number of BART's tokens of a text; longer texts are truncated."""
+
+
 class TextInfilling:
-    """Makes an ``InfillingBatch`` of texts.
+    """Tokenizes and corrupts texts.
 
     Args:
-        tokenizer: BART's tokenizer.
-        mask_share: Share of masked tokens; of several, each text draws one.
-        mean_span_length: λ of the span lengths.
-        answer_mask_share: Of the texts that end in " Answer: x.", the share in which just x is masked, by one mask.
-        max_length: Most tokens of a text; the rest is cut off.
+        tokenizer: Tokenizer of the BART.
+        mask_share: Share of the tokens that is masked, in [0, 1], or a list of shares of which each text draws one.
+        mean_span_length: Mean λ of the Poisson distribution of the span lengths, above 0.
+        answer_mask_share: Of the texts that end in " Answer: x.", the share in which x alone is masked, by one mask.
+        max_length: Largest number of tokens of a text; longer texts are truncated.
     """
 
     def __init__(
@@ -88,7 +105,12 @@ class TextInfilling:
         self.max_length = max_length
 
     def __call__(self, texts: Sequence[str], rngs: Sequence[np.random.Generator]) -> InfillingBatch:
-        """Corrupts each text with its own random generator, and pads to the longest."""
+        """Corrupt texts, each with a random generator, and pad them to the longest.
+
+        Args:
+            texts: List of B texts.
+            rngs: Random generators of the B texts.
+        """
         clean = self.token_ids(texts)
         corrupted = [self._corrupted(text, ids, rng) for text, ids, rng in zip(texts, clean, rngs, strict=True)]
         corrupted_ids, corrupted_mask = padded(corrupted, self.tokenizer.pad_token_id)
@@ -96,7 +118,7 @@ class TextInfilling:
         return {"corrupted_ids": corrupted_ids, "corrupted_mask": corrupted_mask, "labels": labels}
 
     def token_ids(self, texts: Sequence[str]) -> list[Ids]:
-        """The token ids of each text with its begin and end tokens."""
+        """Return the token ids of each text, with its begin and end tokens."""
         encoded = self.tokenizer(list(texts), truncation=True, max_length=self.max_length)["input_ids"]
         return [np.array(ids, dtype=np.int64) for ids in encoded]
 
@@ -109,10 +131,18 @@ class TextInfilling:
 
 
 def padded(sequences: Sequence[Ids], value: int) -> tuple[Tensor, Tensor]:
-    """Pads to the longest.
+    """Pad sequences of token ids to the longest.
+
+    Args:
+        sequences: List of B arrays of token ids.
+        value: Value at padding.
 
     Returns:
-        (B, L) int64, and a mask (B, L) int64 with 1 at real tokens.
+        Token ids (B, L) int64, and their mask (B, L) int64 with 1 at tokens and 0 at padding.
+
+    >>> padded([np.array([5, 6, 7]), np.array([8])], value=-100)[0]
+    tensor([[   5,    6,    7],
+            [   8, -100, -100]])
     """
     rows = [torch.from_numpy(ids) for ids in sequences]
     ids = pad_sequence(rows, batch_first=True, padding_value=value)

@@ -1,72 +1,107 @@
-"""The stream of training batches: what to read next, and beside which texts."""
+"""The stream of training batches from shards, and the texts that are added to them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch.utils.data import IterableDataset, get_worker_info
+from transformers import PreTrainedTokenizerBase
 
 from vlkd_pl.batch import ImageText, ImageTextBatch, InfillingBatch, StreamPosition
 from vlkd_pl.data.collate import Collator
-from vlkd_pl.data.infilling import TextInfilling
+from vlkd_pl.data.infilling import Masking, TextInfilling
 from vlkd_pl.shards.decoder import PAIR_PARTS, RawSample, SampleDecoder
 from vlkd_pl.shards.reader import SHARD_ERRORS, KeepSample, read_shard
 from vlkd_pl.text_files import iter_lines
 
 
+@dataclass(frozen=True)
+class TextCorpusFile:
+    """A file of texts without images, to which infilling is applied next to that of the captions."""
+
+    path: str
+    """Path of a text file with one passage per line; it is held in memory."""
+    batch_size: int = 32
+    """Number of passages that are added to each batch of pairs."""
+    mask_share: float | list[float] | None = None
+    """Share of the tokens that is masked, in [0, 1], or a list of shares of which each passage draws one; that of the
+    captions if None."""
+    answer_mask_share: float = 0.0
+    """Of the passages that end in " Answer: x.", the share in which x alone is masked, by one mask."""
+
+
 class TextCorpus:
-    """Texts without images, drawn to stand beside a batch of pairs.
+    """Texts without images that are drawn at random for each batch of pairs.
 
     Args:
-        path: A text file, one passage a line; it is held in memory.
+        path: Path of a text file with one passage per line; it is held in memory.
         infilling: Corrupts the passages.
-        batch_size: Passages for each batch.
+        batch_size: Number of passages for each batch.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        MisconfigurationException: It has no line, or is no text in UTF-8.
+        FileNotFoundError: If the file does not exist.
+        MisconfigurationException: If the file is empty or not UTF-8.
     """
 
     def __init__(self, path: str, infilling: TextInfilling, batch_size: int) -> None:
         if not Path(path).is_file():
-            raise FileNotFoundError(f"data.text_corpus: there is no text file at {path}")
+            raise FileNotFoundError(f"data.text_corpus.path: there is no text file at {path}")
         self.lines = [line for line in iter_lines(path) if line.strip()]
         if not self.lines:
-            raise MisconfigurationException(f"data.text_corpus: {path} is empty")
+            raise MisconfigurationException(f"data.text_corpus.path: {path} is empty")
         self.infilling = infilling
         self.batch_size = batch_size
 
+    @classmethod
+    def open(cls, file: TextCorpusFile, tokenizer: PreTrainedTokenizerBase, masking: Masking) -> TextCorpus:
+        """Read a corpus, whose passages are corrupted as the captions where its file does not say otherwise.
+
+        Args:
+            file: File of the passages.
+            tokenizer: Tokenizer of the BART.
+            masking: How the captions are corrupted.
+        """
+        infilling = TextInfilling(
+            tokenizer,
+            masking.mask_share if file.mask_share is None else file.mask_share,
+            masking.mean_span_length,
+            file.answer_mask_share,
+            masking.max_text_length,
+        )
+        return cls(file.path, infilling, file.batch_size)
+
     def draw(self, rng: np.random.Generator) -> InfillingBatch:
-        """Draws and corrupts passages."""
+        """Draw and corrupt passages."""
         texts = [self.lines[index] for index in rng.integers(len(self.lines), size=self.batch_size)]
         return self.infilling(texts, [rng] * len(texts))
 
 
 class ShardStream(IterableDataset[ImageTextBatch]):
-    """Batches without end: pass after pass over the shards, shuffled anew each time.
+    """An endless stream of batches: pass after pass over the shards, each in another order.
 
-    What a worker yields is a function of the seed, its number and the number of workers of all ranks; from any
-    ``StreamPosition`` it goes on exactly as it would have. A ``DataLoader`` takes a batch from each worker in turn,
-    from the first on: the workers are renumbered for a resumed run to go on with the one whose turn it is.
+    What a worker yields is a function of the seed, its number and the number of workers of all ranks, so that it can
+    resume exactly from a ``StreamPosition``. A ``DataLoader`` requests a batch from each worker in turn, beginning with
+    the first; a resumed run renumbers the workers to begin with the one whose turn it is.
 
     Args:
-        shards: All shards.
-        decoder: Makes samples, and counts the bad ones.
+        shards: Paths of all shards.
+        decoder: Decodes samples and counts the bad ones.
         collator: Makes batches.
-        batch_size: Pairs in a batch.
-        shuffle_buffer: Raw samples that a worker holds to draw from.
-        shuffle_buffer_bytes: Bytes of these samples at most; the buffer holds fewer samples where they are large.
-        keep: Which samples to take; None for all.
-        corpus: Texts to put beside the pairs.
-        seed: Decides the order.
-        rank: Number of this process.
-        world_size: Processes.
-        start: Where each worker begins.
-        first_worker: Which worker's turn it is.
+        batch_size: Number of pairs in a batch.
+        shuffle_buffer: Number of raw samples that a worker holds to draw from.
+        shuffle_buffer_bytes: Largest number of bytes of these samples; with large samples the buffer holds fewer.
+        keep: Selects the samples to use; None for all.
+        corpus: Texts without images to add to each batch; None for none.
+        seed: Seed of the order.
+        rank: Number of this rank.
+        world_size: Number of ranks.
+        start: Position of each worker to resume from.
+        first_worker: Number of the worker that makes the first batch.
     """
 
     def __init__(
@@ -136,7 +171,7 @@ class ShardStream(IterableDataset[ImageTextBatch]):
             epoch, num_skip = epoch + 1, 0
 
     def _shuffled(self, epoch: int, part: int, num_parts: int, worker: int) -> Iterator[RawSample]:
-        """The raw samples of one pass over this part's shards, drawn from a buffer."""
+        """Yield the raw samples of one pass over a part of the shards, drawn from a buffer."""
         order = np.random.default_rng((self.seed, epoch)).permutation(len(self.shards))
         rng = np.random.default_rng((self.seed, epoch, part))
         buffer: list[RawSample] = []

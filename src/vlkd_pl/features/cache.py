@@ -40,6 +40,9 @@ from vlkd_pl.files import write_text
 from vlkd_pl.shards.decoder import SKIP_REASONS, skip_summary
 from vlkd_pl.shards.subset import subset_threshold
 
+_KEYS = {name: f"image_limits.{name}" for name in ("max_image_pixels", "skip_non_rgb", "draft_decoding")}
+"""Arguments of the data module that are not at its top level."""
+
 _REMEDY = "give the same vlkd-pl cache command again"
 
 
@@ -132,7 +135,7 @@ class FeatureCache:
         if self.settings.image_features == "pooled" and image_features != "pooled":
             raise MisconfigurationException(
                 f"data.features: {self.folder} holds pooled embeddings alone, but image_features is {image_features}: "
-                f"make a cache with --model.init_args.image_features {image_features}"
+                f"make a cache with --model.image_features {image_features}"
             )
 
     def check_data(self, max_bad_share: float, **settings: Any) -> None:
@@ -148,14 +151,14 @@ class FeatureCache:
         if max(self.bad_shares) > max_bad_share:
             raise MisconfigurationException(
                 f"data.features: too much was bad when {self.folder} was made, {self.losses}: repair the shards and "
-                f"make another cache, or raise data.max_bad_share from {max_bad_share}"
+                f"make another cache, or raise data.image_limits.max_bad_share from {max_bad_share}"
             )
         for name, value in settings.items():
             made = getattr(self.settings, name)
             if made != value:
                 raise MisconfigurationException(
                     f"data.features: {self.folder} was made with {name} {made}, not {value}: give "
-                    f"--data.init_args.{name} {made}, or another cache"
+                    f"--data.{_KEYS.get(name, name)} {made}, or another cache"
                 )
 
     def subset(self, size: int | None) -> NDArray[np.int64]:
@@ -171,7 +174,7 @@ class FeatureCache:
         if made is not None and (size is None or size > made):
             raise MisconfigurationException(
                 f"data.features: {self.folder} holds a subset of {made} samples, but data.subset_size is {size}: give "
-                f"--data.init_args.subset_size {made}, or another cache"
+                f"--data.subset_size {made}, or another cache"
             )
         if size is None:
             return np.arange(len(self))

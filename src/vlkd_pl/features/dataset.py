@@ -1,4 +1,4 @@
-"""Training batches of cached features."""
+"""Training batches from cached features."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from vlkd_pl.features.cache import FeatureCache
 
 
 class CachedPairs(Dataset[ImageTextBatch]):
-    """Pairs of a cache, a batch at a time, for ``EpochOrder`` to draw from.
+    """A dataset of pairs in a feature cache, read a batch at a time by the keys of ``EpochOrder``.
 
-    A sample's text is corrupted as in the same pass over the shards.
+    The text of a sample is corrupted as in the same pass over the shards.
 
     Args:
-        cache: The features.
-        samples: The numbers in it of the samples to take.
-        collator: Makes BART's part of a batch.
-        corpus: Texts to put beside the pairs.
-        seed: Decides which texts.
+        cache: The feature cache.
+        samples: Numbers of the samples in the cache (N,) int64.
+        collator: Makes the texts' part of a batch.
+        corpus: Texts without images to add to each batch; None for none.
+        seed: Seed of the draw of these texts.
     """
 
     def __init__(
@@ -46,10 +46,10 @@ class CachedPairs(Dataset[ImageTextBatch]):
         return len(self.samples)
 
     def __getitems__(self, keys: Sequence[tuple[int, int]]) -> ImageTextBatch:
-        """A batch.
+        """Read a batch.
 
         Args:
-            keys: The epoch and the place among ``samples`` of each of its pairs.
+            keys: Epoch and index into ``samples`` of each pair.
         """
         samples = self.cache.read(self.samples[[place for _, place in keys]])
         names = [f"{epoch}/{key}" for (epoch, _), key in zip(keys, samples.keys, strict=True)]
@@ -62,6 +62,6 @@ class CachedPairs(Dataset[ImageTextBatch]):
         return batch
 
 
-def ready(batch: Any) -> Any:
-    """For ``collate_fn``: ``CachedPairs`` gives whole batches."""
+def identity(batch: Any) -> Any:
+    """Return a batch unchanged, as the ``collate_fn`` of ``CachedPairs``, which returns batches."""
     return batch
