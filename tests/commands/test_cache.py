@@ -293,7 +293,7 @@ def test_what_is_wrong_is_said_in_one_line(world, shards, cache, capsys, options
 def test_a_shard_given_twice_is_refused(world, shards, tmp_path, capsys):
     twice = json.dumps([f"{shards}/00000.tar"] * 2)
     assert build(world, shards, tmp_path, data__init_args__shards=twice) == 1
-    assert "00000.tar is there twice" in capsys.readouterr().err
+    assert "00000.tar is repeated" in capsys.readouterr().err
 
 
 def test_other_data_are_refused(world, tmp_path, capsys):

@@ -223,7 +223,7 @@ def test_a_saved_data_set_gives_what_the_files_give(mnli, folder):
 
 def test_a_data_set_that_is_not_there_is_told(mnli, monkeypatch):
     monkeypatch.setattr("datasets.load_dataset", lambda *_: (_ for _ in ()).throw(ConnectionError("no network\nmore")))
-    with pytest.raises(FileNotFoundError, match=r"no data set of mnli .* nyu-mll/glue: .*\(no network\)"):
+    with pytest.raises(FileNotFoundError, match=r"no dataset of mnli .* nyu-mll/glue: .*\(no network\)"):
         read_dataset("nyu-mll/glue", "mnli", "train")
     with pytest.raises(FileNotFoundError, match="no split 'validation'"):
         read_dataset(str(mnli / "saved"), "mnli", "validation")

@@ -7,48 +7,19 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from feature_files import DIM, NUM_TOKENS, SETTINGS, random_features, shard_end, write_feature_file
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
-from torch.nn.functional import normalize
 
-from vlkd_pl.batch import ShardEnd
 from vlkd_pl.features.cache import FeatureCache, finished_file, write_index
-from vlkd_pl.features.format import DamagedFileError, FeatureFile, FeatureSettings, FeatureWriter, quantized
-from vlkd_pl.shards.decoder import SKIP_REASONS
+from vlkd_pl.features.format import DamagedFileError, FeatureFile, FeatureWriter, quantized
 from vlkd_pl.shards.subset import key_hash, subset_threshold
-
-SETTINGS = FeatureSettings("0123456789abcdef", 64, "all", "float16", None, 50_000_000, True)
-NUM_TOKENS, DIM = 5, 32
-
-
-def features(num, seed=0):
-    """Image tokens and text embeddings, normalised as CLIP's."""
-    generator = torch.Generator().manual_seed(seed)
-    tokens = normalize(torch.randn(num, NUM_TOKENS, DIM, generator=generator), dim=-1)
-    return tokens, normalize(torch.randn(num, DIM, generator=generator), dim=-1)
-
-
-def end(keys, **skipped):
-    return ShardEnd([key_hash(key) for key in keys], dict.fromkeys(SKIP_REASONS, 0) | skipped)
-
-
-def write(path, num, seed=0, settings=SETTINGS, skipped_keys=()):
-    """A file of ``num`` samples in batches of 4, whose keys tell the seed."""
-    writer = FeatureWriter(path, settings)
-    tokens, embedding = features(num, seed)
-    texts = [f"a fish, número {seed}.{i} 🐟" for i in range(num)]
-    keys = [f"{seed}/{i:04d}" for i in range(num)]
-    for first in range(0, max(num, 1), 4):
-        part = slice(first, first + 4)
-        writer.append(tokens[part], embedding[part], texts[part], keys[part])
-    writer.finish(end([*keys, *skipped_keys], empty_text=len(skipped_keys)))
-    return tokens, embedding, texts, keys
 
 
 @pytest.fixture
 def folder(tmp_path):
     """A finished cache of 11, 0 and 6 samples."""
     for seed, num in enumerate((11, 0, 6)):
-        write(tmp_path / f"{seed}.safetensors", num, seed, skipped_keys=[f"bad{seed}"])
+        write_feature_file(tmp_path / f"{seed}.safetensors", num, seed, skipped_keys=[f"bad{seed}"])
     write_index(tmp_path, ["0", "1", "2"], SETTINGS)
     return tmp_path
 
@@ -56,7 +27,7 @@ def folder(tmp_path):
 def test_samples_are_read_as_they_were_written(folder):
     cache = FeatureCache(folder)
     assert len(cache) == 17
-    tokens, embedding = (torch.cat(parts) for parts in zip(features(11, 0), features(6, 2), strict=True))
+    tokens, embedding = (torch.cat(parts) for parts in zip(random_features(11, 0), random_features(6, 2), strict=True))
     order = [16, 0, 10, 11, 3, 3]
     samples = cache.read(order)
     assert torch.equal(samples.image_tokens, tokens[order].half())
@@ -69,7 +40,7 @@ def test_samples_are_read_as_they_were_written(folder):
 
 def test_a_file_is_a_safetensors_file(folder):
     tensors = safetensors.torch.load_file(folder / "2.safetensors")
-    assert torch.equal(tensors["image_tokens"], features(6, 2)[0].half())
+    assert torch.equal(tensors["image_tokens"], random_features(6, 2)[0].half())
     assert tensors["key_hashes"].tolist() == [key_hash(f"2/{i:04d}") for i in range(6)] + [key_hash("bad2")]
     assert bytes(tensors["captions"][: tensors["caption_ends"][0]].tolist()).decode() == "a fish, número 2.0 🐟"
     assert safetensors.torch.load_file(folder / "1.safetensors")["image_tokens"].shape == (0, NUM_TOKENS, DIM)
@@ -85,11 +56,11 @@ def test_another_process_maps_the_files_anew(folder):
 
 def test_an_unfinished_file_has_no_name(tmp_path):
     writer = FeatureWriter(tmp_path / "0.safetensors", SETTINGS)
-    writer.append(*features(3), ["a", "b", "c"], ["0", "1", "2"])
+    writer.append(*random_features(3), ["a", "b", "c"], ["0", "1", "2"])
     assert not (tmp_path / "0.safetensors").exists()
     with pytest.raises(FileNotFoundError, match=r"holds no index.json: .* give the same vlkd-pl cache command again"):
         FeatureCache(tmp_path)
-    writer.finish(end("012"))
+    writer.finish(shard_end("012"))
     assert [path.name for path in tmp_path.iterdir()] == ["0.safetensors"]
 
 
@@ -194,7 +165,7 @@ def test_an_index_with_odd_names_or_values_is_refused(folder, name, value):
 
 def test_a_file_of_another_cache_is_refused(folder):
     other = SETTINGS._replace(clip="f" * 16)
-    write(folder / "0.safetensors", 11, 0, other)
+    write_feature_file(folder / "0.safetensors", 11, 0, other)
     with pytest.raises(MisconfigurationException, match=r"0.safetensors is of another cache"):
         FeatureCache(folder)
     with pytest.raises(MisconfigurationException, match=r"made with clip ffff.*, not 0123.*: give another --output"):
@@ -219,7 +190,7 @@ def test_a_cache_is_held_against_model_and_data(folder):
 
 def test_pooled_features_do_not_serve_for_patches(tmp_path):
     pooled = SETTINGS._replace(image_features="pooled")
-    write(tmp_path / "0.safetensors", 3, 0, pooled)
+    write_feature_file(tmp_path / "0.safetensors", 3, 0, pooled)
     cache = write_index(tmp_path, ["0"], pooled)
     cache.check_clip(pooled.clip, "pooled")
     for needed in ("patches", "all"):
@@ -242,7 +213,7 @@ def test_a_subset_is_that_of_the_shards(folder):
 
 def test_a_cached_subset_serves_for_no_more(tmp_path):
     settings = SETTINGS._replace(subset_size=9)
-    write(tmp_path / "0.safetensors", 8, 0, settings, skipped_keys=["bad", "unchosen"])
+    write_feature_file(tmp_path / "0.safetensors", 8, 0, settings, skipped_keys=["bad", "unchosen"])
     cache = write_index(tmp_path, ["0"], settings)
     assert len(cache.subset(9)) in (7, 8)
     for size in (None, 10):
@@ -251,7 +222,7 @@ def test_a_cached_subset_serves_for_no_more(tmp_path):
 
 
 def test_int8_tokens_are_within_half_a_step(tmp_path):
-    tokens = features(12)[0]
+    tokens = random_features(12)[0]
     tokens[0, 0] = 0
     steps, scales = quantized(tokens)
     assert (steps.dtype, scales.dtype) == (torch.int8, torch.float16)
@@ -261,9 +232,9 @@ def test_int8_tokens_are_within_half_a_step(tmp_path):
     assert error.max() > 0.8 * half_a_step.max()
 
     settings = SETTINGS._replace(dtype="int8")
-    write(tmp_path / "0.safetensors", 12, 0, settings)
+    write_feature_file(tmp_path / "0.safetensors", 12, 0, settings)
     cache = write_index(tmp_path, ["0"], settings)
-    steps, scales = quantized(features(12)[0])
+    steps, scales = quantized(random_features(12)[0])
     samples = cache.read([7, 2])
     assert torch.equal(samples.image_tokens, steps[[7, 2]])
     assert torch.equal(samples.image_scales, scales[[7, 2]])

@@ -8,7 +8,7 @@ from threading import Thread
 from typing import ClassVar
 
 import pytest
-from data.test_features import SETTINGS, write
+from feature_files import SETTINGS, write_feature_file
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 import vlkd_pl.shards.remote
@@ -21,11 +21,11 @@ class Site(SimpleHTTPRequestHandler):
     """A folder; the first connection for each file ends after ``lifetime`` bytes."""
 
     lifetime = None
-    asked: ClassVar = Counter()
+    num_requests: ClassVar = Counter()
 
     def copyfile(self, source, outputfile):
-        self.asked[self.path] += 1
-        outputfile.write(source.read(self.lifetime if self.asked[self.path] == 1 else None))
+        self.num_requests[self.path] += 1
+        outputfile.write(source.read(self.lifetime if self.num_requests[self.path] == 1 else None))
 
     def log_message(self, *arguments):
         pass
@@ -33,21 +33,21 @@ class Site(SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def cache(tmp_path):
-    """A cache of three files, one of them in a folder of its own."""
+    """A cache of three files, one of them in a subfolder."""
     folder = tmp_path / "cache"
     (folder / "part").mkdir(parents=True)
     names = ["0", "part/1", "2"]
     for seed, num in enumerate((11, 3, 6)):
-        write(folder / f"{names[seed]}.safetensors", num, seed)
+        write_feature_file(folder / f"{names[seed]}.safetensors", num, seed)
     write_index(folder, names, SETTINGS)
     return folder
 
 
 @pytest.fixture
 def address(cache, monkeypatch):
-    """Where it is served."""
+    """The address of a server of the cache."""
     monkeypatch.setattr(vlkd_pl.shards.remote, "FIRST_WAIT_SECONDS", 0.0)
-    monkeypatch.setattr(Site, "asked", Counter())
+    monkeypatch.setattr(Site, "num_requests", Counter())
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Site, directory=str(cache))) as server:
         Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
@@ -64,34 +64,34 @@ def test_the_copy_is_the_cache(cache, address, tmp_path):
     assert FeatureCache(tmp_path / "copy").captions([0, 19]) == FeatureCache(cache).captions([0, 19])
 
 
-def test_what_is_there_is_not_copied_again(cache, address, tmp_path):
+def test_complete_files_are_not_copied_again(cache, address, tmp_path):
     fetch_cache(f"{address}/", tmp_path / "copy")
-    kept = tmp_path / "copy" / "0.safetensors"
+    intact = tmp_path / "copy" / "0.safetensors"
     (tmp_path / "copy" / "2.safetensors").write_bytes(b"cut")
-    before = kept.stat().st_mtime_ns
-    write(cache / "part" / "1.safetensors", 3, 7)  # made anew
+    before = intact.stat().st_mtime_ns
+    write_feature_file(cache / "part" / "1.safetensors", 3, 7)  # rewritten
     fetch_cache(address, tmp_path / "copy")
-    assert kept.stat().st_mtime_ns == before
+    assert intact.stat().st_mtime_ns == before
     assert content(tmp_path / "copy") == content(cache)
 
 
-def test_reading_goes_on_where_the_connection_broke(cache, address, tmp_path, monkeypatch):
+def test_reading_resumes_after_a_lost_connection(cache, address, tmp_path, monkeypatch):
     monkeypatch.setattr(Site, "lifetime", 5000)
     fetch_cache(address, tmp_path / "copy")
     assert content(tmp_path / "copy") == content(cache)
-    assert max(Site.asked.values()) > 1
+    assert max(Site.num_requests.values()) > 1
 
 
 @pytest.mark.parametrize(
     ("name", "damaged", "error", "message"),
     [
-        ("index.json", None, FileNotFoundError, "it is no cache, or not finished"),
+        ("index.json", None, FileNotFoundError, "it is not a cache, or an unfinished one"),
         ("index.json", b"{", MisconfigurationException, "cannot be read"),
         ("2.safetensors", None, MisconfigurationException, "2.safetensors cannot be copied to"),
         ("2.safetensors", b"short", MisconfigurationException, "is damaged: it has no header"),
     ],
 )
-def test_what_cannot_be_copied_is_told(cache, address, tmp_path, name, damaged, error, message):
+def test_what_cannot_be_copied_is_reported(cache, address, tmp_path, name, damaged, error, message):
     (cache / name).unlink()
     if damaged is not None:
         (cache / name).write_bytes(damaged)

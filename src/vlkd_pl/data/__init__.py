@@ -1,1 +1,1 @@
-"""Data modules, and the steps from a file to a batch."""
+"""Readers, datasets, samplers and collation: the steps from a file to a batch."""

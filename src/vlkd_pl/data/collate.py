@@ -1,4 +1,4 @@
-"""Tokenizers and collation that all data modules share."""
+"""Collation of images with texts."""
 
 from __future__ import annotations
 
@@ -14,15 +14,14 @@ from vlkd_pl.data.infilling import TextInfilling
 
 
 class Collator:
-    """Makes batches of images with texts.
+    """Collates images with texts into batches.
 
-    The corruption of a text is drawn from the seed and the sample's key alone, so that it does not depend on the number
-    of workers.
+    The corruption of a text depends on the seed and the key of its sample only, not on the number of workers.
 
     Args:
-        clip_tokenizer: CLIP's tokenizer.
-        infilling: Corrupts the texts, and holds BART's tokenizer.
-        seed: Decides the corruption.
+        clip_tokenizer: Tokenizer of the CLIP.
+        infilling: Tokenizes and corrupts the texts for BART.
+        seed: Seed of the corruption.
     """
 
     def __init__(self, clip_tokenizer: CLIPTokenizer, infilling: TextInfilling, seed: int) -> None:
@@ -31,7 +30,7 @@ class Collator:
         self.seed = seed
 
     def __call__(self, samples: Sequence[ImageText]) -> ImageTextBatch:
-        """A batch of one text for each image."""
+        """Collate samples of an image and a text each."""
         texts = [sample["text"] for sample in samples]
         batch = self.texts(texts, [sample["key"] for sample in samples])
         batch["image"] = torch.stack([sample["image"] for sample in samples])
@@ -39,15 +38,15 @@ class Collator:
         return batch
 
     def texts(self, texts: Sequence[str], keys: Sequence[str]) -> ImageTextBatch:
-        """A batch of what BART needs alone.
+        """Collate texts into the entries of a batch that BART needs.
 
         Args:
-            texts: B texts.
-            keys: B keys of the samples, that decide the corruption.
+            texts: List of B texts.
+            keys: Keys of the B samples, which decide the corruption.
         """
         rngs = [np.random.default_rng((self.seed, crc32(key.encode(errors="surrogateescape")))) for key in keys]
         infilling = self.infilling(texts, rngs)
-        labels = infilling["labels"]  # the clean texts' ids, which need not be made again
+        labels = infilling["labels"]  # the token ids of the clean texts, which need not be computed again
         return {
             "bart_text_ids": labels.masked_fill(labels == -100, self.infilling.tokenizer.pad_token_id),
             "bart_text_mask": (labels != -100).long(),
@@ -58,7 +57,7 @@ class Collator:
         }
 
     def evaluation(self, samples: Sequence[ImageTexts]) -> EvaluationBatch:
-        """A batch of images with all their texts, corrupted in the same way each time."""
+        """Collate images with all their texts; the first text of each is corrupted, in the same way every time."""
         firsts: list[ImageText] = [
             {"image": sample["image"], "text": sample["references"][0], "key": str(sample["image_id"])}
             for sample in samples

@@ -1,4 +1,4 @@
-"""GLUE's files and Hugging Face datasets of them."""
+"""Readers of GLUE's files and of GLUE in Hugging Face ``datasets``."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _COLA_COLUMNS = ["source", "label", "star", "sentence"]
 
 
 class Layout(NamedTuple):
-    """Where a task's texts stand.
+    """The folder and the columns of a task.
 
     Attributes:
-        folder: Folder of the official files.
-        columns: Of the texts in the official files.
-        label: Column of the label in the official files.
-        hub_columns: Of the texts in ``datasets``, where the label's is ``label``.
+        folder: Folder of the benchmark files.
+        columns: Columns of the texts in the benchmark files.
+        label: Column of the label in the benchmark files.
+        hub_columns: Columns of the texts in ``datasets``, where the column of the label is ``label``.
     """
 
     folder: str
@@ -45,13 +45,13 @@ LAYOUTS: dict[GLUETask, Layout] = {
 
 
 class GLUEText(NamedTuple):
-    """A sentence or a pair.
+    """A sentence, or a pair of sentences, with its label.
 
     Attributes:
-        number: Its place in its file from 0, as the server counts; broken lines count too.
-        texts: One or two.
-        label: The number of its class in ``GLUE_LABELS``, or a similarity from 0 to 5; None where it is secret.
-        part: ``matched`` or ``mismatched`` for MNLI's evaluation sets.
+        number: Index in the file, from 0, as GLUE's server counts; invalid lines count too.
+        texts: One or two texts.
+        label: Number of the class in ``GLUE_LABELS``, or a similarity from 0 to 5; None if it is secret.
+        part: ``matched`` or ``mismatched`` for MNLI's evaluation sets; empty otherwise.
     """
 
     number: int
@@ -61,30 +61,37 @@ class GLUEText(NamedTuple):
 
 
 def read_tsv(path: str | Path, task: GLUETask, part: str = "") -> tuple[list[GLUEText], list[int]]:
-    """Reads an official file as the official readers do: quotes mean nothing, and a line is a sample.
+    r"""Read a benchmark file as GLUE's readers do: quotes have no meaning, and a line is a sample.
 
     Args:
-        path: The file; CoLA's has no header unless it is called ``test.tsv``.
-        task: Says which columns are read.
-        part: Of MNLI.
+        path: Path of the file; CoLA's files other than ``test.tsv`` have no header.
+        task: Name of the task, which decides the columns.
+        part: ``matched`` or ``mismatched`` for MNLI's evaluation sets; empty otherwise.
 
     Returns:
-        The samples, and the places of the broken lines, which are left out: the number of columns is not the header's,
-        or the label is none of the task's. Where there is no column of labels, they are secret.
+        The samples, and the indices of the invalid lines, which are skipped: lines with another number of columns than
+        the header, or with a label that the task does not have. Labels are secret if the file has no column for them.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        MisconfigurationException: It is not of the task's format.
+        FileNotFoundError: If the file does not exist.
+        MisconfigurationException: If the file does not have the columns of the task.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     path = Path(folder, "dev.tsv")
+    ...     _ = path.write_text("sentence\tlabel\na fine film\t1\nno label\n")
+    ...     read_tsv(path, "sst2")
+    ([GLUEText(number=0, texts=('a fine film',), label=1, part='')], [1])
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"there is no file at {path}: give the folder of GLUE's official files as data.source")
+        raise FileNotFoundError(f"no file at {path}: give the folder of GLUE's files as data.source")
     layout = LAYOUTS[task]
-    samples, broken = [], []
+    samples, invalid = [], []
     rows = [line.split("\t") for line in iter_lines(path) if line]
     names = _COLA_COLUMNS if task == "cola" and path.name != "test.tsv" else rows[0] if rows else []
     if missing := [name for name in layout.columns if name not in names]:
-        raise MisconfigurationException(f"{path} has no column {missing[0]!r}: give GLUE's official file of {task}")
+        raise MisconfigurationException(f"{path} has no column {missing[0]!r}: give GLUE's file of {task}")
     places = [names.index(name) for name in layout.columns]
     label_place = names.index(layout.label) if layout.label in names else None
     for index, row in enumerate(rows if names is _COLA_COLUMNS else rows[1:]):
@@ -92,28 +99,28 @@ def read_tsv(path: str | Path, task: GLUETask, part: str = "") -> tuple[list[GLU
         if len(row) == len(names) and label_place is not None:
             label = _label(task, row[label_place])
         if len(row) != len(names) or (label is None and label_place is not None):
-            broken.append(index)
+            invalid.append(index)
             continue
         samples.append(GLUEText(index, tuple(row[place] for place in places), label, part))
-    return samples, broken
+    return samples, invalid
 
 
 def read_dataset(source: str, task: GLUETask, split: str, part: str = "") -> tuple[list[GLUEText], list[int]]:
-    """Reads a split of Hugging Face ``datasets``.
+    """Read a split of a task from Hugging Face ``datasets``.
 
     Args:
-        source: A folder that ``save_to_disk`` wrote, or one with such a folder for each task; or a name on the hub,
-            ``nyu-mll/glue``.
-        task: Says which columns are read.
-        split: Of the data set: ``validation_matched``.
-        part: Of MNLI.
+        source: Folder that ``save_to_disk`` wrote, or a folder with such a folder for each task; or a name on the
+            Hugging Face hub, as ``nyu-mll/glue``.
+        task: Name of the task, which decides the columns.
+        split: Split of the dataset, as ``validation_matched``.
+        part: ``matched`` or ``mismatched`` for MNLI's evaluation sets; empty otherwise.
 
     Returns:
-        See ``read_tsv``; a label of -1 is secret.
+        The samples and the indices of the invalid rows, as ``read_tsv``; a label of -1 is secret.
 
     Raises:
-        FileNotFoundError: There is no such data set or split.
-        MisconfigurationException: It is not of the task's format.
+        FileNotFoundError: If the dataset or the split does not exist.
+        MisconfigurationException: If the dataset does not have the columns of the task.
     """
     with needs_extra("datasets"):
         import datasets
@@ -127,31 +134,31 @@ def read_dataset(source: str, task: GLUETask, split: str, part: str = "") -> tup
     except (OSError, ValueError) as error:
         first_line = str(error).strip().splitlines()[0]
         raise FileNotFoundError(
-            f"data.source: no data set of {task} can be loaded from {source}: give a folder that save_to_disk wrote, "
+            f"data.source: no dataset of {task} can be loaded from {source}: give a folder that save_to_disk wrote, "
             f"or a name on the Hugging Face hub where there is a network ({first_line})"
         ) from error
     if split not in loaded:
-        raise FileNotFoundError(f"data.source: the data set {source} has no split {split!r} but {sorted(loaded)}")
+        raise FileNotFoundError(f"data.source: the dataset {source} has no split {split!r} but {sorted(loaded)}")
     columns = [*LAYOUTS[task].hub_columns, "label"]
     if missing := [name for name in columns if name not in loaded[split].column_names]:
         raise MisconfigurationException(f"data.source: {source} has no column {missing[0]!r}: give GLUE's {task}")
     rows = Entries(list(loaded[split].select_columns(columns)), f"data.source: {source}, split {split}")
     texts_of = [rows.texts(name, None) for name in columns[:-1]]
-    samples, broken = [], []
+    samples, invalid = [], []
     for index, (number, *texts) in enumerate(
         zip(rows.values("label", {int, float}, "a number"), *texts_of, strict=True)
     ):
         secret = number == -1
         label = None if secret else _label_of_number(task, number)
         if None in texts or (label is None and not secret):
-            broken.append(index)
+            invalid.append(index)
             continue
         samples.append(GLUEText(index, tuple(texts), label, part))
-    return samples, broken
+    return samples, invalid
 
 
 def collate(samples: Sequence[GLUEText]) -> GLUEBatch:
-    """A batch; without labels where one is secret."""
+    """Collate samples into a batch; without labels if one is secret."""
     labels = [sample.label for sample in samples if sample.label is not None]
     return {
         "samples": list(samples),
@@ -161,7 +168,7 @@ def collate(samples: Sequence[GLUEText]) -> GLUEBatch:
 
 
 def _label(task: GLUETask, text: str) -> float | None:
-    """A label of the official files as a number; None where it is none."""
+    """Convert a label in a benchmark file to a number; None if it is invalid."""
     if task != "stsb":
         return GLUE_LABELS[task].index(text) if text in GLUE_LABELS[task] else None
     try:

@@ -37,7 +37,7 @@ def corrupt(ids: Ids, rng: np.random.Generator, mask_share: float, mean_span_len
         The corrupted token ids, a new array.
 
     >>> ids = np.array([0, 11, 12, 13, 14, 15, 16, 2])
-    >>> corrupt(ids, np.random.default_rng(0), mask_share=0.5, mean_span_length=3.0, mask_id=99)
+    >>> corrupt(ids, np.random.default_rng(2), mask_share=0.5, mean_span_length=3.0, mask_id=99)
     array([ 0, 99, 14, 15, 16,  2])
     """
     num_tokens = len(ids) - 2

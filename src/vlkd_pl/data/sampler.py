@@ -11,23 +11,26 @@ from torch.utils.data import Dataset, DistributedSampler
 
 
 class EpochOrder(DistributedSampler[Any]):
-    """Shuffles samples, and says with each its epoch.
+    """A sampler that shuffles samples in each epoch and yields pairs of epoch and index.
 
-    The order is a function of the seed and the epoch alone. A rank starts behind the batches that it has been trained
-    on: Lightning itself counts the batches of a resumed epoch, but begins it with its first samples, and with workers
-    even in the order of epoch 0. It is a ``DistributedSampler`` for Lightning to leave it in its place.
+    The order is a function of the seed and the epoch only. A rank resumes after the batches that it has been trained
+    on: Lightning counts the batches of a resumed epoch, but would begin it with its first samples, and with workers
+    even in the order of epoch 0. Lightning would replace the sampler if it were not a ``DistributedSampler``.
 
     Args:
-        num_samples: Samples of all ranks.
-        batch_size: Samples in a batch of one rank; those at an epoch's end that do not fill a batch of every rank are
-            left out of it.
-        num_trained_batches: Tells how many batches this rank has been trained on, of all epochs.
-        seed: Decides the orders.
+        num_samples: Number of samples of all ranks.
+        batch_size: Number of samples in a batch of one rank; samples at the end of an epoch that do not fill a batch of
+            every rank are dropped.
+        num_trained_batches: Returns the number of batches that this rank has been trained on in all epochs.
+        seed: Seed of the orders.
         rank: Number of this rank.
-        world_size: Ranks.
+        world_size: Number of ranks.
 
     Raises:
-        MisconfigurationException: There are fewer samples than one batch of every rank needs.
+        MisconfigurationException: If there are fewer samples than one batch of every rank needs.
+
+    >>> list(EpochOrder(5, batch_size=2, num_trained_batches=lambda: 3))
+    [(1, 3), (1, 0)]
     """
 
     def __init__(
@@ -53,29 +56,32 @@ class EpochOrder(DistributedSampler[Any]):
         return self.num_batches * self.batch_size
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        """The epoch and the number of each sample of this rank that is left of the epoch."""
+        """Yield the epoch and the index of each remaining sample of this rank in the epoch."""
         epoch, num_done = divmod(self.num_trained_batches(), self.num_batches)
         order = np.random.default_rng((self.seed, epoch)).permutation(len(self.dataset))  # type: ignore[arg-type]
-        own = order[self.rank :: self.num_replicas][: len(self)]
-        for index in own[num_done * self.batch_size :].tolist():
+        indices = order[self.rank :: self.num_replicas][: len(self)]
+        for index in indices[num_done * self.batch_size :].tolist():
             yield epoch, index
 
 
 class Sized(Protocol):
-    """What can be asked for a sample by its number: a list, or a ``Dataset``."""
+    """A list or a ``Dataset``, which returns samples by index."""
 
     def __len__(self) -> int:
-        """The number of samples."""
+        """Return the number of samples."""
 
     def __getitem__(self, index: int, /) -> Any:
-        """A sample."""
+        """Return a sample."""
 
 
 class OrderedDataset(Dataset[Any]):
-    """Gives samples by the keys of ``EpochOrder``, in every epoch the same.
+    """A dataset that returns samples by the keys of ``EpochOrder``, the same in every epoch.
 
     Args:
-        samples: The samples by their numbers.
+        samples: Samples by index.
+
+    >>> OrderedDataset(["boat", "fish"])[3, 1]
+    'fish'
     """
 
     def __init__(self, samples: Sized) -> None:
@@ -85,9 +91,9 @@ class OrderedDataset(Dataset[Any]):
         return len(self.samples)
 
     def __getitem__(self, key: tuple[int, int]) -> Any:
-        """The sample.
+        """Return a sample.
 
         Args:
-            key: The epoch and the sample's number.
+            key: Number of the epoch and index of the sample.
         """
         return self.samples[key[1]]

@@ -1,4 +1,4 @@
-"""How each worker process of a data loader is set up."""
+"""The set-up of the worker processes of a data loader."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import torch
 
 
 def end_with_main_process() -> None:
-    """In a worker of a ``DataLoader``: leave Ctrl-C to the main process, and never let it wait for a lost batch.
+    """Leave Ctrl-C to the main process in a worker of a ``DataLoader``, and end the worker if a batch is lost.
 
-    The main process may still need batches to end its step. A worker that cannot hand over a batch ends, where Python's
-    queue would print an error, lose the batch, and let the main process wait for ever.
+    The main process may still need batches to end its step. A worker that cannot hand over a batch ends. Python's queue
+    would print an error and lose the batch, and the main process would wait for it endlessly.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     Queue._on_queue_feeder_error = staticmethod(_end)  # type: ignore[attr-defined]
@@ -32,6 +32,6 @@ def _end(error: BaseException, batch: Any) -> None:
 
 
 def worker_init_fn(worker: int) -> None:
-    """For a worker of a ``DataLoader``: more threads would take the cores from the other workers."""
+    """Set up a worker of a ``DataLoader``: one thread, since more would take the cores of other workers."""
     torch.set_num_threads(1)
     end_with_main_process()

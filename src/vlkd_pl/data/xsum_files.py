@@ -1,4 +1,4 @@
-"""XSum's documents and summaries from files or Hugging Face datasets, and batches of them."""
+"""Documents with summaries from files or Hugging Face ``datasets``, and batches of them."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _HUB_NAMES = {"val": "validation"}
 
 
 class Document(NamedTuple):
-    """A document.
+    """A document with its summary.
 
     Attributes:
-        number: Its place in its split, from 0.
-        text: In one line.
-        summary: In one line; empty where it is not known.
+        number: Index in the split, from 0.
+        text: Text of the document in one line.
+        summary: Summary in one line; empty if it is missing.
     """
 
     number: int
@@ -33,12 +33,12 @@ class Document(NamedTuple):
 
 
 class EncodedDocument(NamedTuple):
-    """A document as BART reads it.
+    """A document with its token ids.
 
     Attributes:
-        document: With its text left out.
-        ids: Token ids of the text (L,).
-        summary_ids: Token ids of the summary (M,).
+        document: The document, with an empty text to save memory.
+        ids: BART's token ids (L,) of the text.
+        summary_ids: BART's token ids (M,) of the summary.
     """
 
     document: Document
@@ -47,27 +47,33 @@ class EncodedDocument(NamedTuple):
 
 
 def iter_documents(source: str, split: str, revision: str | None = None, summaries: bool = True) -> Iterator[Document]:
-    """Goes through the documents of a split.
+    """Iterate over the documents of a split.
 
     Args:
-        source: One of
+        source: Source of the documents, one of
 
-            - a folder with ``{split}.source`` and ``{split}.target``, a document and a summary a line, as fairseq has
-              them;
-            - a folder with ``{split}.jsonl``, an object with ``document`` and ``summary`` a line;
+            - a folder with ``{split}.source`` and ``{split}.target``, with one document or summary per line, the layout
+              of fairseq;
+            - a folder with ``{split}.jsonl``, with one object of ``document`` and ``summary`` per line;
             - a folder that ``DatasetDict.save_to_disk`` wrote, with the columns ``document`` and ``summary``;
-            - the name of such a data set on Hugging Face: ``EdinburghNLP/xsum``.
-        split: ``train``, ``val`` or ``test``; Hugging Face calls ``val`` ``validation``, which files may too.
-        revision: Of a data set on Hugging Face.
-        summaries: Whether each document must have a summary; else an empty one stands for those that have none.
+            - the name of such a dataset on Hugging Face, as ``EdinburghNLP/xsum``.
+        split: ``train``, ``val`` or ``test``; a file or dataset may call ``val`` ``validation``.
+        revision: Revision of a dataset on Hugging Face; its main one if None.
+        summaries: Whether each document must have a summary; otherwise a missing summary is empty.
 
     Yields:
-        The documents in their order, also empty ones; white space of any kind is one space, so that each is one line.
+        The documents in their order, empty ones included; white space is replaced by single spaces.
 
     Raises:
-        FileNotFoundError: There is no such source or split.
-        MisconfigurationException: A file is of another format, or a column is missing.
-        MissingPackageError: ``datasets`` is not installed, and the source is none of text files.
+        FileNotFoundError: If the source or the split does not exist.
+        MisconfigurationException: If a file is invalid, or a column is missing.
+        MissingPackageError: If ``datasets`` is not installed, but needed for the source.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     _ = Path(folder, "test.jsonl").write_text('{"document": "A fish swims.", "summary": "A fish."}')
+    ...     list(iter_documents(folder, "test"))
+    [Document(number=0, text='A fish swims.', summary='A fish.')]
     """
     folder = Path(source)
     if not folder.is_dir():
@@ -89,15 +95,18 @@ def iter_documents(source: str, split: str, revision: str | None = None, summari
 
 
 def token_batches(lengths: Sequence[int], max_tokens: int, seed: int) -> list[list[int]]:
-    """Puts documents of about the same length together, as fairseq does.
+    """Batch documents of similar length, as fairseq does.
 
     Args:
-        lengths: Tokens of each document.
-        max_tokens: Most tokens in a batch, with padding.
-        seed: Decides the order of documents of the same length.
+        lengths: Number of tokens of each document.
+        max_tokens: Largest number of tokens in a batch, with padding.
+        seed: Seed of the order of documents of the same length.
 
     Returns:
-        The numbers of each batch's documents; the batches from short documents to long ones.
+        The indices of the documents of each batch; the batches from short documents to long ones.
+
+    >>> token_batches([5, 2, 9, 2], max_tokens=10, seed=0)
+    [[1, 3], [0], [2]]
     """
     order = np.random.default_rng(seed).permutation(len(lengths))
     order = order[np.argsort(np.asarray(lengths)[order], kind="stable")]
@@ -110,12 +119,12 @@ def token_batches(lengths: Sequence[int], max_tokens: int, seed: int) -> list[li
 
 
 class DocumentBatches(Dataset[SummaryBatch]):
-    """A data set of batches that are put together beforehand.
+    """A dataset of prepared batches.
 
     Args:
-        documents: All of them.
-        batches: The numbers of each batch's documents.
-        pad_id: BART's padding token.
+        documents: All documents.
+        batches: Indices of the documents of each batch.
+        pad_id: Token id of BART's padding.
     """
 
     def __init__(self, documents: Sequence[EncodedDocument], batches: Sequence[Sequence[int]], pad_id: int) -> None:
@@ -127,21 +136,21 @@ class DocumentBatches(Dataset[SummaryBatch]):
         return len(self.batches)
 
     def __getitem__(self, index: int) -> SummaryBatch:
-        """A batch, padded to its longest document and summary."""
+        """Return a batch, padded to its longest document and summary."""
         documents = [self.documents[number] for number in self.batches[index]]
-        document_ids, document_mask = padded([each.ids for each in documents], self.pad_id)
-        labels, _ = padded([each.summary_ids for each in documents], -100)
+        document_ids, document_mask = padded([document.ids for document in documents], self.pad_id)
+        labels, _ = padded([document.summary_ids for document in documents], -100)
         return {
             "document_ids": document_ids,
             "document_mask": document_mask,
             "labels": labels,
-            "samples": [each.document for each in documents],
+            "samples": [document.document for document in documents],
             "unreadable": [],
         }
 
 
 def _file_rows(folder: Path, split: str, summaries: bool) -> Iterator[dict[str, Any]]:
-    """The rows of the files of a folder."""
+    """Yield the rows of the files of a folder."""
     for name in (split, _HUB_NAMES.get(split, split)):
         if (folder / f"{name}.jsonl").is_file():
             yield from _json_rows(folder / f"{name}.jsonl")
@@ -151,13 +160,13 @@ def _file_rows(folder: Path, split: str, summaries: bool) -> Iterator[dict[str, 
             if not summaries and not target.is_file():
                 yield from ({"document": line} for line in iter_lines(source))
                 return
-            documents, told = list(iter_lines(source)), list(iter_lines(target))
-            if len(documents) != len(told):
+            documents, targets = list(iter_lines(source)), list(iter_lines(target))
+            if len(documents) != len(targets):
                 raise MisconfigurationException(
-                    f"{source} has {len(documents)} lines and {target} has {len(told)}: give one summary for each "
-                    "document, each on a line"
+                    f"{source} has {len(documents)} lines and {target} has {len(targets)}: give one summary for each "
+                    "document, one per line"
                 )
-            yield from ({"document": text, "summary": line} for text, line in zip(documents, told, strict=True))
+            yield from ({"document": text, "summary": line} for text, line in zip(documents, targets, strict=True))
             return
     raise FileNotFoundError(
         f"there is no {split}.source and no {split}.jsonl in {folder}: give a folder with the documents as data.source"
@@ -177,7 +186,7 @@ def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _saved_rows(folder: str, split: str) -> Iterator[dict[str, Any]]:
-    """The rows of a folder that ``datasets`` wrote."""
+    """Yield the rows of a folder that ``datasets`` wrote."""
     saved = _datasets().load_from_disk(folder)
     name = split if split in saved else _HUB_NAMES.get(split, split)
     if name not in saved:
@@ -186,14 +195,14 @@ def _saved_rows(folder: str, split: str) -> Iterator[dict[str, Any]]:
 
 
 def _hub_rows(name: str, split: str, revision: str | None) -> Iterator[dict[str, Any]]:
-    """The rows of a data set on Hugging Face."""
+    """Yield the rows of a dataset on Hugging Face."""
     datasets = _datasets()
     try:
         rows = datasets.load_dataset(name, split=_HUB_NAMES.get(split, split), revision=revision)
     except (OSError, ValueError, RuntimeError) as error:
         first_line = (str(error).strip() or repr(error)).splitlines()[0]
         raise FileNotFoundError(
-            f"there is no folder and no data set {name}: give a folder as data.source, or a name on Hugging Face where "
+            f"there is no folder and no dataset {name}: give a folder as data.source, or a name on Hugging Face where "
             f"there is a network, with data.revision refs/convert/parquet where it is a script ({first_line})"
         ) from error
     yield from rows

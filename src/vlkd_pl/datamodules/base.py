@@ -25,10 +25,10 @@ class BaseDataModule(pl.LightningDataModule):
 
     >>> data = BaseDataModule(seed=3)
     >>> list(data.training_order(num_samples=5, batch_size=2))
-    [(0, 2), (0, 1), (0, 0), (0, 4)]
+    [(0, 4), (0, 2), (0, 1), (0, 3)]
     >>> data.load_state_dict({"num_trained_batches": 1})
     >>> list(data.training_order(num_samples=5, batch_size=2))
-    [(0, 0), (0, 4)]
+    [(0, 1), (0, 3)]
     """
 
     def __init__(self, num_workers: int = 0, seed: int = 0) -> None:

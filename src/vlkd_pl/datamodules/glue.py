@@ -41,7 +41,7 @@ class GLUEDataModule(BaseDataModule):
     ...     data = GLUEDataModule("sst2", folder, num_workers=0)
     ...     data.setup("test")
     >>> next(iter(data.test_dataloader()))["labels"]
-    tensor([1.])
+    tensor([1])
     """
 
     def __init__(

@@ -1,15 +1,15 @@
-"""CLIP's features of a data set in files: what ``vlkd-pl cache`` writes once, and training reads at random.
+"""A feature cache: CLIP's features of a dataset, which ``vlkd-pl cache`` writes once and training reads at random.
 
-A cache is a folder with one safetensors file for each shard, and ``index.json``, which is written last. A file holds
-the samples of its shard in their order:
+A cache is a folder with a safetensors file for each shard and ``index.json``, which is written last. A file holds the
+samples of its shard in their order:
 
 - ``image_tokens`` (N, T, D) float16, T being 1 for the pooled embedding alone; or int8 with ``image_scales`` (N, T);
 - ``clip_text_embedding`` (N, D) float16;
-- ``captions`` and ``keys``, UTF-8 one after the other, with the byte where each ends: ``caption_ends``, ``key_ends``;
-- ``key_hashes``, by which uniform subsets are drawn: of the N samples, and then of those that were skipped.
+- ``captions`` and ``keys``, concatenated UTF-8, with the byte where each ends: ``caption_ends``, ``key_ends``;
+- ``key_hashes``, by which uniform subsets are drawn: of the N samples, and then of the skipped samples.
 
-It is read through a memory map, row by row. Random batches of 512 pooled embeddings came more than ten times as fast
-as from Arrow through ``datasets`` or by safetensors' own lazy slices; batches of 145 tokens, 8.9 and 1.6 times as fast
+Rows are read through a memory map. Random batches of 512 pooled embeddings are read more than ten times as fast as from
+Arrow with ``datasets`` or with the lazy slices of safetensors; batches of 145 tokens 8.9 and 1.6 times as fast
 (``benchmarks/feature_formats.py``).
 """
 
@@ -50,11 +50,11 @@ class CachedSamples(NamedTuple):
     """Samples of a cache.
 
     Attributes:
-        image_tokens: (B, T, D) float16, or int8.
-        image_scales: (B, T) float16, what each token in int8 is to be multiplied by; None without.
-        clip_text_embedding: (B, D) float16.
-        texts: B texts.
-        keys: B keys.
+        image_tokens: Image tokens (B, T, D) float16, or int8.
+        image_scales: Factor of each token in int8, (B, T) float16; None for tokens in float16.
+        clip_text_embedding: Text embeddings (B, D) float16.
+        texts: Captions of the B samples.
+        keys: Keys of the B samples.
     """
 
     image_tokens: Tensor
@@ -65,18 +65,18 @@ class CachedSamples(NamedTuple):
 
 
 class FeatureCache:
-    """The samples of all files of a cache, numbered in the order of the shards.
+    """The samples of all files of a feature cache, numbered in the order of the shards.
 
     Args:
-        folder: A folder that ``vlkd-pl cache`` has finished.
+        folder: Folder of a cache that ``vlkd-pl cache`` has finished.
 
     Attributes:
-        settings: What decided its content.
-        skipped: How many samples of the shards were skipped for each reason.
+        settings: Settings that the cache was made with.
+        skipped: Number of samples of the shards that were skipped for each reason.
 
     Raises:
-        FileNotFoundError: There is none, or it is not finished.
-        MisconfigurationException: A file is missing or damaged.
+        FileNotFoundError: If the folder holds no cache, or an unfinished one.
+        MisconfigurationException: If a file is missing or damaged.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -85,7 +85,8 @@ class FeatureCache:
             index = parse_index((self.folder / INDEX_FILE).read_bytes())
         except FileNotFoundError as error:
             raise FileNotFoundError(
-                f"data.features: {folder} holds no {INDEX_FILE}: it is no cache, or not finished; then {_REMEDY}"
+                f"data.features: {folder} holds no {INDEX_FILE}: it is not a cache, or an unfinished one; then "
+                f"{_REMEDY}"
             ) from error
         except (OSError, ValueError) as error:
             raise MisconfigurationException(
@@ -107,29 +108,29 @@ class FeatureCache:
 
     @property
     def bad_shares(self) -> tuple[float, float]:
-        """The share of bad samples in the shards, and that of broken shards."""
-        num_broken = self.skipped["broken_tar"]
-        num_bad = sum(self.skipped.values()) - num_broken
-        return num_bad / max(1, len(self) + num_bad), num_broken / len(self.files)
+        """The share of bad samples in the shards, and the share of unreadable shards."""
+        num_unreadable = self.skipped["broken_tar"]
+        num_bad = sum(self.skipped.values()) - num_unreadable
+        return num_bad / max(1, len(self) + num_bad), num_unreadable / len(self.files)
 
     @property
     def losses(self) -> str:
-        """What was skipped when it was made."""
+        """A text on what was skipped when the cache was made."""
         return f"skipped of {len(self.files)} shards: {skip_summary(self.skipped)}"
 
     def check_clip(self, fingerprint: str, image_features: str) -> None:
-        """Compares with a model.
+        """Check that the cache was made for a model.
 
         Args:
-            fingerprint: Of its CLIP.
-            image_features: ``pooled``, ``patches`` or ``all``, that it takes.
+            fingerprint: Fingerprint of the model's CLIP.
+            image_features: Image features that the model uses: ``pooled``, ``patches`` or ``all``.
 
         Raises:
-            MisconfigurationException: The features are another CLIP's, or the patches are needed and not there.
+            MisconfigurationException: If the features are those of another CLIP, or lack the patches.
         """
         if self.settings.clip != fingerprint:
             raise MisconfigurationException(
-                f"data.features: {self.folder} was made with the CLIP {self.settings.clip}, but --model.clip is the "
+                f"data.features: {self.folder} was made with the CLIP {self.settings.clip}, but model.clip is the "
                 f"CLIP {fingerprint}: give the CLIP that it was made with, or another cache"
             )
         if self.settings.image_features == "pooled" and image_features != "pooled":
@@ -139,14 +140,14 @@ class FeatureCache:
             )
 
     def check_data(self, max_bad_share: float, **settings: Any) -> None:
-        """Compares with the arguments of a data module.
+        """Check that the cache was made with the settings of a data module.
 
         Args:
-            max_bad_share: Share of bad samples, or of broken shards, above which the cache is not to be trained on.
-            **settings: Some of ``FeatureSettings``, that must be as they were.
+            max_bad_share: Share of bad samples, or of unreadable shards, above which the cache is refused.
+            **settings: Values of ``FeatureSettings`` that the cache must have been made with.
 
         Raises:
-            MisconfigurationException: The images were prepared or chosen in another way, or too many were bad.
+            MisconfigurationException: If the settings differ, or too many samples or shards were bad.
         """
         if max(self.bad_shares) > max_bad_share:
             raise MisconfigurationException(
@@ -162,13 +163,13 @@ class FeatureCache:
                 )
 
     def subset(self, size: int | None) -> NDArray[np.int64]:
-        """The numbers of the samples in a uniform subset: those that ``UniformSubset`` has of the shards.
+        """Return the numbers of the samples in a uniform subset, the same that ``UniformSubset`` draws from the shards.
 
         Args:
-            size: Samples of the subset, before any were skipped; None for all.
+            size: Number of samples of the subset, skipped ones included; None for all.
 
         Raises:
-            MisconfigurationException: The cache holds a smaller subset, or the shards held fewer samples.
+            MisconfigurationException: If the cache holds a smaller subset, or the shards held fewer samples.
         """
         made = self.settings.subset_size
         if made is not None and (size is None or size > made):
@@ -183,11 +184,11 @@ class FeatureCache:
         chosen = hashes < threshold
         last = np.flatnonzero(hashes == threshold)[: size - np.count_nonzero(chosen)]  # of equal keys the first
         chosen[last] = True
-        own = np.concatenate([np.arange(len(file.key_hashes)) < len(file) for file in self.files])
-        return np.flatnonzero(chosen[own])
+        is_stored = np.concatenate([np.arange(len(file.key_hashes)) < len(file) for file in self.files])
+        return np.flatnonzero(chosen[is_stored])
 
     def read(self, samples: Sequence[int] | NDArray[np.int64]) -> CachedSamples:
-        """Samples by their numbers, in any order."""
+        """Read samples by their numbers, in any order."""
         places = self._places(samples)
         stored = np.empty((len(places), *self.files[0].token_shape), np.dtype(self.settings.dtype))
         for index, (file, row) in enumerate(places):
@@ -204,11 +205,11 @@ class FeatureCache:
         )
 
     def captions(self, samples: Sequence[int] | NDArray[np.int64]) -> list[str]:
-        """The texts of samples, by their numbers."""
+        """Read the captions of samples by their numbers."""
         return [file.caption(row) for file, row in self._places(samples)]
 
     def _places(self, samples: Sequence[int] | NDArray[np.int64]) -> list[tuple[FeatureFile, int]]:
-        """The file of each sample, and its row there."""
+        """Return the file and the row of each sample."""
         numbers = np.searchsorted(self._ends, samples, side="right")
         rows = np.asarray(samples) - self._ends[numbers]  # from the file's end
         files = [self.files[number] for number in numbers.tolist()]
@@ -216,15 +217,15 @@ class FeatureCache:
 
 
 def finished_file(path: Path, settings: FeatureSettings, check_content: bool = False) -> FeatureFile | None:
-    """A file of a cache, if it has been finished and is whole.
+    """Open a file of a cache; return None if it is missing, unfinished or damaged.
 
     Args:
-        path: Where it is.
-        settings: What it must have been made with.
-        check_content: Whether to read all of it, or to look at its header and size alone.
+        path: Path of the file.
+        settings: Settings that it must have been made with.
+        check_content: Whether to read the whole file, or only its header and size.
 
     Raises:
-        MisconfigurationException: It was made with other settings.
+        MisconfigurationException: If the file was made with other settings.
     """
     if not path.is_file():
         return None
@@ -242,15 +243,15 @@ def finished_file(path: Path, settings: FeatureSettings, check_content: bool = F
 
 
 def write_index(folder: Path, names: Sequence[str], settings: FeatureSettings) -> FeatureCache:
-    """Finishes a cache whose files are all there.
+    """Write the index of a cache whose files are complete, and open the cache.
 
     Args:
-        folder: The cache.
-        names: Of its files, in the order of the shards.
-        settings: What it was made with.
+        folder: Folder of the cache.
+        names: Names of its files in the order of the shards.
+        settings: Settings that it was made with.
 
     Raises:
-        MisconfigurationException: A file is missing or damaged.
+        MisconfigurationException: If a file is missing or damaged.
     """
     try:
         files = {name: FeatureFile(folder / f"{name}{SUFFIX}") for name in names}

@@ -1,4 +1,4 @@
-"""The files of a feature cache: one safetensors file for each shard, and its index."""
+"""The file format of a feature cache: a safetensors file for each shard, and an index."""
 
 from __future__ import annotations
 
@@ -41,17 +41,17 @@ _TENSORS = {"image_tokens", "clip_text_embedding", "captions", "caption_ends", "
 
 
 class FeatureSettings(NamedTuple):
-    """What decides the content of a cache.
+    """The settings that decide the content of a cache.
 
     Attributes:
-        clip: The CLIP's fingerprint.
-        image_size: Width and height of an image in pixels, after CLIP's own preprocessing.
-        image_features: ``pooled`` for the pooled embedding alone; ``all`` for the patches too.
+        clip: Fingerprint of the CLIP.
+        image_size: Width and height of an image in pixels after CLIP's preprocessing.
+        image_features: ``pooled`` for the pooled embedding only; ``all`` for the patches as well.
         dtype: Type of the image tokens.
-        subset_size: Samples of the uniform subset that was cached; None for all.
-        max_image_pixels: Images with more were skipped.
+        subset_size: Number of samples of the uniform subset that was cached; None for all.
+        max_image_pixels: Largest number of pixels of an image; larger images were skipped.
         skip_non_rgb: Whether images of another mode than RGB were skipped.
-        draft_decoding: Whether JPEG images were decoded at a part of their size.
+        draft_decoding: Whether JPEG images were decoded at a fraction of their size.
     """
 
     clip: str
@@ -64,18 +64,23 @@ class FeatureSettings(NamedTuple):
     draft_decoding: bool = False
 
     def num_bytes(self, num_tokens: int, embedding_dim: int) -> int:
-        """The bytes of a sample without its caption and key: image tokens, text embedding, places and hash."""
+        """Return the bytes of a sample without caption and key.
+
+        Args:
+            num_tokens: Number of image tokens of a sample.
+            embedding_dim: Dimension of CLIP's embeddings.
+        """
         of_token = 2 * embedding_dim if self.dtype == "float16" else embedding_dim + 2
         return num_tokens * of_token + 2 * embedding_dim + 24
 
 
 class CacheIndex(NamedTuple):
-    """What ``index.json`` of a cache holds.
+    """The content of a cache's ``index.json``.
 
     Attributes:
-        settings: What decided the cache's content.
-        skipped: How many samples of the shards were skipped for each reason.
-        files: The number of samples in each file, by its path below the folder without its suffix.
+        settings: Settings that the cache was made with.
+        skipped: Number of samples of the shards that were skipped for each reason.
+        files: Number of samples in each file by its path relative to the folder, without its suffix.
     """
 
     settings: FeatureSettings
@@ -84,13 +89,13 @@ class CacheIndex(NamedTuple):
 
 
 def parse_index(content: bytes) -> CacheIndex:
-    """Parses the ``index.json`` of a cache.
+    """Parse the ``index.json`` of a cache.
 
     Args:
-        content: The file's bytes.
+        content: Bytes of the file.
 
     Raises:
-        ValueError: It is corrupt, or names a file outside of the cache's folder.
+        ValueError: If it is corrupt, or names a file outside of the cache's folder.
     """
     try:
         index = json.loads(content)
@@ -113,22 +118,26 @@ def parse_index(content: bytes) -> CacheIndex:
 
 
 class DamagedFileError(Exception):
-    """A file of a cache is not as it was written."""
+    """A file of a cache is damaged."""
 
 
 def quantized(image_tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Image tokens in int8 with a scale for each token.
+    """Quantize image tokens to int8, with a scale for each token.
 
-    An entry is off by half a step at most, and a step is the token's largest entry / 127: a token, which has length 1,
-    is off by about 0.0023 √D · its largest entry. On the sample world that is 0.6%; a batch's ITCL then differs by up
-    to 0.3%, its ICTI by 0.04%, and TTDM, whose text embeddings stay in float16, as little as in float16: 0.007%. The
-    gradient differs by 0.3% of its length, and by 0.05% in float16 (``benchmarks/int8_features.py``).
+    The error of an entry is at most half a step, and a step is the token's largest entry / 127: a token, which has
+    length 1, has an error of about 0.0023 √D · its largest entry. On the sample world that is 0.6%. The ITCL of a batch
+    differs by up to 0.3%, ICTI by 0.04%, and TTDM, whose text embeddings stay in float16, by 0.007% as in float16. The
+    gradient differs by 0.3% of its length, against 0.05% in float16 (``benchmarks/int8_features.py``).
 
     Args:
-        image_tokens: (B, T, D).
+        image_tokens: Image tokens (B, T, D).
 
     Returns:
-        (B, T, D) int8 in [-127, 127], and the scales (B, T) float16 that they are to be multiplied by.
+        Steps (B, T, D) int8 in [-127, 127], and the scales (B, T) float16 by which to multiply them.
+
+    >>> steps, scales = quantized(torch.tensor([[[0.5, -1.0]]]))
+    >>> steps.tolist(), (steps * scales.float().unsqueeze(-1)).round(decimals=2).tolist()
+    ([[[64, -127]]], [[[0.5, -1.0]]])
     """
     scales = (image_tokens.abs().amax(-1) / 127).half().clamp_min(torch.finfo(torch.float16).tiny)
     steps = (image_tokens.float() / scales.float().unsqueeze(-1)).round().clamp(-127, 127)
@@ -136,11 +145,11 @@ def quantized(image_tokens: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class FeatureWriter:
-    """Writes a file of a cache in constant memory; it has its name only when it is whole and on the disk.
+    """Writes a file of a cache atomically, holding one batch of image tokens in memory.
 
     Args:
-        path: The file.
-        settings: What decides its content.
+        path: Path of the file, which exists only after ``finish``.
+        settings: Settings that the cache is made with.
     """
 
     def __init__(self, path: Path, settings: FeatureSettings) -> None:
@@ -161,13 +170,13 @@ class FeatureWriter:
     def append(
         self, image_tokens: Tensor, clip_text_embedding: Tensor, texts: Sequence[str], keys: Sequence[str]
     ) -> None:
-        """Writes samples behind those that are there.
+        """Append samples.
 
         Args:
-            image_tokens: (B, T, D) float32, on any device.
-            clip_text_embedding: (B, D) float32.
-            texts: B texts.
-            keys: B keys.
+            image_tokens: Image tokens (B, T, D) float32, on any device.
+            clip_text_embedding: Text embeddings (B, D) float32.
+            texts: Captions of the B samples.
+            keys: Keys of the B samples.
         """
         if self.settings.dtype == "int8":
             stored, scales = quantized(image_tokens)
@@ -183,13 +192,16 @@ class FeatureWriter:
         self._key_hashes += [key_hash(key) for key in keys]
 
     def finish(self, end: ShardEnd) -> None:
-        """Writes the rest, and gives the file its name."""
-        own = self._key_hashes
-        skipped = sorted((Counter(end.key_hashes) - Counter(own)).elements())
-        # in an order in which each begins at a multiple of its type's size
+        """Write all but the image tokens and the header, and rename the file to its path.
+
+        Args:
+            end: Keys of all samples of the shard, and how many were skipped.
+        """
+        skipped = sorted((Counter(end.key_hashes) - Counter(self._key_hashes)).elements())
+        # ordered so that each begins at a multiple of its type's size
         tensors: dict[str, NDArray[Any]] = {
             "clip_text_embedding": np.concatenate(self._embeddings),
-            "key_hashes": np.array(own + skipped, dtype=np.uint64),
+            "key_hashes": np.array(self._key_hashes + skipped, dtype=np.uint64),
             "caption_ends": np.cumsum([len(text) for text in self._texts], dtype=np.int64),
             "key_ends": np.cumsum([len(key) for key in self._keys], dtype=np.int64),
         }
@@ -223,17 +235,17 @@ class FeatureWriter:
 
 
 class FeatureFile:
-    """A file of a cache, mapped into memory when something of it is first asked for.
+    """A file of a cache, mapped into memory on first access.
 
     Args:
-        path: A file that ``FeatureWriter`` has finished.
+        path: Path of a file that ``FeatureWriter`` has finished.
 
     Attributes:
-        settings: What decided its content.
-        skipped: How many samples of its shard were skipped for each reason.
+        settings: Settings that the cache was made with.
+        skipped: Number of samples of the shard that were skipped for each reason.
 
     Raises:
-        DamagedFileError: It is none, or was cut.
+        DamagedFileError: If the file is invalid or truncated.
     """
 
     def __init__(self, path: Path) -> None:
@@ -263,49 +275,49 @@ class FeatureFile:
         return self._places["image_tokens"][1][0]
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what is mapped: another process maps it anew."""
+        """Leave out the memory map, which another process creates again."""
         mapped = ("_bytes", "image_tokens", "image_scales", "clip_text_embedding", "_texts", "_keys")
         return {name: value for name, value in self.__dict__.items() if name not in mapped}
 
     @property
     def token_shape(self) -> tuple[int, int]:
-        """T and D of the image tokens."""
+        """The number T of image tokens of a sample, and their dimension D."""
         _, tokens, dim = self._places["image_tokens"][1]
         return tokens, dim
 
     @cached_property
     def image_tokens(self) -> NDArray[Any]:
-        """(N, T, D) float16 or int8."""
+        """Image tokens (N, T, D) float16 or int8."""
         return self._tensor("image_tokens")
 
     @cached_property
     def image_scales(self) -> NDArray[Any]:
-        """(N, T) float16, of image tokens in int8."""
+        """Scales (N, T) float16 of image tokens in int8."""
         return self._tensor("image_scales")
 
     @cached_property
     def clip_text_embedding(self) -> NDArray[Any]:
-        """(N, D) float16."""
+        """Text embeddings (N, D) float16."""
         return self._tensor("clip_text_embedding")
 
     @property
     def key_hashes(self) -> NDArray[np.uint64]:
-        """Of the N samples, and then of those that were skipped."""
+        """Hashes of the keys of the N samples, and then of the skipped samples."""
         return self._tensor("key_hashes")
 
     def caption(self, row: int) -> str:
-        """The text of a sample."""
+        """Return the caption of a sample."""
         return _string(*self._texts, row)
 
     def key(self, row: int) -> str:
-        """The key of a sample."""
+        """Return the key of a sample."""
         return _string(*self._keys, row)
 
     def check_content(self) -> None:
-        """Reads all of it.
+        """Read the whole file, and compare its checksum.
 
         Raises:
-            DamagedFileError: It is not what was written.
+            DamagedFileError: If the content has changed since it was written.
         """
         if file_sha256(self.path, HEADER_SIZE) != self._sha256:
             raise DamagedFileError(f"{self.path} is damaged: its content has another sha256 than when it was written")
@@ -320,7 +332,7 @@ class FeatureFile:
 
     @cached_property
     def _bytes(self) -> NDArray[np.uint8]:
-        # not numpy's memmap, which holds a file descriptor for each file, and data sets have thousands
+        # not numpy's memmap, which holds a file descriptor for each file: datasets have thousands of files
         mapped: NDArray[np.uint8] = torch.from_file(str(self.path), False, self.size, dtype=torch.uint8).numpy()
         return mapped
 

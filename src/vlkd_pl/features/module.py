@@ -1,4 +1,4 @@
-"""CLIP's features of images and texts, to be cached."""
+"""The module that computes the features of a cache with a frozen CLIP."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from vlkd_pl.models.vlkd import ImageFeatures
 
 
 class Features(NamedTuple):
-    """What CLIP makes of a batch.
+    """CLIP's features of a batch.
 
     Attributes:
-        image_tokens: (B, 1 + N, D) float32 of ``FrozenCLIP.encode_image``, or (B, 1, D) of the pooled embedding alone.
-        clip_text_embedding: t_eos (B, D) float32.
+        image_tokens: Image tokens (B, 1 + N, D) float32 of ``FrozenCLIP.encode_image``, or (B, 1, D) for the pooled
+            embedding only.
+        clip_text_embedding: Text embeddings t_eos (B, D) float32.
     """
 
     image_tokens: Tensor
@@ -26,12 +27,12 @@ class Features(NamedTuple):
 
 
 class FeatureModule(pl.LightningModule):
-    """Encodes images and texts with a frozen CLIP; it only predicts.
+    """Encodes images and texts with a frozen CLIP, for prediction only.
 
     Args:
-        clip: The CLIP.
-        image_features: V of Eq. (1). ITCL takes the pooled embedding always: only for ``pooled`` the patches are left
-            out.
+        clip: The frozen CLIP.
+        image_features: Image features V of Eq. (1) that a model uses. All tokens are encoded except for ``pooled``,
+            since ITCL always uses the pooled embedding.
     """
 
     def __init__(self, clip: FrozenCLIP, image_features: ImageFeatures) -> None:
@@ -40,7 +41,7 @@ class FeatureModule(pl.LightningModule):
         self.num_tokens = 1 if image_features == "pooled" else 1 + clip.num_patches
 
     def predict_step(self, batch: ShardBatch, batch_index: int) -> Features:
-        """The features of a batch, which may be empty."""
+        """Return the features of a batch, which may be empty."""
         if not batch["texts"]:
             dim = self.clip.embedding_dim
             device = batch["image"].device

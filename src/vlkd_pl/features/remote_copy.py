@@ -1,4 +1,4 @@
-"""A cache of features at an address, copied to a local disk: it is read at random, row by row."""
+"""Local copies of feature caches at an address, since training reads rows at random."""
 
 from __future__ import annotations
 
@@ -22,22 +22,26 @@ _NUM_CONNECTIONS = 8
 
 
 def default_copy(address: str) -> Path:
-    """The folder that a cache at an address is copied to where none is named."""
+    """Return the folder that a cache at an address is copied to by default.
+
+    >>> default_copy("s3://bucket/features").name
+    '609a8823557eef46'
+    """
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return root / "vlkd_pl" / "features" / hashlib.sha256(address.encode()).hexdigest()[:16]
 
 
 def fetch_cache(address: str, folder: Path) -> None:
-    """Copies a finished cache to a folder; files that are there already stay, if they are what is at the address.
+    """Copy a finished cache to a folder; files that equal those at the address are not copied again.
 
     Args:
-        address: The cache's folder on S3, GCS or HTTP.
-        folder: Gets the files.
+        address: Address of the cache's folder on S3, GCS or HTTP.
+        folder: Folder of the copy.
 
     Raises:
-        FileNotFoundError: There is no finished cache at the address.
-        MisconfigurationException: The address is none that is read, it does not answer, a file is damaged there, or
-            the folder has no room.
+        FileNotFoundError: If the address holds no finished cache.
+        MisconfigurationException: If the address is of another kind or does not answer, a file at it is damaged, or the
+            folder has no room.
     """
     check_address(address)
     base = address.rstrip("/")
@@ -47,7 +51,7 @@ def fetch_cache(address: str, folder: Path) -> None:
         names = [f"{name}{SUFFIX}" for name in parse_index(index).files]
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"data.features: {address} holds no {INDEX_FILE}: it is no cache, or not finished"
+            f"data.features: {address} holds no {INDEX_FILE}: it is not a cache, or an unfinished one"
         ) from error
     except (OSError, ValueError) as error:
         raise MisconfigurationException(f"data.features: {base}/{INDEX_FILE} cannot be read ({error})") from error
@@ -59,7 +63,7 @@ def fetch_cache(address: str, folder: Path) -> None:
 
 
 def _fetch(address: str, path: Path) -> bool:
-    """Copies a file; returns False where it is there already."""
+    """Copy a file unless the copy exists; return whether it was copied."""
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with RemoteFile(address) as remote:
@@ -88,7 +92,7 @@ def _is_copied(path: Path, header: bytes) -> bool:
 
 
 def _header(remote: RemoteFile) -> bytes:
-    """It holds the sha256 of the rest."""
+    """Read the header of a remote file, which holds the sha256 of the rest."""
     header = b""
     while len(header) < HEADER_SIZE and (block := remote.read(HEADER_SIZE - len(header))):
         header += block
@@ -101,5 +105,5 @@ def _blocks(remote: RemoteFile) -> Iterator[bytes]:
 
 
 def _part(path: Path) -> Path:
-    """Machines may share the disk."""
+    """Return a temporary path that is unique among machines, which may share the disk."""
     return path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.part")

@@ -1,4 +1,4 @@
-"""What a cache of CLIP's features still lacks: the samples of shards, in their order."""
+"""The samples of shards that a feature cache lacks, in their order."""
 
 from __future__ import annotations
 
@@ -22,31 +22,34 @@ from vlkd_pl.shards.subset import key_hash
 
 
 def shard_names(shards: Sequence[str]) -> list[str]:
-    """A name for each shard, without ``.tar``: its path below the folder that all share.
+    """Name shards by their paths relative to the folder that all share, without ``.tar``.
 
     Raises:
-        MisconfigurationException: A shard is there twice.
+        MisconfigurationException: If a shard is repeated.
+
+    >>> shard_names(["data/a/0.tar", "data/b/0.tar"])
+    ['a/0', 'b/0']
     """
     if len(set(shards)) < len(shards):
-        twice = next(shard for shard in shards if shards.count(shard) > 1)
-        raise MisconfigurationException(f"data.shards: {twice} is there twice: a cache holds each shard once")
+        repeated = next(shard for shard in shards if shards.count(shard) > 1)
+        raise MisconfigurationException(f"data.shards: {repeated} is repeated: a cache holds each shard once")
     folder = os.path.commonpath([os.path.dirname(shard) or "." for shard in shards])
     return [os.path.relpath(shard, folder).removesuffix(".tar") for shard in shards]
 
 
 class UncachedShards(IterableDataset[ShardBatch]):
-    """The samples of shards in batches; the batches of a shard come from one worker, and hold no other's samples.
+    """Batches of the samples of shards; a batch holds samples of one shard, and one worker reads a shard.
 
-    What is in a batch depends on its shard alone, so that a cache is the same to the last bit however it was made.
+    The content of a batch depends on its shard only, so that a cache is bitwise the same however it is made.
 
     Args:
-        shards: The names of the shards to read, and their paths.
-        decoder: Makes samples.
-        clip_tokenizer: CLIP's tokenizer.
-        batch_size: Most samples in a batch.
-        keep: Which samples to take; None for all.
-        rank: Number of this process.
-        world_size: Processes, which share the shards.
+        shards: Names and paths of the shards to read.
+        decoder: Decodes samples.
+        clip_tokenizer: Tokenizer of the CLIP.
+        batch_size: Largest number of samples in a batch.
+        keep: Selects the samples to use; None for all.
+        rank: Number of this rank.
+        world_size: Number of ranks, which share the shards.
     """
 
     def __init__(
@@ -112,22 +115,22 @@ class UncachedShards(IterableDataset[ShardBatch]):
 
 
 class UncachedDataModule(pl.LightningDataModule):
-    """Gives to CLIP what it has not encoded yet, each rank its part.
+    """Loads the samples of the shards that are not in a cache yet, for the prediction of ``FeatureModule``.
 
     Args:
-        folder: The cache.
-        settings: What it is made with.
-        shards: All shards.
-        decoder: See ``UncachedShards``; so are the next three.
-        clip_tokenizer: As above.
-        batch_size: As above.
-        keep: As above.
-        num_workers: Worker processes of one process.
-        check_content: Whether to read the finished files to find damaged ones.
+        folder: Folder of the cache.
+        settings: Settings that the cache is made with.
+        shards: Paths of all shards.
+        decoder: Decodes samples.
+        clip_tokenizer: Tokenizer of the CLIP.
+        batch_size: Largest number of samples in a batch.
+        keep: Selects the samples to use; None for all.
+        num_workers: Number of worker processes of each rank.
+        check_content: Whether to read the finished files completely, to find damaged ones.
 
     Attributes:
-        names: The names of all shards.
-        missing: The names and paths of those that are not in the cache yet.
+        names: Names of all shards.
+        missing: Names and paths of the shards that are not in the cache yet.
     """
 
     def __init__(
@@ -158,9 +161,9 @@ class UncachedDataModule(pl.LightningDataModule):
         ]
 
     def setup(self, stage: str) -> None:
-        """Takes the first rank's word on what is missing: a file may have been finished since it looked.
+        """Remove damaged files, and let all ranks use the first rank's list of missing files.
 
-        Damaged files are removed, so that a file that is there is a finished one.
+        Another run may have finished a file since, and the lists must not differ.
         """
         assert self.trainer is not None
         if self.trainer.is_global_zero:
@@ -169,7 +172,7 @@ class UncachedDataModule(pl.LightningDataModule):
         self.missing = self.trainer.strategy.broadcast(self.missing)
 
     def predict_dataloader(self) -> DataLoader[ShardBatch]:
-        """This rank's part of what is missing."""
+        """Load this rank's share of the missing shards."""
         assert self.trainer is not None
         samples = UncachedShards(
             self.missing,
