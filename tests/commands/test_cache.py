@@ -298,8 +298,8 @@ def test_a_shard_given_twice_is_refused(world, shards, tmp_path, capsys):
 
 def test_other_data_are_refused(world, tmp_path, capsys):
     config = CONFIG.parents[1] / "captioning_coco.yaml"
-    given = [f"--model.init_args.clip={world.clip}", f"--model.init_args.bart={world.bart}"]
-    assert main(["cache", "--config", str(config), "--output", str(tmp_path / "cache"), *given]) == 1
+    models = [f"--model.init_args.clip={world.clip}", f"--model.init_args.bart={world.bart}"]
+    assert main(["cache", "--config", str(config), "--output", str(tmp_path / "cache"), *models]) == 1
     assert "has no shards: give CC3MDataModule" in capsys.readouterr().err
 
 
@@ -311,14 +311,14 @@ def compared(world, online, cached):
     torch.manual_seed(0)
     module = VLKDModule(world.clip, world.bart, "patches")
     module.eval()
-    found = []
+    results = []
     for batch in (online, cached):
         module.zero_grad()
         losses = module.compute_losses(batch)
         sum(module.loss_weights[name] * loss for name, loss in losses.items()).backward()
         gradients = {name: value.grad for name, value in module.named_parameters() if value.grad is not None}
-        found.append(({name: loss.item() for name, loss in losses.items()}, gradients))
-    return found
+        results.append(({name: loss.item() for name, loss in losses.items()}, gradients))
+    return results
 
 
 def distance(first, second):

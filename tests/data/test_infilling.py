@@ -13,7 +13,7 @@ BEGIN, END = 0, 2
 
 
 def text_of(length):
-    """Ids with tokens that tell their own place."""
+    """Token ids that equal their places."""
     return np.array([BEGIN, *range(1000, 1000 + length), END])
 
 
@@ -21,16 +21,16 @@ def spans(corrupted, length):
     """For each mask how many tokens it stands for; raises where a kept token is out of order."""
     places = [int(token) - 1000 for token in corrupted[1:-1] if token != MASK]
     assert places == sorted(set(places))
-    found, kept = [], iter([*places, length])
+    runs, remaining = [], iter([*places, length])
     run, last = 0, -1
     for token in [*corrupted[1:-1], None]:
         if token == MASK:
             run += 1
             continue
-        place = next(kept)
-        found.append((run, place - last - 1))
+        place = next(remaining)
+        runs.append((run, place - last - 1))
         run, last = 0, place
-    return found  # (masks, tokens lost) between kept tokens
+    return runs  # (masks, tokens lost) between kept tokens
 
 
 @pytest.mark.parametrize("share", [0.0, 0.15, 0.5, 1.0])
@@ -65,7 +65,7 @@ def test_span_lengths_are_poisson():
             num_found += first in lost
     expected = np.array([math.exp(-3) * 3**k / math.factorial(k) for k in range(8)])
     assert np.abs(counts / num_draws - expected).max() < 0.025
-    # now and then two spans lie side by side, and their lengths cannot be told apart
+    # now and then two spans are adjacent, and their lengths cannot be distinguished
     assert num_found > 0.95 * counts.sum()
 
 
@@ -83,7 +83,7 @@ def test_number_of_masks_and_inserts():
             expected_masks += 1
             expected_inserts += length == 0
     assert num_masks == pytest.approx(expected_masks, rel=0.03)
-    # an insert that falls beside a span cannot be told apart: a few are missing
+    # an insert that is adjacent to a span cannot be distinguished: a few are missing
     assert 0.6 * expected_inserts < num_inserts <= 1.1 * expected_inserts
 
 

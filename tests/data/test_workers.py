@@ -91,7 +91,7 @@ SHARED_MEMORY = "unable to write to file </torch_1_2_0>: No space left on device
     ],
 )
 def test_a_batch_that_cannot_be_handed_over_ends_the_worker(error, line):
-    """Python's queue would lose it in its own thread, and the main process wait for ever."""
+    """Python's queue would lose it in its own thread, and the main process would wait endlessly."""
     loader = DataLoader(
         Unshared(error), batch_size=None, num_workers=1, worker_init_fn=worker_init_fn, multiprocessing_context="fork"
     )

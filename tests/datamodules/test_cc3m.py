@@ -43,7 +43,7 @@ def write_shard(path, samples):
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
-    """Four shards of twelve pairs; the caption of each tells its number."""
+    """Four shards of twelve pairs; each caption states its number."""
     folder = tmp_path_factory.mktemp("shards")
     for shard in range(4):
         pairs = range(12 * shard, 12 * shard + 12)
@@ -68,7 +68,7 @@ def build(clip_folder, bart_folder, shards):
 
 
 def numbers(module, batch):
-    """The numbers that the captions of a batch tell."""
+    """The numbers in the captions of a batch."""
     texts = module.collator.infilling.tokenizer.batch_decode(batch["bart_text_ids"], skip_special_tokens=True)
     return [int(text.removeprefix("fish ")) for text in texts]
 
@@ -173,10 +173,10 @@ def test_the_buffer_is_bounded_in_bytes(build):
     def most_held(**options):
         """Bytes that the stream holds at most when it reads the next sample."""
         stream = build(**options).train_dataloader().dataset
-        kept, held, most = stream._kept, {}, [0]
+        chosen, held, most = stream._kept, {}, [0]
 
         def noted(path, worker):
-            for raw in kept(path, worker):
+            for raw in chosen(path, worker):
                 held[raw["__key__"]] = sum(map(len, raw.values()))
                 yield raw
                 most.append(sum(held.values()))
@@ -323,9 +323,9 @@ def test_too_many_bad_samples_stop_training(build, tmp_path, num_workers):
     module = build(str(tmp_path / "*.tar"), num_workers=num_workers, image_limits=ImageLimits(max_bad_share=0.1))
     with pytest.raises(
         MisconfigurationException, match=r"too much is bad, \d+ of 1\d\d\d samples.*missing_part"
-    ) as told:
+    ) as caught:
         take(module, 1000)
-    num_bad, num_seen = map(int, re.findall(r"(\d+) of (\d+) samples", str(told.value))[0])
+    num_bad, num_seen = map(int, re.findall(r"(\d+) of (\d+) samples", str(caught.value))[0])
     assert num_bad / num_seen == pytest.approx(0.2, abs=0.005)  # workers are anywhere in their ten samples
     lenient = build(str(tmp_path / "*.tar"), num_workers=num_workers, image_limits=ImageLimits(max_bad_share=0.3))
     assert len(take(lenient, 300)) == 300
@@ -372,11 +372,11 @@ def test_subset_is_uniform(tmp_path):
     keys = [f"{i:09d}" for i in range(4000)]
     write_shard(tmp_path / "a.tar", [(key, "txt", b"x") for key in keys])
     subset = UniformSubset([str(tmp_path / "a.tar")], 1000)
-    kept = np.array([subset(key) for key in keys])
-    assert kept.sum() == 1000
-    assert np.abs(kept.reshape(8, 500).sum(1) - 125).max() < 40  # four standard deviations of a uniform draw
+    chosen = np.array([subset(key) for key in keys])
+    assert chosen.sum() == 1000
+    assert np.abs(chosen.reshape(8, 500).sum(1) - 125).max() < 40  # four standard deviations of a uniform draw
     larger = UniformSubset([str(tmp_path / "a.tar")], 2000)
-    assert all(larger(key) for key in np.array(keys)[kept])
+    assert all(larger(key) for key in np.array(keys)[chosen])
 
 
 def test_a_subset_larger_than_the_data(build):

@@ -72,8 +72,8 @@ def test_cached_samples_that_do_not_fill_a_batch_of_every_rank(world, features, 
 
 
 def test_a_stream_goes_on_in_the_next_epoch(world, tmp_path):
-    """Of a trainer that is told when an epoch ends: the stream itself has none."""
-    found = []
+    """The trainer is given the length of an epoch: the stream itself has none."""
+    recorded_keys = []
     for name, epochs in (("one", 1), ("three", 3)):
         (tmp_path / name).mkdir()
         options = {"trainer.limit_train_batches": 9 // epochs, "trainer.max_epochs": epochs}
@@ -82,6 +82,6 @@ def test_a_stream_goes_on_in_the_next_epoch(world, tmp_path):
                 world, tmp_path / name, data__init_args__num_workers=2, trainer__val_check_interval="null", **options
             )
         )
-        found.append(recorded(tmp_path / name))
-    assert len(found[0]) == 9
-    assert found[1] == found[0]
+        recorded_keys.append(recorded(tmp_path / name))
+    assert len(recorded_keys[0]) == 9
+    assert recorded_keys[1] == recorded_keys[0]

@@ -10,7 +10,7 @@ from vlkd_pl.datamodules.image_folder import ClassFolderDataModule
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two classes, and what is none."""
+    """Two classes, and files that belong to none."""
     for name in ("red_fish/b.JPEG", "red_fish/more/a.png", "boat/1.jpg", ".cache/1.jpg", "stray.jpg"):
         (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (8, 8)).save(tmp_path / "images" / name)
@@ -68,7 +68,7 @@ def test_another_number_of_names_than_folders(build, names):
 
 
 def test_missing_files_are_named(build, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no file of class names at .*nowhere\.txt"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.txt, the file of class names, does not exist"):
         build(class_names=str(tmp_path / "nowhere.txt")).setup("test")
     with pytest.raises(FileNotFoundError, match=r"no folder of images at .*nowhere"):
         build(images=str(tmp_path / "nowhere")).setup("test")

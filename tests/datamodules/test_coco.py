@@ -122,9 +122,9 @@ def test_fields_of_another_type_are_told_when_the_file_is_read(files, list_name,
 def test_ids_may_be_texts_in_one_place(files, list_name):
     expected = read_coco_captions(files / "captions.json")
     content = json.loads((files / "captions.json").read_text())
-    for each in content[list_name]:
-        key = "image_id" if "image_id" in each else "id"
-        each[key] = str(each[key])
+    for item in content[list_name]:
+        key = "image_id" if "image_id" in item else "id"
+        item[key] = str(item[key])
     write(files / "captions.json", content)
     assert read_coco_captions(files / "captions.json") == expected
     assert len(COCOCaptions(files / "captions.json", files, clip_transform(32))) == 2
@@ -140,7 +140,7 @@ def test_a_byte_order_mark_is_no_harm(files):
 
 
 @pytest.fixture
-def official(tmp_path):
+def coco_file(tmp_path):
     """captions_val2014.json as COCO publishes it, with two images."""
     ids = (391895, 42)
     content = {
@@ -170,8 +170,8 @@ def official(tmp_path):
     return write(tmp_path / "captions_val2014.json", content)
 
 
-def test_the_official_file(official, tmp_path, clip_folder):
-    module = COCODataModule(official, str(tmp_path / "val2014"), clip=str(clip_folder), num_workers=0)
+def test_a_coco_file(coco_file, tmp_path, clip_folder):
+    module = COCODataModule(coco_file, str(tmp_path / "val2014"), clip=str(clip_folder), num_workers=0)
     assert set_up(module) == [
         CaptionedImage(
             391895, tmp_path / "val2014" / "COCO_val2014_000000391895.jpg", ["A man on a dirt bike. "], None
@@ -188,23 +188,23 @@ def test_the_official_file(official, tmp_path, clip_folder):
     assert batch["unreadable"] == []
 
 
-def test_the_official_file_without_captions(official, tmp_path, clip_folder):
-    content = json.loads(Path(official).read_text())
+def test_a_coco_file_without_captions(coco_file, tmp_path, clip_folder):
+    content = json.loads(Path(coco_file).read_text())
     del content["annotations"]
     path = write(tmp_path / "image_info_test2014.json", content)
     samples = set_up(COCODataModule(path, str(tmp_path / "val2014"), clip=str(clip_folder)))
     assert [(sample.image_id, sample.references) for sample in samples] == [(391895, []), (42, [])]
 
 
-def test_the_official_file_has_no_splits(official, tmp_path, clip_folder):
-    module = COCODataModule(official, str(tmp_path / "val2014"), "test", clip=str(clip_folder))
+def test_a_coco_file_has_no_splits(coco_file, tmp_path, clip_folder):
+    module = COCODataModule(coco_file, str(tmp_path / "val2014"), "test", clip=str(clip_folder))
     with pytest.raises(MisconfigurationException, match=r"captions_val2014.json has no splits: give .* or leave split"):
         module.setup("test")
 
 
-def test_only_images_that_are_taken_must_be_there(official, tmp_path, clip_folder):
+def test_only_images_that_are_used_must_exist(coco_file, tmp_path, clip_folder):
     (tmp_path / "val2014" / "COCO_val2014_000000000042.jpg").unlink()
-    options = {"annotations": official, "images": str(tmp_path / "val2014"), "clip": str(clip_folder)}
+    options = {"annotations": coco_file, "images": str(tmp_path / "val2014"), "clip": str(clip_folder)}
     assert [sample.image_id for sample in set_up(COCODataModule(num_samples=1, **options))] == [391895]
     with pytest.raises(FileNotFoundError, match=r"1 of 2 images of .*json are missing: .*000042.jpg$"):
         COCODataModule(**options).setup("test")
@@ -268,8 +268,8 @@ def test_an_unknown_split(karpathy):
         read_coco_captions(karpathy, "dev")
 
 
-def test_a_image_twice(official, karpathy):
-    for path, repeated in ((official, 42), (karpathy, 104)):
+def test_an_image_twice(coco_file, karpathy):
+    for path, repeated in ((coco_file, 42), (karpathy, 104)):
         content = json.loads(Path(path).read_text())
         content["images"].append(content["images"][-1])
         write(Path(path), content)
@@ -331,14 +331,14 @@ def test_training_is_on_train_and_restval_by_caption(karpathy, tmp_path, clip_fo
     }
     (batch,) = loader
     assert batch["image"].shape == (4, 3, 64, 64)
-    told = sorted(
+    labels = sorted(
         (sample.image_id, *captions) for sample, captions in zip(batch["samples"], batch["labels"], strict=True)
     )
-    assert told == [(n, f"Image {n - 100}, {word}.") for n in (101, 102) for word in ("one", "two")]
+    assert labels == [(n, f"Image {n - 100}, {word}.") for n in (101, 102) for word in ("one", "two")]
 
 
-def test_training_by_image_has_all_captions_of_each(official, tmp_path, clip_folder):
-    _, loader = training(official, tmp_path / "val2014", clip_folder, train_by="image", train_batch_size=2)
+def test_training_by_image_has_all_captions_of_each(coco_file, tmp_path, clip_folder):
+    _, loader = training(coco_file, tmp_path / "val2014", clip_folder, train_by="image", train_batch_size=2)
     (batch,) = loader
     labels = {sample.image_id: captions for sample, captions in zip(batch["samples"], batch["labels"], strict=True)}
     assert labels == {
@@ -347,8 +347,8 @@ def test_training_by_image_has_all_captions_of_each(official, tmp_path, clip_fol
     }
 
 
-def test_validation_has_files_of_its_own(karpathy, official, tmp_path, clip_folder):
-    val = CaptionFiles(official, str(tmp_path / "val2014"))
+def test_validation_can_have_other_files(karpathy, coco_file, tmp_path, clip_folder):
+    val = CaptionFiles(coco_file, str(tmp_path / "val2014"))
     module = COCODataModule(karpathy, str(tmp_path), "test", val=val, train=val, clip=str(clip_folder))
     for stage, ids in (("fit", [391895, 42]), ("validate", [391895, 42]), ("test", [100, 104])):
         module.setup(stage)
@@ -388,11 +388,11 @@ def test_batches_are_counted_when_they_are_trained_on(karpathy, tmp_path, clip_f
     assert module.state_dict() == {"num_trained_batches": 3}
 
 
-def test_nothing_to_train_on(official, tmp_path, clip_folder):
-    module = COCODataModule(official, str(tmp_path / "val2014"), clip=str(clip_folder))
+def test_nothing_to_train_on(coco_file, tmp_path, clip_folder):
+    module = COCODataModule(coco_file, str(tmp_path / "val2014"), clip=str(clip_folder))
     with pytest.raises(MisconfigurationException, match=r"nothing to train on: give data\.train"):
         module.setup("fit")
-    content = json.loads(Path(official).read_text()) | {"annotations": []}
+    content = json.loads(Path(coco_file).read_text()) | {"annotations": []}
     with pytest.raises(MisconfigurationException, match=r"bare\.json holds no caption to train on"):
         training(write(tmp_path / "bare.json", content), tmp_path / "val2014", clip_folder)
 
@@ -451,42 +451,42 @@ def test_nocaps_test_has_neither_captions_nor_domains(nocaps, tmp_path, clip_fol
     ]
 
 
-def test_captions_without_domains_are_not_nocaps(official, tmp_path, clip_folder):
-    module = NoCapsDataModule(official, str(tmp_path / "val2014"), clip=str(clip_folder))
+def test_captions_without_domains_are_not_nocaps(coco_file, tmp_path, clip_folder):
+    module = NoCapsDataModule(coco_file, str(tmp_path / "val2014"), clip=str(clip_folder))
     with pytest.raises(MisconfigurationException, match=r"captions_val2014\.json has images without the field domain"):
         module.setup("test")
 
 
-# Folders of one's own
+# Folders of captioned images
 
 
 @pytest.fixture
-def own(tmp_path):
+def caption_folder(tmp_path):
     for name, text in (("b/1.jpg", "a fish\n\n a red fish \n"), ("a/2.PNG", "\ufeffein Boot über See\r\nein Boot")):
         draw(tmp_path / "own" / name)
         (tmp_path / "own" / name).with_suffix(".txt").write_bytes(text.encode())
     return tmp_path / "own"
 
 
-def test_a_folder_with_captions(own, clip_folder):
-    (own / "b" / "1.json").write_text("{}")  # as img2dataset leaves
-    assert set_up(CaptionFolderDataModule(str(own), clip=str(clip_folder))) == [
-        CaptionedImage("a/2.PNG", own / "a" / "2.PNG", ["ein Boot über See", "ein Boot"]),
-        CaptionedImage("b/1.jpg", own / "b" / "1.jpg", ["a fish", "a red fish"]),
+def test_a_folder_with_captions(caption_folder, clip_folder):
+    (caption_folder / "b" / "1.json").write_text("{}")  # as img2dataset leaves
+    assert set_up(CaptionFolderDataModule(str(caption_folder), clip=str(clip_folder))) == [
+        CaptionedImage("a/2.PNG", caption_folder / "a" / "2.PNG", ["ein Boot über See", "ein Boot"]),
+        CaptionedImage("b/1.jpg", caption_folder / "b" / "1.jpg", ["a fish", "a red fish"]),
     ]
 
 
-def test_images_without_captions_are_named(own, clip_folder):
-    draw(own / "3.jpg")
-    (own / "b" / "1.txt").write_text(" \n")
+def test_images_without_captions_are_named(caption_folder, clip_folder):
+    draw(caption_folder / "3.jpg")
+    (caption_folder / "b" / "1.txt").write_text(" \n")
     with pytest.raises(FileNotFoundError, match=r"2 of 3 images in .*own have no captions .*3\.jpg, .*1\.jpg$"):
-        CaptionFolderDataModule(str(own), clip=str(clip_folder)).setup("test")
+        CaptionFolderDataModule(str(caption_folder), clip=str(clip_folder)).setup("test")
 
 
-def test_captions_in_another_encoding(own, clip_folder):
-    (own / "b" / "1.txt").write_bytes("über".encode("latin-1"))
+def test_captions_in_another_encoding(caption_folder, clip_folder):
+    (caption_folder / "b" / "1.txt").write_bytes("über".encode("latin-1"))
     with pytest.raises(MisconfigurationException, match=r"1\.txt is not UTF-8"):
-        CaptionFolderDataModule(str(own), clip=str(clip_folder)).setup("test")
+        CaptionFolderDataModule(str(caption_folder), clip=str(clip_folder)).setup("test")
 
 
 def test_an_empty_folder(tmp_path, clip_folder):

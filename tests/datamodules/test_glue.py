@@ -1,4 +1,4 @@
-"""GLUE's official files and Hugging Face data sets."""
+"""GLUE's files and Hugging Face datasets."""
 
 import csv
 
@@ -13,7 +13,7 @@ MNLI_HEAD = (
     "index\tpromptID\tpairID\tgenre\tsentence1_binary_parse\tsentence2_binary_parse\tsentence1_parse\tsentence2_parse\t"
     "sentence1\tsentence2"
 )
-OFFICIAL = {
+BENCHMARK_FILES = {
     ("cola", "train.tsv"): "gj04\t1\t\tOur friends won't buy this.\nbc01\t0\t*\tHim \"left.\n",
     ("sst2", "train.tsv"): "sentence\tlabel\nhide new secretions \t0\nit 's \"fun\t1\n",
     ("rte", "train.tsv"): "index\tsentence1\tsentence2\tlabel\n0\ta b\tc\tnot_entailment\n1\td\te\tentailment\n",
@@ -47,18 +47,18 @@ def written(folder, task, name, content):
     return path
 
 
-@pytest.mark.parametrize(("task", "name"), OFFICIAL, ids=lambda value: value)
+@pytest.mark.parametrize(("task", "name"), BENCHMARK_FILES, ids=lambda value: value)
 def test_official_layouts(tmp_path, task, name):
-    samples, broken = read_tsv(written(tmp_path, task, name, OFFICIAL[task, name]), task)
+    samples, invalid = read_tsv(written(tmp_path, task, name, BENCHMARK_FILES[task, name]), task)
     assert [sample.label for sample in samples] == LABELS[task]
     assert [sample.number for sample in samples] == [0, 1]
     assert [len(sample.texts) for sample in samples] == [1 if task in ("cola", "sst2") else 2] * 2
-    assert broken == []
+    assert invalid == []
 
 
 def test_texts_are_of_the_right_columns(tmp_path):
     def texts(task):
-        return read_tsv(written(tmp_path, task, "train.tsv", OFFICIAL[task, "train.tsv"]), task)[0][0].texts
+        return read_tsv(written(tmp_path, task, "train.tsv", BENCHMARK_FILES[task, "train.tsv"]), task)[0][0].texts
 
     assert texts("cola") == ("Our friends won't buy this.",)
     assert texts("mrpc") == ('"a" b', "c")
@@ -79,7 +79,7 @@ def test_test_files_have_no_labels(tmp_path, task, content, texts):
     assert read_tsv(written(tmp_path, task, "test.tsv", content), task) == ([GLUEText(0, texts)], [])
 
 
-def official_rows(path, first, second, label):
+def reference_rows(path, first, second, label):
     """What the script of nyu-mll/glue makes of a file with a header: numbered rows, without those that lack a field."""
     with open(path, encoding="utf8") as lines:
         for number, row in enumerate(csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)):
@@ -91,30 +91,30 @@ def test_quotes_and_broken_lines_are_read_as_officially(tmp_path):
     head = "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n"
     lines = [
         '0\t1\t2\t"What is "it"?\tIs "this" it?\t1',  # quotes that do not pair
-        '1\t3\t4\t"a question over',  # a broken line, whose quote must not swallow the next
+        '1\t3\t4\t"a question over',  # an invalid line, whose quote must not swallow the next
         '2\t5\t6\tb?"\t\u2028c?\t0',
         "",  # an empty line is none
         "3\t7\t8\td?\te?",  # no label
         "4\t9\t10\t\t''f?\t1",  # an empty question is one
     ]
     path = written(tmp_path, "qqp", "train.tsv", head + "\n".join(lines) + "\n")
-    samples, broken = read_tsv(path, "qqp")
-    official = list(official_rows(path, "question1", "question2", "is_duplicate"))
-    assert [(sample.number, sample.texts, sample.label) for sample in samples] == official
-    assert [number for number, *_ in official] == [0, 2, 4]
-    assert broken == [1, 3]
+    samples, invalid = read_tsv(path, "qqp")
+    expected = list(reference_rows(path, "question1", "question2", "is_duplicate"))
+    assert [(sample.number, sample.texts, sample.label) for sample in samples] == expected
+    assert [number for number, *_ in expected] == [0, 2, 4]
+    assert invalid == [1, 3]
 
 
 def test_lines_with_too_many_columns_or_an_unknown_label_are_broken(tmp_path):
     content = "sentence\tlabel\na\tb\t1\nc\t2\nd\t1\n"
-    samples, broken = read_tsv(written(tmp_path, "sst2", "train.tsv", content), "sst2")
+    samples, invalid = read_tsv(written(tmp_path, "sst2", "train.tsv", content), "sst2")
     assert samples == [GLUEText(2, ("d",), 1)]
-    assert broken == [0, 1]
+    assert invalid == [0, 1]
 
 
 @pytest.mark.parametrize("score", ["", "n/a", "nan", "5.5", "-1"])
 def test_similarities_are_from_0_to_5(tmp_path, score):
-    content = OFFICIAL["stsb", "train.tsv"].replace("3.80", score)
+    content = BENCHMARK_FILES["stsb", "train.tsv"].replace("3.80", score)
     assert read_tsv(written(tmp_path, "stsb", "train.tsv", content), "stsb")[1] == [1]
 
 
@@ -162,7 +162,7 @@ def test_files_without_labels_or_lines_cannot_be_trained_on(tmp_path):
 
 @pytest.fixture
 def mnli(tmp_path):
-    """A folder with MNLI's five files, and the same as a saved data set under ``saved/mnli``."""
+    """A folder with MNLI's five files, and the same as a saved dataset under ``saved/mnli``."""
     import datasets
 
     rows = {"train": "tr", "dev_matched": "ma", "dev_mismatched": "mi", "test_matched": "ta", "test_mismatched": "ti"}
@@ -176,9 +176,9 @@ def mnli(tmp_path):
     )
     for name, text in rows.items():
         secret = name.startswith("test")
-        given = [f"{i}\t1\t1n\tgov\t(\t(\t(\t(\t{text}{i}\tb" + ("" if secret else f"\t{names[i]}") for i in range(3)]
+        lines = [f"{i}\t1\t1n\tgov\t(\t(\t(\t(\t{text}{i}\tb" + ("" if secret else f"\t{names[i]}") for i in range(3)]
         head = MNLI_HEAD if secret else f"{MNLI_HEAD}\tgold_label"
-        written(tmp_path, "mnli", f"{name}.tsv", "\n".join([head, *given]) + "\n")
+        written(tmp_path, "mnli", f"{name}.tsv", "\n".join([head, *lines]) + "\n")
         content = [
             {"premise": f"{text}{i}", "hypothesis": "b", "label": -1 if secret else i, "idx": i} for i in range(3)
         ]
@@ -256,5 +256,5 @@ def test_training_is_shuffled_and_evaluation_is_not(tmp_path):
 
     assert sorted(epoch(0)) == sorted(epoch(10)) == list(range(50))
     assert len({tuple(epoch(0)), tuple(epoch(10)), tuple(dev)}) == 3
-    assert epoch(13) == epoch(10)[15:]  # as a resumed run goes on
+    assert epoch(13) == epoch(10)[15:]  # as a resumed run
     assert torch.equal(state, torch.get_rng_state())

@@ -1,4 +1,4 @@
-"""Images in files: finding them, reading them, and what is no image."""
+"""Images in files: finding them, reading them, and unreadable ones."""
 
 import os
 from pathlib import Path
@@ -39,7 +39,7 @@ def touch(folder, *names):
         (folder / name).touch()
 
 
-def found(folder):
+def image_paths(folder):
     return [path.relative_to(folder).as_posix() for path in iter_image_files([folder])]
 
 
@@ -48,19 +48,19 @@ def found(folder):
 
 def test_images_come_in_the_order_of_names_one_folder_at_a_time(tmp_path):
     touch(tmp_path, "b/2.png", "b/10.JPG", "a/x/1.jpeg", "a/3.WebP", "z.tif", "c.bmp")
-    assert found(tmp_path) == ["c.bmp", "z.tif", "a/3.WebP", "a/x/1.jpeg", "b/10.JPG", "b/2.png"]
+    assert image_paths(tmp_path) == ["c.bmp", "z.tif", "a/3.WebP", "a/x/1.jpeg", "b/10.JPG", "b/2.png"]
 
 
 def test_hidden_files_and_other_files_are_left_out(tmp_path):
     touch(tmp_path, "a.jpg", "a.txt", "jpg", "._a.jpg", ".jpg", ".cache/b.jpg", "Thumbs.db")
-    assert found(tmp_path) == ["a.jpg"]
-    assert found(tmp_path / ".cache") == ["b.jpg"]  # the folder itself was asked for
+    assert image_paths(tmp_path) == ["a.jpg"]
+    assert image_paths(tmp_path / ".cache") == ["b.jpg"]  # the folder itself was asked for
 
 
 def test_files_are_taken_as_they_are(tmp_path):
     touch(tmp_path, "a.jpg", "notes.dat")
-    given = [tmp_path / "notes.dat", str(tmp_path / "nowhere.jpg"), tmp_path]
-    assert list(iter_image_files(given)) == [*map(Path, given[:2]), tmp_path / "a.jpg"]
+    paths = [tmp_path / "notes.dat", str(tmp_path / "nowhere.jpg"), tmp_path]
+    assert list(iter_image_files(paths)) == [*map(Path, paths[:2]), tmp_path / "a.jpg"]
 
 
 def test_links_are_followed_once(tmp_path):
@@ -71,9 +71,9 @@ def test_links_are_followed_once(tmp_path):
     (images / "inner" / "loop").symlink_to(images)
     (tmp_path / "elsewhere" / "loop").symlink_to(images / "inner")
     (images / "itself.jpg").symlink_to(images / "itself.jpg")
-    assert found(images) == ["1.jpg", "itself.jpg", "inner/3.jpg", "linked/2.jpg"]
+    assert image_paths(images) == ["1.jpg", "itself.jpg", "inner/3.jpg", "linked/2.jpg"]
     (tmp_path / "top").symlink_to(images)
-    assert found(tmp_path / "top") == found(images)
+    assert image_paths(tmp_path / "top") == image_paths(images)
 
 
 def test_a_folder_that_cannot_be_read_is_warned_of(tmp_path, monkeypatch):
@@ -87,7 +87,7 @@ def test_a_folder_that_cannot_be_read_is_warned_of(tmp_path, monkeypatch):
 
     monkeypatch.setattr("os.scandir", refuse)
     with pytest.warns(UserWarning, match=r"the folder .*shut is skipped, since it cannot be read: Permission denied"):
-        assert found(tmp_path) == ["open/1.jpg"]
+        assert image_paths(tmp_path) == ["open/1.jpg"]
 
 
 # Finding
@@ -159,7 +159,7 @@ def test_every_mode_looks_the_same(tmp_path, name, mode):
     image = Image.open(draw(tmp_path / name, mode))
     assert image.mode == mode
     plain = Image.open(draw(tmp_path / "plain.png"))
-    read, expected = (np.asarray(each, dtype=float) for each in (as_rgb(image), plain))
+    read, expected = (np.asarray(pixels, dtype=float) for pixels in (as_rgb(image), plain))
     assert read.shape == (32, 40, 3)
     assert abs(read - expected).max() < 8
     transform = clip_transform(16)
@@ -195,7 +195,7 @@ def test_images_are_turned_as_their_camera_says(tmp_path):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two images, and between them what is no image."""
+    """Two images, and files between them that are not images."""
     draw(tmp_path / "1.jpg")
     whole = draw(tmp_path / "2_truncated.jpg", size=(200, 200)).read_bytes()
     (tmp_path / "2_truncated.jpg").write_bytes(whole[: len(whole) // 2])

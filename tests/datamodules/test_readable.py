@@ -98,8 +98,8 @@ def test_fine_tuning_names_them_too(world, model_folder, images, tmp_path, capsy
     options = {"data__init_args__val": json.dumps(files)}
     if command == "test":
         options = {f"data__init_args__{name}": value for name, value in files.items()}
-    given = captioning_arguments("captioning_coco", world, model_folder, tmp_path / "run", **options)
-    assert main([command, *given[1:]]) == 1
+    command_line = captioning_arguments("captioning_coco", world, model_folder, tmp_path / "run", **options)
+    assert main([command, *command_line[1:]]) == 1
     assert " images cannot be read, but every one is needed: replace them; first: " in the_line(capsys)
 
 

@@ -102,8 +102,8 @@ def test_a_batch_is_of_images_with_all_their_questions(build):
     first, second = module.test_dataloader()
     assert first["image"].shape == (2, 3, 64, 64)
     assert [sample.image_id for sample in first["samples"] + second["samples"]] == [458752, 42, 7]
-    asked = [[question.question_id for question in sample.questions] for sample in first["samples"]]
-    assert asked == [[458752000, 458752002], [42001, 42003]]
+    question_ids = [[question.question_id for question in sample.questions] for sample in first["samples"]]
+    assert question_ids == [[458752000, 458752002], [42001, 42003]]
     assert first["samples"][1].questions[0].answers == ("answer 1",) * 8 + ("net",) * 2
 
 
@@ -266,7 +266,7 @@ def test_a_question_in_two_files(parts):
 def test_a_split_takes_its_questions_with_their_domains(files, tmp_path):
     entries = [split_entry(7004, is_topk_optimal=False), split_entry(458752000, is_topk_optimal=True)]
     read = read_questions(**files, split=write(tmp_path / "karpathy_test.json", entries))
-    assert [(each.question_id, each.domain) for each in read] == [
+    assert [(question.question_id, question.domain) for question in read] == [
         (458752000, "in-domain"),
         (7004, "out-of-domain"),
     ]
@@ -275,7 +275,7 @@ def test_a_split_takes_its_questions_with_their_domains(files, tmp_path):
 
 def test_a_split_may_tell_no_domain(files, tmp_path):
     read = read_questions(**files, split=write(tmp_path / "karpathy_train.json", [split_entry(7004)]))
-    assert [(each.question_id, each.domain) for each in read] == [(7004, "")]
+    assert [(question.question_id, question.domain) for question in read] == [(7004, "")]
 
 
 def test_a_split_of_other_questions(files, tmp_path):
@@ -315,7 +315,7 @@ def test_targets_are_drawn_by_their_share():
     assert {answer: count / 2000 for answer, count in drawn.items()} == pytest.approx(
         {"red": 0.6, "blue": 0.3, "green": 0.1}, abs=0.03
     )
-    of_questions = Counter(target_answer(question._replace(question_id=each), "drawn", 0) for each in range(2000))
+    of_questions = Counter(target_answer(question._replace(question_id=number), "drawn", 0) for number in range(2000))
     assert of_questions["red"] / 2000 == pytest.approx(0.6, abs=0.03)
 
 
@@ -380,16 +380,16 @@ def test_the_rows_are_those_of_the_questions_images(build, train, tmp_path):
 
 
 def test_epochs_differ_and_runs_do_not(build, train):
-    def told(num_done):
+    def answers(num_done):
         module = build(train=train, train_batch_size=5)
         module.setup("fit")
         module.load_state_dict({"num_trained_batches": num_done})
         (batch,) = module.train_dataloader()
         return list(zip(batch["questions"], batch["labels"], strict=True))
 
-    assert told(0) == told(0)
-    assert told(0) != told(1)
-    assert sorted(question for question, _ in told(0)) == sorted(question for question, _ in told(1))
+    assert answers(0) == answers(0)
+    assert answers(0) != answers(1)
+    assert sorted(question for question, _ in answers(0)) == sorted(question for question, _ in answers(1))
 
 
 def test_workers_do_not_change_batches(build, train):

@@ -24,7 +24,7 @@ def write_lines(folder, pairs=PAIRS, split="train"):
 
 
 def write_json(folder, pairs=PAIRS, split="train"):
-    rows = [json.dumps({"document": text, "summary": told, "id": "7"}) for text, told in pairs]
+    rows = [json.dumps({"document": text, "summary": summary, "id": "7"}) for text, summary in pairs]
     (folder / f"{split}.jsonl").write_text("\n".join([*rows, "", ""]), encoding="utf-8")
 
 
@@ -44,15 +44,15 @@ def test_every_source_gives_the_same_documents(tmp_path, write, split):
 
 def test_hugging_face(monkeypatch):
     datasets = pytest.importorskip("datasets")
-    asked = []
+    requests = []
 
     def load_dataset(name, split, revision):
-        asked.append((name, split, revision))
+        requests.append((name, split, revision))
         return datasets.Dataset.from_dict({"document": ["a\nfish"], "summary": ["fish"], "id": ["1"]})
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     assert list(iter_documents("EdinburghNLP/xsum", "val", "refs/convert/parquet")) == [Document(0, "a fish", "fish")]
-    assert asked == [("EdinburghNLP/xsum", "validation", "refs/convert/parquet")]
+    assert requests == [("EdinburghNLP/xsum", "validation", "refs/convert/parquet")]
 
 
 def test_without_the_network_the_error_says_what_to_give(monkeypatch):
@@ -180,7 +180,7 @@ def test_what_is_left_out_or_cut_is_reported(tmp_path, bart_folder, monkeypatch)
     assert long.ids[-1] == data.tokenizer.eos_token_id
     assert short.document.summary == ("a tree " * 30).strip()  # what is scored against is whole
     data.setup("predict")
-    assert [each.document.number for each in data.documents["test"]] == [1, 2, 3]
+    assert [encoded.document.number for encoded in data.documents["test"]] == [1, 2, 3]
 
 
 def test_nothing_to_read(tmp_path, bart_folder):
@@ -197,7 +197,7 @@ def test_the_first_documents_are_evaluated(tmp_path, bart_folder):
     write_lines(tmp_path, split="test")
     data = make(tmp_path, str(bart_folder), num_eval_samples=2)
     data.setup("test")
-    assert [each.document.number for each in data.documents["test"]] == [0, 1]
+    assert [encoded.document.number for encoded in data.documents["test"]] == [0, 1]
 
 
 def test_a_distilled_models_tokenizer(tmp_path, model_folder, bart_folder):

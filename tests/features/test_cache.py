@@ -1,4 +1,4 @@
-"""The files of cached features: what is read is what was written, and damage is told."""
+"""The files of a feature cache: what is read is what was written, and damage is reported."""
 
 import json
 import pickle
@@ -179,13 +179,15 @@ def test_a_cache_is_held_against_model_and_data(folder):
         MisconfigurationException, match=r"was made with the CLIP 0123456789abcdef, but --model.clip is"
     ):
         cache.check_clip("f" * 16, "all")
-    given = {"image_size": 64, "max_image_pixels": 50_000_000, "skip_non_rgb": True, "draft_decoding": False}
-    cache.check_data(0.2, **given)
+    settings = {"image_size": 64, "max_image_pixels": 50_000_000, "skip_non_rgb": True, "draft_decoding": False}
+    cache.check_data(0.2, **settings)
     for name, value in (("image_size", 32), ("max_image_pixels", 9), ("skip_non_rgb", False), ("draft_decoding", True)):
-        with pytest.raises(MisconfigurationException, match=f"was made with {name} {given[name]}, not {value}: give"):
-            cache.check_data(0.2, **given | {name: value})
+        with pytest.raises(
+            MisconfigurationException, match=f"was made with {name} {settings[name]}, not {value}: give"
+        ):
+            cache.check_data(0.2, **settings | {name: value})
     with pytest.raises(MisconfigurationException, match=r"too much was bad .* 3 empty_text: .*max_bad_share from 0.1"):
-        cache.check_data(0.1, **given)
+        cache.check_data(0.1, **settings)
 
 
 def test_pooled_features_do_not_serve_for_patches(tmp_path):

@@ -146,7 +146,7 @@ class ClassFolder:
         if self.class_names is None:
             return [folder.name.replace("_", " ") for folder in folders]
         if not Path(self.class_names).is_file():
-            raise FileNotFoundError(f"there is no file of class names at {self.class_names}: give one name per line")
+            raise FileNotFoundError(f"{self.class_names}, the file of class names, does not exist: give another path")
         names = read_lines(self.class_names)
         if len(names) != len(folders):
             raise MisconfigurationException(

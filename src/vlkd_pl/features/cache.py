@@ -130,7 +130,7 @@ class FeatureCache:
         """
         if self.settings.clip != fingerprint:
             raise MisconfigurationException(
-                f"data.features: {self.folder} was made with the CLIP {self.settings.clip}, but model.clip is the "
+                f"data.features: {self.folder} was made with the CLIP {self.settings.clip}, but --model.clip is the "
                 f"CLIP {fingerprint}: give the CLIP that it was made with, or another cache"
             )
         if self.settings.image_features == "pooled" and image_features != "pooled":
