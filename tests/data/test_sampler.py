@@ -1,12 +1,9 @@
-"""The order of training samples, and where a resumed run takes it up."""
-
-from types import SimpleNamespace
+"""The order of training samples, and where a resumed run continues it."""
 
 import pytest
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from vlkd_pl.data.sampler import EpochOrder, OrderedDataset
-from vlkd_pl.datamodules.base import BaseDataModule
+from vlkd_pl.data.sampler import EpochOrder
 
 
 def order(num_done=0, **options):
@@ -39,21 +36,6 @@ def test_ranks_share_an_epoch_and_have_as_many_batches():
     assert len({index for keys in ranks for _, index in keys}) == 18
 
 
-def test_too_few_samples_are_told():
+def test_too_few_samples_are_refused():
     with pytest.raises(MisconfigurationException, match="3 training samples do not fill a batch of 2 in each of 2"):
         EpochOrder(3, 2, int, world_size=2)
-
-
-def test_a_data_module_goes_on_behind_what_it_was_trained_on():
-    module = BaseDataModule(seed=3)
-    samples = OrderedDataset("abcdefghijk")
-    whole = [samples[key] for key in module.training_order(11, 2)]
-    assert sorted(whole) == sorted(set(whole))
-    assert len(whole) == len(samples) - 1
-    module.trainer = SimpleNamespace(training=True, predicting=False, global_rank=0, world_size=1)
-    for training in (True, False, True):  # a validation between two training batches
-        module.trainer.training = training
-        assert module.on_before_batch_transfer({"labels": []}, 0) == {"labels": []}
-    resumed = BaseDataModule(seed=3)
-    resumed.load_state_dict(module.state_dict())
-    assert [samples[key] for key in resumed.training_order(11, 2)] == whole[4:]
