@@ -10,6 +10,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import transformers
+from jsonargparse import set_parsing_settings
 from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.strategies import FSDPStrategy, ModelParallelStrategy
@@ -86,7 +87,8 @@ class VLKDCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the command line."""
         self._names_run_dir = any(argument.split("=")[0] == "--run_dir" for argument in args)
-        if any(argument.endswith(".help") for argument in args):
+        if any(argument.split("=")[0].endswith(".help") for argument in args):
+            set_parsing_settings(docstring_parse_attribute_docstrings=True)  # slow: it reads source files
             import_public_classes()  # which need no class_path then
         super().parse_arguments(parser, args)
 
