@@ -16,6 +16,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from file_contents import contents
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from vlkd_pl.cli import main
@@ -64,10 +65,6 @@ def arguments(world, shards, **options):
 
 def build(world, shards, output, *more, **options):
     return main(["cache", "--output", str(output), *more, *arguments(world, shards, **options)])
-
-
-def contents(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from file_contents import write_json
 from PIL import Image
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
@@ -19,11 +20,6 @@ from vlkd_pl.datamodules.nocaps import NoCapsDataModule
 def draw(path, mode="RGB"):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.effect_noise((80, 70), 50).convert(mode).save(path)
-
-
-def write(path, content):
-    path.write_text(json.dumps(content), encoding="utf-8")
-    return str(path)
 
 
 def set_up(module):
@@ -51,7 +47,7 @@ def files(tmp_path):
             {"id": 3, "image_id": 5, "caption": "two"},
         ],
     }
-    write(tmp_path / "captions.json", content)
+    write_json(tmp_path / "captions.json", content)
     return tmp_path
 
 
@@ -112,7 +108,7 @@ def test_wrong_files(files):
 def test_fields_of_another_type_are_told_when_the_file_is_read(files, list_name, field, value, error):
     content = json.loads((files / "captions.json").read_text())
     content[list_name][1][field] = value
-    write(files / "captions.json", content)
+    write_json(files / "captions.json", content)
     error = rf"^.*captions\.json is not a caption file of COCO's format: {error}[^\n]*$"
     with pytest.raises(MisconfigurationException, match=error):
         COCOCaptions(files / "captions.json", files, clip_transform(32))
@@ -125,7 +121,7 @@ def test_ids_may_be_texts_in_one_place(files, list_name):
     for item in content[list_name]:
         key = "image_id" if "image_id" in item else "id"
         item[key] = str(item[key])
-    write(files / "captions.json", content)
+    write_json(files / "captions.json", content)
     assert read_coco_captions(files / "captions.json") == expected
     assert len(COCOCaptions(files / "captions.json", files, clip_transform(32))) == 2
 
@@ -167,7 +163,7 @@ def coco_file(tmp_path):
     }
     for image in content["images"]:
         draw(tmp_path / "val2014" / image["file_name"])
-    return write(tmp_path / "captions_val2014.json", content)
+    return write_json(tmp_path / "captions_val2014.json", content)
 
 
 def test_a_coco_file(coco_file, tmp_path, clip_folder):
@@ -191,7 +187,7 @@ def test_a_coco_file(coco_file, tmp_path, clip_folder):
 def test_a_coco_file_without_captions(coco_file, tmp_path, clip_folder):
     content = json.loads(Path(coco_file).read_text())
     del content["annotations"]
-    path = write(tmp_path / "image_info_test2014.json", content)
+    path = write_json(tmp_path / "image_info_test2014.json", content)
     samples = set_up(COCODataModule(path, str(tmp_path / "val2014"), clip=str(clip_folder)))
     assert [(sample.image_id, sample.references) for sample in samples] == [(391895, []), (42, [])]
 
@@ -240,7 +236,7 @@ def karpathy(tmp_path):
             }
         )
         draw(tmp_path / folder / images[-1]["filename"])
-    return write(tmp_path / "dataset_coco.json", {"images": images, "dataset": "coco"})
+    return write_json(tmp_path / "dataset_coco.json", {"images": images, "dataset": "coco"})
 
 
 def test_karpathys_splits(karpathy, tmp_path, clip_folder):
@@ -272,7 +268,7 @@ def test_an_image_twice(coco_file, karpathy):
     for path, repeated in ((coco_file, 42), (karpathy, 104)):
         content = json.loads(Path(path).read_text())
         content["images"].append(content["images"][-1])
-        write(Path(path), content)
+        write_json(Path(path), content)
         with pytest.raises(MisconfigurationException, match=rf"json holds images more than once: .*\[{repeated}\]"):
             read_coco_captions(path)
 
@@ -300,7 +296,7 @@ def test_an_image_twice(coco_file, karpathy):
     ],
 )
 def test_other_formats_are_told_in_one_line(tmp_path, content):
-    path = write(tmp_path / "other.json", content)
+    path = write_json(tmp_path / "other.json", content)
     with pytest.raises(MisconfigurationException, match=r"^.*other\.json is not a caption file of COCO's format: .*$"):
         read_coco_captions(path)
 
@@ -394,7 +390,7 @@ def test_nothing_to_train_on(coco_file, tmp_path, clip_folder):
         module.setup("fit")
     content = json.loads(Path(coco_file).read_text()) | {"annotations": []}
     with pytest.raises(MisconfigurationException, match=r"bare\.json holds no caption to train on"):
-        training(write(tmp_path / "bare.json", content), tmp_path / "val2014", clip_folder)
+        training(write_json(tmp_path / "bare.json", content), tmp_path / "val2014", clip_folder)
 
 
 # NoCaps
@@ -429,7 +425,7 @@ def nocaps(tmp_path):
     }
     for image in content["images"]:
         draw(tmp_path / "nocaps" / image["file_name"])
-    return write(tmp_path / "nocaps_val_4500_captions.json", content)
+    return write_json(tmp_path / "nocaps_val_4500_captions.json", content)
 
 
 def test_nocaps_validation_has_domains(nocaps, tmp_path, clip_folder):
@@ -444,7 +440,7 @@ def test_nocaps_test_has_neither_captions_nor_domains(nocaps, tmp_path, clip_fol
     del content["annotations"]
     for image in content["images"]:
         del image["domain"]
-    path = write(tmp_path / "nocaps_test_image_info.json", content)
+    path = write_json(tmp_path / "nocaps_test_image_info.json", content)
     samples = set_up(NoCapsDataModule(path, str(tmp_path / "nocaps"), clip=str(clip_folder)))
     assert [(sample.image_id, sample.references, sample.domain) for sample in samples] == [
         (number, [], None) for number in range(3)
@@ -496,6 +492,6 @@ def test_an_empty_folder(tmp_path, clip_folder):
 
 def test_captions_without_a_list_of_images(tmp_path):
     rows = [(7, "a fish"), (5, "a boat"), (7, "one fish")]
-    write(tmp_path / "bare.json", {"annotations": [{"image_id": key, "caption": text} for key, text in rows]})
+    write_json(tmp_path / "bare.json", {"annotations": [{"image_id": key, "caption": text} for key, text in rows]})
     read = read_coco_captions(tmp_path / "bare.json")
     assert [(image.image_id, image.references) for image in read] == [(7, ["a fish", "one fish"]), (5, ["a boat"])]

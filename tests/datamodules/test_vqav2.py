@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from file_contents import write_json
 from PIL import Image
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
@@ -58,11 +59,6 @@ def annotations_content():
     } | HEAD
 
 
-def write(path, content):
-    path.write_text(json.dumps(content), encoding="utf-8")
-    return str(path)
-
-
 @pytest.fixture
 def files(tmp_path):
     """The two files, and the images in val2014."""
@@ -70,8 +66,8 @@ def files(tmp_path):
     for image_id in IDS:
         Image.new("RGB", (70, 66)).save(tmp_path / "val2014" / f"COCO_val2014_{image_id:012d}.jpg")
     return {
-        "questions": write(tmp_path / "v2_OpenEnded_mscoco_val2014_questions.json", questions_content()),
-        "annotations": write(tmp_path / "v2_mscoco_val2014_annotations.json", annotations_content()),
+        "questions": write_json(tmp_path / "v2_OpenEnded_mscoco_val2014_questions.json", questions_content()),
+        "annotations": write_json(tmp_path / "v2_mscoco_val2014_annotations.json", annotations_content()),
     }
 
 
@@ -165,7 +161,7 @@ def test_files_in_each_others_place(files):
 
 
 def test_files_without_questions(files, tmp_path):
-    path = write(tmp_path / "empty.json", {"questions": [], "annotations": []})
+    path = write_json(tmp_path / "empty.json", {"questions": [], "annotations": []})
     for key in files:
         with pytest.raises(MisconfigurationException, match=r"empty\.json holds no question: give another file"):
             read_questions(**files | {key: path})
@@ -174,17 +170,17 @@ def test_files_without_questions(files, tmp_path):
 def test_questions_without_answers_and_answers_without_questions(files, tmp_path):
     content = annotations_content()
     content["annotations"][0]["question_id"] = 5  # that of 7004
-    path = write(tmp_path / "odd.json", content)
+    path = write_json(tmp_path / "odd.json", content)
     message = r"questions\.json and .*odd\.json are not of .* 1 have no answers and 1 are not asked: .*\[5, 7004\]$"
     with pytest.raises(MisconfigurationException, match=message):
         read_questions(files["questions"], path)
     del content["annotations"][0]
-    write(tmp_path / "odd.json", content)
+    write_json(tmp_path / "odd.json", content)
     with pytest.raises(MisconfigurationException, match=r"1 have no answers and 0 are not asked: .*\[7004\]$"):
         read_questions(files["questions"], path)
     content = questions_content()
     del content["questions"][0]
-    path = write(tmp_path / "fewer.json", content)
+    path = write_json(tmp_path / "fewer.json", content)
     with pytest.raises(MisconfigurationException, match=r"0 have no answers and 1 are not asked: .*\[458752000\]$"):
         read_questions(path, files["annotations"])
 
@@ -193,7 +189,7 @@ def test_questions_without_answers_and_answers_without_questions(files, tmp_path
 def test_a_question_twice(files, key):
     content = json.loads(Path(files[key]).read_text())
     content[key].append(content[key][1])
-    write(Path(files[key]), content)
+    write_json(Path(files[key]), content)
     message = rf"{key}\.json holds questions more than once: remove the others of \[{content[key][1]['question_id']}\]"
     with pytest.raises(MisconfigurationException, match=message):
         read_questions(**files)
@@ -203,7 +199,7 @@ def test_a_question_twice_where_answers_are_secret(files, tmp_path):
     content = questions_content()
     content["questions"] *= 2
     with pytest.raises(MisconfigurationException, match="more than once"):
-        read_questions(write(tmp_path / "twice.json", content))
+        read_questions(write_json(tmp_path / "twice.json", content))
 
 
 def test_setup_twice_reads_once(build, files):
@@ -232,7 +228,7 @@ def parts(files, tmp_path):
     for key, path in files.items():
         content = json.loads(Path(path).read_text())
         parts[key] = [
-            write(tmp_path / f"{number}_{key}.json", content | {key: content[key][number::2]}) for number in (0, 1)
+            write_json(tmp_path / f"{number}_{key}.json", content | {key: content[key][number::2]}) for number in (0, 1)
         ]
     return parts
 
@@ -265,7 +261,7 @@ def test_a_question_in_two_files(parts):
 
 def test_a_split_takes_its_questions_with_their_domains(files, tmp_path):
     entries = [split_entry(7004, is_topk_optimal=False), split_entry(458752000, is_topk_optimal=True)]
-    read = read_questions(**files, split=write(tmp_path / "karpathy_test.json", entries))
+    read = read_questions(**files, split=write_json(tmp_path / "karpathy_test.json", entries))
     assert [(question.question_id, question.domain) for question in read] == [
         (458752000, "in-domain"),
         (7004, "out-of-domain"),
@@ -274,12 +270,12 @@ def test_a_split_takes_its_questions_with_their_domains(files, tmp_path):
 
 
 def test_a_split_may_tell_no_domain(files, tmp_path):
-    read = read_questions(**files, split=write(tmp_path / "karpathy_train.json", [split_entry(7004)]))
+    read = read_questions(**files, split=write_json(tmp_path / "karpathy_train.json", [split_entry(7004)]))
     assert [(question.question_id, question.domain) for question in read] == [(7004, "")]
 
 
 def test_a_split_of_other_questions(files, tmp_path):
-    path = write(tmp_path / "split.json", [split_entry(7004), split_entry(5001), split_entry(5000)])
+    path = write_json(tmp_path / "split.json", [split_entry(7004), split_entry(5001), split_entry(5000)])
     message = (
         r"2 of 3 questions of .*split\.json are not in .*questions\.json: .*train2014 and val2014; .*\[5000, 5001\]$"
     )
@@ -303,7 +299,7 @@ def test_a_split_of_other_questions(files, tmp_path):
 )
 def test_splits_that_are_none(tmp_path, content, message):
     with pytest.raises(MisconfigurationException, match=message):
-        read_split(write(tmp_path / "split.json", content))
+        read_split(write_json(tmp_path / "split.json", content))
 
 
 # Training
@@ -403,7 +399,7 @@ def test_workers_do_not_change_batches(build, train):
 
 
 def test_validation_has_questions_of_its_own(build, train, files, tmp_path):
-    split = write(tmp_path / "karpathy_val.json", [split_entry(7004)])
+    split = write_json(tmp_path / "karpathy_val.json", [split_entry(7004)])
     module = build(train=train, val=QuestionFiles(images=str(tmp_path), **files, split=split))
     module.setup("fit")
     assert [sample.image_id for sample in module.samples] == [7]

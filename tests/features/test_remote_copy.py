@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import pytest
 from feature_files import SETTINGS, write_feature_file
+from file_contents import contents
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 import vlkd_pl.shards.remote
@@ -54,13 +55,9 @@ def address(cache, monkeypatch):
         server.shutdown()
 
 
-def content(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 def test_the_copy_is_the_cache(cache, address, tmp_path):
     fetch_cache(address, tmp_path / "copy")
-    assert content(tmp_path / "copy") == content(cache)
+    assert contents(tmp_path / "copy") == contents(cache)
     assert FeatureCache(tmp_path / "copy").captions([0, 19]) == FeatureCache(cache).captions([0, 19])
 
 
@@ -72,13 +69,13 @@ def test_complete_files_are_not_copied_again(cache, address, tmp_path):
     write_feature_file(cache / "part" / "1.safetensors", 3, 7)  # rewritten
     fetch_cache(address, tmp_path / "copy")
     assert intact.stat().st_mtime_ns == before
-    assert content(tmp_path / "copy") == content(cache)
+    assert contents(tmp_path / "copy") == contents(cache)
 
 
 def test_reading_resumes_after_a_lost_connection(cache, address, tmp_path, monkeypatch):
     monkeypatch.setattr(Site, "lifetime", 5000)
     fetch_cache(address, tmp_path / "copy")
-    assert content(tmp_path / "copy") == content(cache)
+    assert contents(tmp_path / "copy") == contents(cache)
     assert max(Site.num_requests.values()) > 1
 
 
