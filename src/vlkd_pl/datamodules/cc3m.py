@@ -71,10 +71,11 @@ class CC3MDataModule(BaseDataModule):
     >>> import random
     >>> from pathlib import Path
     >>> from tempfile import TemporaryDirectory
-    >>> from vlkd_pl.sample.writers import MODELS, write_shards
+    >>> from vlkd_pl.sample import BART_FOLDER, CLIP_FOLDER
+    >>> from vlkd_pl.sample.writers import write_shards
     >>> with TemporaryDirectory() as folder:
     ...     write_shards(Path(folder), 4, 1, random.Random(0))
-    ...     data = CC3MDataModule(f"{folder}/*.tar", str(MODELS / "clip"), str(MODELS / "bart"), 4, num_workers=0)
+    ...     data = CC3MDataModule(f"{folder}/*.tar", str(CLIP_FOLDER), str(BART_FOLDER), 4, num_workers=0)
     ...     data.setup("fit")
     ...     batch = next(iter(data.train_dataloader()))
     >>> batch["image"].shape

@@ -45,11 +45,11 @@ class XSUMDataModule(BaseDataModule):
 
     >>> from pathlib import Path
     >>> from tempfile import TemporaryDirectory
-    >>> from vlkd_pl.sample.writers import MODELS
+    >>> from vlkd_pl.sample import BART_FOLDER
     >>> with TemporaryDirectory() as folder:
     ...     _ = Path(folder, "test.source").write_text("A fish swims in a lake. It is red.\n")
     ...     _ = Path(folder, "test.target").write_text("A red fish swims.\n")
-    ...     data = XSUMDataModule(str(MODELS / "bart"), folder, num_workers=0)
+    ...     data = XSUMDataModule(str(BART_FOLDER), folder, num_workers=0)
     ...     data.setup("test")
     >>> data.documents["test"][0].document.summary
     'A red fish swims.'
