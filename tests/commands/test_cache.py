@@ -108,7 +108,7 @@ def cached_batch(module, epoch=0):
 # What is written
 
 
-def test_it_tells_the_size_first_and_what_was_lost(world, shards, tmp_path, capsys):
+def test_it_states_the_size_first_and_what_was_lost(world, shards, tmp_path, capsys):
     assert build(world, shards, tmp_path) == 0
     first, last = capsys.readouterr().out.splitlines()
     # 5 tokens of 32 and a text embedding in 2 bytes, 3 places of 8 bytes, about 80 bytes of text
@@ -143,7 +143,7 @@ def test_pooled_embeddings_alone(world, shards, cache, tmp_path):
     assert (first.texts, first.keys) == (second.texts, second.keys)
 
 
-def test_a_killed_build_goes_on_and_ends_as_the_uncut_one(world, shards, cache, tmp_path):
+def test_a_killed_build_resumes_and_ends_as_the_uncut_one(world, shards, cache, tmp_path):
     """SIGKILL at random moments: what is finished stays, and in the end every byte is the same."""
     rng = random.Random(0)
     context = multiprocessing.get_context("fork")
@@ -240,7 +240,7 @@ def wait(folder, ranks):
     writer.on_predict_end(ranks, None)
 
 
-def test_a_rank_does_not_wait_for_ever(tmp_path, monkeypatch):
+def test_a_rank_does_not_wait_without_end(tmp_path, monkeypatch):
     ranks = Ranks(tmp_path, "0", "1")
     ranks.left.pop()
     clock = count(step=3600)
@@ -260,7 +260,7 @@ def test_an_address_is_no_folder(world, shards, tmp_path, capsys, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_too_little_room_is_told_before_anything_is_written(world, shards, tmp_path, capsys, monkeypatch):
+def test_too_little_room_is_reported_before_anything_is_written(world, shards, tmp_path, capsys, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=20_000))
     assert build(world, shards, tmp_path) == 1
@@ -421,7 +421,7 @@ def losses(folder):
 
 
 @pytest.mark.parametrize(("cut", "num_workers"), [(2, 0), (7, 2)])
-def test_a_resumed_run_on_cached_features_goes_on_exactly(world, shards, cache, tmp_path, cut, num_workers):
+def test_a_resumed_run_on_cached_features_resumes_exactly(world, shards, cache, tmp_path, cut, num_workers):
     """In the first epoch, and behind its end; the shards are gone."""
     options = {"data__init_args__num_workers": num_workers, "data__init_args__shards": "nowhere/*.tar"}
     uncut = run(fit(world, shards, tmp_path / "uncut", cache, **options))

@@ -100,7 +100,7 @@ def test_a_batch_that_cannot_be_handed_over_ends_the_worker(error, line):
     assert line in worker_failure(ended.value)
 
 
-def test_what_torch_raises_is_told():
+def test_what_torch_raises_is_reported():
     bus_error = (
         "DataLoader worker (pid 12) is killed by signal: Bus error. It is possible that dataloader's workers are"
     )

@@ -132,7 +132,7 @@ def same(first, second):
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("cut", [1, 7, 12, 17])
-def test_a_resumed_stream_goes_on_exactly(build, shards, tmp_path, num_workers, cut):
+def test_a_resumed_stream_resumes_exactly(build, shards, tmp_path, num_workers, cut):
     """With bad samples between, in the middle of a pass and beyond its end."""
     bad = [("bad", "jpg", jpeg(0)[:50]), ("bad", "txt", b"fish 99")]
     extra = [
@@ -331,7 +331,7 @@ def test_too_many_bad_samples_stop_training(build, tmp_path, num_workers):
     assert len(take(lenient, 300)) == 300
 
 
-def test_broken_shards_count_by_shard(build, shards, tmp_path):
+def test_corrupt_shards_count_by_shard(build, shards, tmp_path):
     (tmp_path / "zeros.tar").write_bytes(b"no tar file at all" * 100)
     module = build([str(shards / "*.tar"), str(tmp_path / "zeros.tar")], image_limits=ImageLimits(max_bad_share=0.15))
     with pytest.raises(MisconfigurationException, match="1 shards"):

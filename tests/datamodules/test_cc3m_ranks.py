@@ -71,7 +71,7 @@ def test_cached_samples_that_do_not_fill_a_batch_of_every_rank(world, features, 
         assert all(key.startswith(f"{epoch}/") for key in keys)
 
 
-def test_a_stream_goes_on_in_the_next_epoch(world, tmp_path):
+def test_a_stream_continues_in_the_next_epoch(world, tmp_path):
     """The trainer is given the length of an epoch: the stream itself has none."""
     recorded_keys = []
     for name, epochs in (("one", 1), ("three", 3)):

@@ -105,7 +105,7 @@ def test_wrong_files(files):
         ("images", "domain", 5, "images, entry 2 has 5 as domain"),
     ],
 )
-def test_fields_of_another_type_are_told_when_the_file_is_read(files, list_name, field, value, error):
+def test_fields_of_another_type_are_reported_when_the_file_is_read(files, list_name, field, value, error):
     content = json.loads((files / "captions.json").read_text())
     content[list_name][1][field] = value
     write_json(files / "captions.json", content)
@@ -295,7 +295,7 @@ def test_an_image_twice(coco_file, karpathy):
         [],
     ],
 )
-def test_other_formats_are_told_in_one_line(tmp_path, content):
+def test_other_formats_are_reported_in_one_line(tmp_path, content):
     path = write_json(tmp_path / "other.json", content)
     with pytest.raises(MisconfigurationException, match=r"^.*other\.json is not a caption file of COCO's format: .*$"):
         read_coco_captions(path)

@@ -48,7 +48,7 @@ def written(folder, task, name, content):
 
 
 @pytest.mark.parametrize(("task", "name"), BENCHMARK_FILES, ids=lambda value: value)
-def test_official_layouts(tmp_path, task, name):
+def test_layouts_of_glue(tmp_path, task, name):
     samples, invalid = read_tsv(written(tmp_path, task, name, BENCHMARK_FILES[task, name]), task)
     assert [sample.label for sample in samples] == LABELS[task]
     assert [sample.number for sample in samples] == [0, 1]
@@ -87,7 +87,7 @@ def reference_rows(path, first, second, label):
                 yield number, (row[first], row[second]), int(row[label])
 
 
-def test_quotes_and_broken_lines_are_read_as_officially(tmp_path):
+def test_quotes_and_corrupt_lines_are_read_as_in_the_benchmark(tmp_path):
     head = "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n"
     lines = [
         '0\t1\t2\t"What is "it"?\tIs "this" it?\t1',  # quotes that do not pair
@@ -105,7 +105,7 @@ def test_quotes_and_broken_lines_are_read_as_officially(tmp_path):
     assert invalid == [1, 3]
 
 
-def test_lines_with_too_many_columns_or_an_unknown_label_are_broken(tmp_path):
+def test_lines_with_too_many_columns_or_an_unknown_label_are_corrupt(tmp_path):
     content = "sentence\tlabel\na\tb\t1\nc\t2\nd\t1\n"
     samples, invalid = read_tsv(written(tmp_path, "sst2", "train.tsv", content), "sst2")
     assert samples == [GLUEText(2, ("d",), 1)]
@@ -128,7 +128,7 @@ def test_lines_end_at_line_feeds_alone(tmp_path):
         read_tsv(path, "sst2")
 
 
-def test_files_of_another_task_or_none_are_told(tmp_path):
+def test_files_of_another_task_or_none_are_reported(tmp_path):
     path = written(tmp_path, "rte", "train.tsv", "index\tquestion\tsentence\tlabel\n")
     with pytest.raises(MisconfigurationException, match="no column 'sentence1'"):
         read_tsv(path, "rte")
@@ -136,7 +136,7 @@ def test_files_of_another_task_or_none_are_told(tmp_path):
         read_tsv(tmp_path / "nowhere.tsv", "rte")
 
 
-def test_broken_lines_are_counted_and_reported(tmp_path, monkeypatch):
+def test_corrupt_lines_are_counted_and_reported(tmp_path, monkeypatch):
     lines = []
     monkeypatch.setattr("vlkd_pl.datamodules.glue.rank_zero_info", lines.append)
     for name in ("train.tsv", "dev.tsv"):
@@ -213,7 +213,7 @@ def test_mnlis_two_sets_are_kept_apart(mnli):
 
 
 @pytest.mark.parametrize("folder", ["saved", "saved/mnli"])
-def test_a_saved_data_set_gives_what_the_files_give(mnli, folder):
+def test_a_saved_dataset_gives_what_the_files_give(mnli, folder):
     files = GLUEDataModule("mnli", str(mnli), evaluated="test")
     dataset = GLUEDataModule("mnli", str(mnli / folder), reader="datasets", evaluated="test")
     for split in ("train", "dev", "test"):
@@ -221,7 +221,7 @@ def test_a_saved_data_set_gives_what_the_files_give(mnli, folder):
     assert len(dataset.read("dev")) == 6
 
 
-def test_a_data_set_that_is_not_there_is_told(mnli, monkeypatch):
+def test_a_dataset_that_is_missing_is_reported(mnli, monkeypatch):
     monkeypatch.setattr("datasets.load_dataset", lambda *_: (_ for _ in ()).throw(ConnectionError("no network\nmore")))
     with pytest.raises(FileNotFoundError, match=r"no dataset of mnli .* nyu-mll/glue: .*\(no network\)"):
         read_dataset("nyu-mll/glue", "mnli", "train")

@@ -93,7 +93,7 @@ def test_a_folder_that_cannot_be_read_is_warned_of(tmp_path, monkeypatch):
 # Finding
 
 
-def test_by_name_in_sub_folders_or_beside_each_other(tmp_path):
+def test_by_name_in_sub_folders_or_next_to_each_other(tmp_path):
     touch(tmp_path, "val2014/1.jpg", "2.jpg")
     finder = ImageFinder(tmp_path)
     assert finder.by_name("val2014/1.jpg") == tmp_path / "val2014" / "1.jpg"
@@ -213,7 +213,7 @@ def folder_module(folder, clip_folder, **options):
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_what_is_no_image_is_listed(folder, clip_folder, num_workers):
+def test_an_unreadable_file_is_listed(folder, clip_folder, num_workers):
     module = folder_module(folder, clip_folder, batch_size=3, num_workers=num_workers)
     module.setup("predict")
     first, second = module.predict_dataloader()
@@ -291,13 +291,13 @@ def test_an_image_that_becomes_unreadable_stops_in_one_line(folder, clip_folder,
         trainer.test(Counting(), module)
 
 
-def test_prediction_goes_on_after_what_is_no_image(folder, clip_folder, trainer):
+def test_prediction_continues_after_an_unreadable_file(folder, clip_folder, trainer):
     model = Counting()
     trainer.predict(model, folder_module(folder, clip_folder, batch_size=2), return_predictions=False)
     assert model.num_images == 2
 
 
-def test_a_lack_of_images_is_told_before_the_model_is_used(tmp_path, clip_folder, trainer):
+def test_a_lack_of_images_is_reported_before_the_model_is_used(tmp_path, clip_folder, trainer):
     for images, message in ((tmp_path, "there are no images in"), (tmp_path / "nowhere", "no folder of images at")):
         with pytest.raises(FileNotFoundError, match=message):
             trainer.test(Untouched(), folder_module(images, clip_folder))

@@ -147,7 +147,7 @@ def test_missing_files_are_named(build, tmp_path, key):
         b"\xff\xfe".decode("latin-1"),
     ],
 )
-def test_other_formats_are_told_in_one_line(files, tmp_path, key, text):
+def test_other_formats_are_reported_in_one_line(files, tmp_path, key, text):
     (tmp_path / "other.json").write_text(text, encoding="latin-1")
     with pytest.raises(
         MisconfigurationException, match=rf"^.*other\.json is not a file of {key} in VQA v2's format: .*$"

@@ -94,7 +94,7 @@ def test_a_column_is_missing(tmp_path):
         ("{}", "number 1 has nothing"),
     ],
 )
-def test_broken_json_lines(tmp_path, line, error):
+def test_corrupt_json_lines(tmp_path, line, error):
     (tmp_path / "train.jsonl").write_text(f'{{"document": "a", "summary": "b"}}\n{line}\n')
     with pytest.raises(MisconfigurationException, match=error):
         list(iter_documents(str(tmp_path), "train"))

@@ -90,7 +90,7 @@ def test_a_damaged_file_is_refused_and_made_anew(folder, damage):
     assert finished_file(folder / "0.safetensors", SETTINGS) is not None
 
 
-def test_a_missing_file_is_told(folder):
+def test_a_missing_file_is_reported(folder):
     (folder / "0.safetensors").unlink()
     with pytest.raises(MisconfigurationException, match=r"0\.safetensors"):
         FeatureCache(folder)
@@ -124,7 +124,7 @@ def test_damage_anywhere_in_a_header_never_crashes(folder):
     assert refused > 100  # what is left fell on the checksum, the padding or a number that is compared later
 
 
-def test_a_damaged_index_is_told(folder):
+def test_a_damaged_index_is_reported(folder):
     (folder / "index.json").write_text((folder / "index.json").read_text()[:50])
     with pytest.raises(MisconfigurationException, match=r"index.json is damaged"):
         FeatureCache(folder)

@@ -75,7 +75,7 @@ class CC3MDataModule(BaseDataModule):
     >>> from vlkd_pl.sample.writers import write_shards
     >>> with TemporaryDirectory() as folder:
     ...     write_shards(Path(folder), 4, 1, random.Random(0))
-    ...     data = CC3MDataModule(f"{folder}/*.tar", str(CLIP_FOLDER), str(BART_FOLDER), 4, num_workers=0)
+    ...     data = CC3MDataModule(f"{folder}/*.tar", CLIP_FOLDER, BART_FOLDER, 4, num_workers=0)
     ...     data.setup("fit")
     ...     batch = next(iter(data.train_dataloader()))
     >>> batch["image"].shape

@@ -49,7 +49,7 @@ class XSUMDataModule(BaseDataModule):
     >>> with TemporaryDirectory() as folder:
     ...     _ = Path(folder, "test.source").write_text("A fish swims in a lake. It is red.\n")
     ...     _ = Path(folder, "test.target").write_text("A red fish swims.\n")
-    ...     data = XSUMDataModule(str(BART_FOLDER), folder, num_workers=0)
+    ...     data = XSUMDataModule(BART_FOLDER, folder, num_workers=0)
     ...     data.setup("test")
     >>> data.documents["test"][0].document.summary
     'A red fish swims.'
