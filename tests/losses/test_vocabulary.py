@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.nn import functional
 from torch.nn.functional import cross_entropy, linear
 
 from vlkd_pl.losses import chunked_icti_loss, icti_loss
@@ -44,6 +45,20 @@ def test_it_is_torchs_with_its_gradients(chunk_size):
     results = torch.autograd.grad(3 * loss.square(), (hidden, weight))
     expected_gradients = torch.autograd.grad(3 * expected.square(), (hidden, weight))
     torch.testing.assert_close(results, expected_gradients, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.skipif(not hasattr(functional, "linear_cross_entropy"), reason="PyTorch has it from 2.14 on")
+def test_it_is_torchs_linear_cross_entropy():
+    """Outside of autocast, which PyTorch's leaves out of its matrix products."""
+    hidden, weight, bias, labels = inputs()
+    options = torch.nn.LinearCrossEntropyOptions()
+    loss = chunked_cross_entropy(hidden, weight, bias, labels, 4)
+    expected = functional.linear_cross_entropy(
+        hidden, weight, labels, linear_bias=bias, reduction="sum", options=options
+    )
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
+    results, gradients = (torch.autograd.grad(value, (hidden, weight)) for value in (loss, expected))
+    torch.testing.assert_close(results, gradients, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])

@@ -16,7 +16,8 @@ def chunked_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor, labels: 
     """Compute the sum of ``cross_entropy(hidden @ weight.T + bias, labels)`` in chunks, to save memory.
 
     The gradient is computed together with the loss, chunk by chunk, so that the backward pass needs no logits; it can
-    run once. Under autocast, matrix products use its precision; softmax, loss and sums use float32.
+    run once. Under autocast, matrix products use its precision; softmax, loss and sums use float32. PyTorch's
+    ``linear_cross_entropy`` (2.14) computes the same, but in its chunks all products are in float32 under autocast.
 
     Args:
         hidden: Features (N, D) of N tokens.
