@@ -1,5 +1,5 @@
-# make distill   sets everything up and distils the sample world's CLIP into its BART
-# make test      sets everything up and passes the tests
+# make distill   installs the package, and distills the sample world's CLIP into its BART
+# make test      installs the package, and runs the tests
 # make zeroshot  after make distill: every zero-shot benchmark on the sample world
 # make finetune  after make distill: every fine-tuning on the sample world, about half an hour
 # make demo      after make distill: a page to try the model on
@@ -15,8 +15,8 @@ EXTRA ?= dev
 BIN := $(VENV)/bin
 RUN := runs/sample
 export TOKENIZERS_PARALLELISM := false
-# The models of the sample world are too small for more: two threads on busy cores are several times slower than one, and
-# with one the figures do not depend on the number of cores.
+# The sample world's models are too small for more: two threads on busy cores are several times slower than one, and with
+# one thread the figures do not depend on the number of cores.
 export OMP_NUM_THREADS ?= 1
 
 .PHONY: help distill zeroshot finetune demo test test-slow test-lowest test-newest check docs dist format sample-models clean
@@ -32,15 +32,15 @@ $(BIN)/.installed: setup.cfg pyproject.toml $(CONSTRAINTS)
 distill: $(BIN)/.installed
 	rm -rf $(RUN)
 	$(BIN)/vlkd-pl sample $(RUN)/world
-	$(BIN)/vlkd-pl test --config configs/sample/distill.yaml --config configs/sample/before.yaml
-	$(BIN)/vlkd-pl fit --config configs/sample/distill.yaml
-	$(BIN)/vlkd-pl test --config configs/sample/distill.yaml --config configs/sample/after.yaml
+	$(BIN)/vlkd-pl test --config sample/distill.yaml --config sample/before.yaml
+	$(BIN)/vlkd-pl fit --config sample/distill.yaml
+	$(BIN)/vlkd-pl test --config sample/distill.yaml --config sample/after.yaml
 	$(BIN)/vlkd-pl scores $(RUN)/after $(RUN)/before
 
 zeroshot: $(addprefix zeroshot-,zeroshot_coco zeroshot_nocaps zeroshot_vqav2 zeroshot_okvqa retrieval_coco classification)
 
 zeroshot-%: $(BIN)/.installed
-	$(BIN)/vlkd-pl test --config configs/$*.yaml --config configs/sample/$*.yaml
+	$(BIN)/vlkd-pl test --config $*.yaml --config sample/$*.yaml
 
 # Images: the model folder that the fit writes is tested. Text: the best checkpoint is.
 FINETUNE_IMAGES := $(addprefix finetune-,captioning_coco scst_coco vqa_vqav2 vqa_vqav2_1percent vqa_karpathy)
@@ -52,11 +52,13 @@ finetune-scst_coco: finetune-captioning_coco
 
 $(FINETUNE_IMAGES) $(FINETUNE_TEXT): finetune-%: $(BIN)/.installed
 	rm -rf $(RUN)/$*
-	$(BIN)/vlkd-pl fit --config configs/$*.yaml --config configs/sample/$*.yaml
-	$(BIN)/vlkd-pl test --config configs/$*.yaml --config configs/sample/$*.yaml \
-		--trainer.logger.init_args.version test $(TESTED)
+	$(BIN)/vlkd-pl fit $(CONFIGS:%=--config %.yaml)
+	$(BIN)/vlkd-pl test $(CONFIGS:%=--config %.yaml) --run_dir $(RUN)/$*/test $(TESTED)
 
-$(FINETUNE_IMAGES): TESTED = --model.init_args.init_from $(RUN)/$(@:finetune-%=%)/model
+$(FINETUNE_IMAGES) $(FINETUNE_TEXT): CONFIGS = $(@:finetune-%=%) $(@:finetune-%=sample/%)
+finetune-scst_coco: CONFIGS = scst_coco sample/captioning_coco sample/scst_coco
+finetune-vqa_vqav2_1percent: CONFIGS = vqa_vqav2 overlays/vqav2_1percent sample/vqa_vqav2 sample/vqav2_1percent
+$(FINETUNE_IMAGES): TESTED = --model.init_from $(RUN)/$(@:finetune-%=%)/model
 $(FINETUNE_TEXT): TESTED = --ckpt_path $(RUN)/$(@:finetune-%=%)/checkpoints/best.ckpt
 
 demo: $(BIN)/.installed
@@ -101,9 +103,9 @@ format: $(BIN)/.installed
 sample-models: $(BIN)/.installed
 	rm -rf runs/pretraining
 	$(BIN)/python -m vlkd_pl.sample.tokenizers runs/pretraining/tokenizers
-	$(BIN)/vlkd-pl fit --config configs/sample/clip.yaml
-	$(BIN)/vlkd-pl fit --config configs/sample/bart.yaml
-	$(BIN)/vlkd-pl fit --config configs/sample/bart.yaml --config configs/sample/bart_questions.yaml
+	$(BIN)/vlkd-pl fit --config sample/clip.yaml
+	$(BIN)/vlkd-pl fit --config sample/bart.yaml
+	$(BIN)/vlkd-pl fit --config sample/bart.yaml --config sample/bart_questions.yaml
 	mkdir -p src/vlkd_pl/sample/models
 	cp -r runs/pretraining/clip src/vlkd_pl/sample/models/
 	cp -r runs/pretraining/bart_questions/. src/vlkd_pl/sample/models/bart/
