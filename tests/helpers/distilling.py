@@ -39,6 +39,7 @@ def arguments(world, folder, command="fit", **options):
         "trainer.log_every_n_steps": 1,
         "trainer.enable_progress_bar": "false",
         "trainer.enable_model_summary": "false",
+        "trainer.default_root_dir": str(folder),
         "trainer.logger": json.dumps(
             [
                 {"class_path": name, "init_args": {"save_dir": str(folder), "name": None, "version": ""}}

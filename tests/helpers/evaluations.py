@@ -5,6 +5,15 @@ import json
 from pathlib import Path
 
 CONFIGS = Path(__file__).parents[2] / "configs"
+FILES = {
+    "scst_coco": ["scst_coco", "sample/captioning_coco", "sample/scst_coco"],
+    "vqa_vqav2_1percent": ["vqa_vqav2", "overlays/vqav2_1percent", "sample/vqa_vqav2", "sample/vqav2_1percent"],
+}
+
+
+def configs(name):
+    """The options that name a run's configuration files and their sample overlays."""
+    return [f"--config={CONFIGS / part}.yaml" for part in FILES.get(name, [name, f"sample/{name}"])]
 
 
 def arguments(name, world, model_folder, folder, command="test", **options):
@@ -25,16 +34,13 @@ def arguments(name, world, model_folder, folder, command="test", **options):
         "data.init_args.num_workers": 0,
         "data.init_args.batch_size": 4,
         "trainer.enable_progress_bar": "false",
-        "trainer.logger.init_args.save_dir": str(folder),
-        "trainer.logger.init_args.name": "",
-        "trainer.callbacks": "[]",
+        "run_dir": str(folder),
     }
     settings |= {f"data.init_args.{key}": str(world.folder / file) for key, file in files[name].items()}
     if name not in ("retrieval_coco", "classification"):
         settings["model.init_args.decoding.max_new_tokens"] = 5
     settings |= {key.replace("__", "."): value for key, value in options.items()}
-    configs = [f"--config={CONFIGS / part / f'{name}.yaml'}" for part in ("", "sample")]
-    return [command, *configs, *(f"--{key}={value}" for key, value in settings.items())]
+    return [command, *configs(name), *(f"--{key}={value}" for key, value in settings.items())]
 
 
 def written(folder, name):
@@ -72,11 +78,11 @@ def captioning_arguments(name, world, model_folder, folder, command="fit", **opt
         "trainer.log_every_n_steps": 1,
         "trainer.enable_progress_bar": "false",
         "trainer.enable_model_summary": "false",
+        "trainer.default_root_dir": str(folder),
         "trainer.logger": json.dumps(loggers),
         "trainer.callbacks": json.dumps(callbacks),
     } | {key.replace("__", "."): value for key, value in options.items()}
-    configs = [f"--config={CONFIGS / part / f'{name}.yaml'}" for part in ("", "sample")]
-    return [command, *configs, *(f"--{key}={value}" for key, value in settings.items())]
+    return [command, *configs(name), *(f"--{key}={value}" for key, value in settings.items())]
 
 
 def column(folder, name):

@@ -40,8 +40,7 @@ def arguments(command, model, glue, folder, *extra, task="mnli"):
         "data.init_args.batch_size": 4,
         "trainer.enable_progress_bar": "false",
         "trainer.enable_model_summary": "false",
-        "trainer.logger.init_args.save_dir": folder,
-        "trainer.logger.init_args.name": "",
+        "run_dir": folder,
     }
     configs = [f"--config={CONFIGS / part / 'glue.yaml'}" for part in ("", "sample")]
     return [command, *configs, *(f"--{key}={value}" for key, value in settings.items()), *extra]

@@ -45,8 +45,7 @@ def arguments(model, documents, folder, command="fit", **options):
         "trainer.log_every_n_steps": 1,
         "trainer.enable_progress_bar": "false",
         "trainer.enable_model_summary": "false",
-        "trainer.logger.init_args.save_dir": str(folder),
-        "trainer.logger.init_args.name": "",
+        "run_dir": str(folder),
         "trainer.callbacks": json.dumps(
             [
                 {

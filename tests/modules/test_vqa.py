@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from evaluations import CONFIGS, arguments, written
+from evaluations import arguments, configs, written
 from torch.nn.functional import cross_entropy
 
 from vlkd_pl.cli import main
@@ -203,6 +203,7 @@ def fit_arguments(name, world, model_folder, folder, command="fit", **options):
         "trainer.log_every_n_steps": 1,
         "trainer.enable_progress_bar": "false",
         "trainer.enable_model_summary": "false",
+        "trainer.default_root_dir": str(folder),
         "trainer.logger": json.dumps(
             [
                 {"class_path": "CSVLogger", "init_args": {"save_dir": str(folder), "name": None, "version": ""}},
@@ -215,8 +216,7 @@ def fit_arguments(name, world, model_folder, folder, command="fit", **options):
             ]
         ),
     } | {key.replace("__", "."): value for key, value in options.items()}
-    configs = [f"--config={CONFIGS / part / f'{name}.yaml'}" for part in ("", "sample")]
-    return [command, *configs, *(f"--{key}={value}" for key, value in settings.items())]
+    return [command, *configs(name), *(f"--{key}={value}" for key, value in settings.items())]
 
 
 @pytest.fixture(scope="module")
