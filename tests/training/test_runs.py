@@ -124,7 +124,7 @@ def test_a_failed_start_leaves_no_directory(world, tmp_path, capsys, version, na
     ]
     options = {"trainer.logger": json.dumps(loggers)}
     for split in ("val", "test"):
-        options[f"data.init_args.{split}_captions"] = tmp_path / "missing.json"
+        options[f"data.init_args.evaluation.{split}_captions"] = tmp_path / "missing.json"
     assert main(command(world, tmp_path, name, **options)) == 1
     assert "missing.json" in error_line(capsys)
     assert list(tmp_path.iterdir()) == []
