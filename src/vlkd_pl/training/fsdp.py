@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from datetime import timedelta
+from typing import Any, Literal
 
 import torch
 import torch.distributed
@@ -24,14 +25,21 @@ class FSDP2Strategy(DDPStrategy):
     layer different numbers of times. Checkpoints are single files, which other strategies can resume from and write.
 
     Args:
-        **options: ``timeout``, ``process_group_backend`` and ``start_method`` of Lightning's ``DDPStrategy``.
+        timeout: Longest that a rank waits for the others in a collective operation.
+        process_group_backend: ``nccl`` or ``gloo``; by default the one for the device.
+        start_method: How Lightning starts the ranks of a machine where no launcher has; see ``DDPStrategy``.
 
     Example:
         >>> strategy = FSDP2Strategy()  # for Trainer(strategy=strategy, devices=8)
     """
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
+    def __init__(
+        self,
+        timeout: timedelta = timedelta(minutes=30),
+        process_group_backend: str | None = None,
+        start_method: Literal["popen", "spawn", "fork", "forkserver"] = "popen",
+    ) -> None:
+        super().__init__(timeout=timeout, process_group_backend=process_group_backend, start_method=start_method)
         self._units: list[Any] = []
 
     def configure_ddp(self) -> None:
