@@ -65,7 +65,7 @@ demo: $(BIN)/.installed
 	$(BIN)/vlkd-pl demo --model $(RUN)/distill/model --num-masks 3
 
 test: $(BIN)/.installed
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --dist loadfile
 
 test-lowest: build/lowest.txt
 	$(MAKE) test VENV=.venv-lowest EXTRA=test CONSTRAINTS=$<

@@ -3,8 +3,8 @@
 import pytest
 import torch
 import torch.distributed
-import torch.multiprocessing
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from ranks import run_ranks
 from torch import nn
 from torch.nn.functional import normalize
 from torch.nn.parallel import DistributedDataParallel
@@ -112,7 +112,7 @@ def on_rank(rank, folder):
 def ranks(tmp_path_factory):
     """The results of two processes."""
     folder = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(on_rank, (str(folder),), WORLD_SIZE)
+    run_ranks(on_rank, str(folder), num=WORLD_SIZE)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(WORLD_SIZE)]
 
 

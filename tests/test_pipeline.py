@@ -345,20 +345,34 @@ def test_empty_texts_are_refused_in_one_line(command, model_folder, tmp_path, ca
 ODD_NAMES = [b"caf\xe9.png", "h\u00e4\u2603.png".encode(), b"new\nline.png", b"bad\xff.jpg"]
 
 
+def run_commands(inputs, coding, monkeypatch):
+    """Runs commands with an output of a coding, which is that of a new process in the C locale where it is empty."""
+    if not coding:
+        code = "import sys, json\nfrom vlkd_pl.cli import main\nprint([main(each) for each in json.loads(sys.argv[1])])"
+        environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": ""}
+        done = subprocess.run([sys.executable, "-c", code, json.dumps(inputs)], capture_output=True, env=environment)
+        return done.stdout, done.stderr
+    streams = [io.TextIOWrapper(io.BytesIO(), *coding.split(":")) for _ in range(2)]
+    for name, stream in zip(("stdout", "stderr"), streams, strict=True):
+        monkeypatch.setattr(sys, name, stream)
+    print([main(each) for each in inputs])
+    for stream in streams:
+        stream.flush()
+    return [stream.buffer.getvalue() for stream in streams]
+
+
 @pytest.mark.parametrize("coding", ["ascii:strict", "utf-8:strict", "latin-1:strict", "utf-8:surrogateescape", ""])
-def test_names_that_an_output_cannot_show_do_not_stop_commands(model_folder, tmp_path, coding):
+def test_names_that_an_output_cannot_show_do_not_stop_commands(model_folder, tmp_path, monkeypatch, coding):
     for name in ODD_NAMES:
         (tmp_path / os.fsdecode(name)).write_bytes(b"no image" if name.startswith(b"bad") else encoded())
     commands = [["caption", str(tmp_path), "--num-beams", "1"], ["search", "a fish", str(tmp_path)]]
     commands += [["ask", str(tmp_path / os.fsdecode(ODD_NAMES[0])), "what?"]]
-    code = "import sys, json\nfrom vlkd_pl.cli import main\nprint([main(each) for each in json.loads(sys.argv[1])])"
     inputs = [[*command, *more, "--model", str(model_folder)] for command in commands for more in ([], ["--json"])]
-    environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": coding}
-    done = subprocess.run([sys.executable, "-c", code, json.dumps(inputs)], capture_output=True, env=environment)
-    assert b"Traceback" not in done.stderr
-    lines = done.stdout.splitlines()
+    output, errors = run_commands(inputs, coding, monkeypatch)
+    assert b"Traceback" not in errors
+    lines = output.splitlines()
     assert lines[-1] == b"[1, 1, 1, 1, 0, 0]"
-    assert done.stderr.count(b"skipped") == 4
+    assert errors.count(b"skipped") == 4
     records = [json.loads(line) for line in lines if line.startswith(b"{")]
     names = [os.path.basename(os.fsencode(record["image"])) for record in records]
     good = sorted(name for name in ODD_NAMES if not name.startswith(b"bad"))

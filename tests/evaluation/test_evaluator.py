@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from ranks import run_ranks
 
 from vlkd_pl.data.vqa_files import Question
 from vlkd_pl.evaluation.captioning import CaptioningEvaluator, CaptionPrediction, scores_by_domain
@@ -81,7 +82,7 @@ def evaluate_on_rank(rank, folder):
 
 
 def test_two_ranks_with_uneven_batches_score_as_one(tmp_path):
-    torch.multiprocessing.spawn(evaluate_on_rank, (str(tmp_path),), 2)
+    run_ranks(evaluate_on_rank, str(tmp_path))
     evaluator = RetrievalEvaluator(fold_size=3)
     evaluator.update(retrieval_results())
     for rank in range(2):

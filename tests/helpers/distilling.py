@@ -8,6 +8,7 @@ import socket
 import time
 from pathlib import Path
 
+import ranks  # noqa: F401  sets what the processes import before they are forked
 import torch
 
 from vlkd_pl.cli import main
@@ -66,7 +67,6 @@ def start(arguments, environment=None, output=None, max_files=None):
         max_files: Most files that it may open.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["vlkd_pl.commands.train", "vlkd_pl.modules.vlkd", "vlkd_pl.datamodules.cc3m"])
     process = context.Process(target=_run, args=(arguments, environment or {}, output, max_files))
     process.start()
     return process

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from ranks import run_ranks
 from torch.nn.functional import normalize
 from torchmetrics import MetricCollection
 
@@ -162,7 +163,7 @@ def on_rank(rank, folder):
 
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")
 def test_two_processes(tmp_path, expected):
-    torch.multiprocessing.spawn(on_rank, (str(tmp_path),), WORLD_SIZE)
+    run_ranks(on_rank, str(tmp_path), num=WORLD_SIZE)
     for rank in range(WORLD_SIZE):
         results = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         assert results == dict.fromkeys(RANKS, expected)

@@ -290,12 +290,10 @@ def test_two_processes_train_as_one(world, tmp_path):
     options = {
         "data__init_args__evaluation__num_samples": 5,
         "trainer__accumulate_grad_batches": 2,
-        "trainer__devices": 2,
-        "trainer__strategy": "ddp_spawn",
         "trainer__max_steps": 2,
         "trainer__val_check_interval": 2,
     }
-    run(arguments(world, tmp_path, **options))
+    assert joined(begin_ranks(arguments(world, tmp_path, **options))) == [0, 0]
     assert (tmp_path / "model" / "model.safetensors").is_file()
     assert all(math.isfinite(value) for value in column(tmp_path, "train/loss"))
     assert column(tmp_path, "val/cider")

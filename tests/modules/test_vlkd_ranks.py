@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.distributed
-import torch.multiprocessing
+from ranks import run_ranks
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -82,7 +82,7 @@ def on_rank(rank, clip, bart, folder, options):
     [{}, {"execution": Execution(num_length_groups=2, vocabulary_chunk_size=5)}, {"icti_reduction": "mean"}],
 )
 def test_two_ranks_have_the_losses_and_gradients_of_the_joint_batches(world, tmp_path, options):
-    torch.multiprocessing.spawn(on_rank, (world.clip, world.bart, str(tmp_path), options), WORLD_SIZE)
+    run_ranks(on_rank, world.clip, world.bart, str(tmp_path), options, num=WORLD_SIZE)
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(WORLD_SIZE)]
     module = Losses(world.clip, world.bart, {key: value for key, value in options.items() if key == "icti_reduction"})
     for number, batch in enumerate(batches()):

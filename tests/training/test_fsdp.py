@@ -115,7 +115,7 @@ def test_half_precision_with_gradient_scaling(world, tmp_path, sharded):
 def test_lightnings_own_sharding_is_refused(world, tmp_path, capsys):
     strategy = json.dumps({"class_path": "pytorch_lightning.strategies.ModelParallelStrategy"})
     assert main(arguments(world, tmp_path, **{"trainer.strategy": strategy})) == 1
-    assert "give --config configs/overlays/fsdp.yaml" in capsys.readouterr().err
+    assert "give --config overlays/fsdp.yaml" in capsys.readouterr().err
 
 
 def test_with_length_groups_and_a_vocabulary_in_chunks(world, tmp_path, sharded):

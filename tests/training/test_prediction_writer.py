@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from distilling import begin_ranks, joined
 from evaluations import arguments
 from PIL import Image
 
@@ -43,11 +44,15 @@ def test_every_image_read_is_success(world, model_folder, images, tmp_path):
     assert len(lines(tmp_path / "run")) == 7
 
 
-def test_two_processes_write_one_file(world, model_folder, images, tmp_path):
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("ddp_spawn", marks=pytest.mark.slow)])
+def test_two_processes_write_one_file(world, model_folder, images, tmp_path, strategy):
     options = {"data__init_args__images": images, "data__init_args__batch_size": 2}
     main(arguments("predict_captions", world, model_folder, tmp_path / "one", "predict", **options))
-    options |= {"trainer__devices": 2, "trainer__strategy": "ddp_spawn"}
-    main(arguments("predict_captions", world, model_folder, tmp_path / "two", "predict", **options))
+    command = arguments("predict_captions", world, model_folder, tmp_path / "two", "predict", **options)
+    if strategy == "ddp":
+        assert joined(begin_ranks(command)) == [1, 1]  # since a file is no image
+    else:
+        main([*command, "--trainer.devices=2", f"--trainer.strategy={strategy}"])
     one, two = (sorted(lines(tmp_path / name), key=lambda item: item["image_id"]) for name in ("one", "two"))
     assert one == two
     assert [path.name for path in (tmp_path / "two").glob("predictions*")] == ["predictions.jsonl"]

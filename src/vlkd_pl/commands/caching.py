@@ -10,7 +10,6 @@ import pytorch_lightning as pl
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from vlkd_pl.clip.frozen import FrozenCLIP
-from vlkd_pl.commands.parsing import Parser
 from vlkd_pl.commands.progress import shard_progress
 from vlkd_pl.commands.train import VLKDCLI
 from vlkd_pl.datamodules.cc3m import CC3MDataModule
@@ -84,20 +83,7 @@ def make_cache(arguments: Sequence[str], output: str, dtype: FeatureType, check_
     if is_address(output):
         raise MisconfigurationException(f"{output} is not a local folder: write the cache to one, and copy it there")
     folder = Path(output)
-    line = CacheCLI(
-        pl.LightningModule,
-        pl.LightningDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        auto_configure_optimizers=False,
-        load_from_checkpoint_support=False,
-        parser_class=Parser,
-        parser_kwargs={"prog": "vlkd-pl cache"},
-        save_config_callback=None,
-        seed_everything_default=0,
-        args=list(arguments),
-        run=False,
-    )
+    line = CacheCLI(arguments, parser_kwargs={"prog": "vlkd-pl cache"}, save_config_callback=None, run=False)
     data, clip, limits = line.datamodule, line.clip, line.datamodule.image_limits
     trainer: Any = line.trainer  # its callbacks are not declared
     settings = FeatureSettings(

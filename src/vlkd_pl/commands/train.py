@@ -58,18 +58,32 @@ class _SharedPart:
 
 
 class VLKDCLI(LightningCLI):
-    """Lightning's command line with default callbacks and loggers; model and data share arguments of the model."""
+    """Lightning's command line with default callbacks and loggers; model and data share arguments of the model.
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """The trainer's methods that are commands, with their arguments that are not options."""
+    Args:
+        arguments: The command and its options; the options alone if ``run`` is False.
+        **options: Further arguments of ``LightningCLI``.
+    """
+
+    def __init__(self, arguments: Sequence[str], **options: Any) -> None:
+        self._command = next(iter(arguments), "")
+        super().__init__(
+            pl.LightningModule,
+            pl.LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            parser_class=Parser,
+            seed_everything_default=0,
+            args=list(arguments),
+            **options,
+        )
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """The trainer's method that is the command, with its arguments that are not options; others take time."""
         hidden = {"model", "dataloaders", "datamodule"}
-        return {
-            "fit": hidden | {"train_dataloaders", "val_dataloaders"},
-            "validate": hidden,
-            "test": hidden,
-            "predict": hidden | {"return_predictions"},
-        }
+        return {self._command: hidden | {"train_dataloaders", "val_dataloaders", "return_predictions"}}
 
     def init_parser(self, **options: Any) -> LightningArgumentParser:
         """Make a parser with ``--config`` and ``--trainer.help``."""
@@ -293,16 +307,4 @@ def run(arguments: Sequence[str]) -> Any:
     Returns:
         The command line object, with its ``trainer``, ``model`` and ``datamodule``.
     """
-    return VLKDCLI(
-        pl.LightningModule,
-        pl.LightningDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        auto_configure_optimizers=False,
-        load_from_checkpoint_support=False,
-        parser_class=Parser,
-        save_config_callback=_SaveConfig,
-        save_config_kwargs={"overwrite": True},
-        seed_everything_default=0,
-        args=list(arguments),
-    )
+    return VLKDCLI(arguments, save_config_callback=_SaveConfig, save_config_kwargs={"overwrite": True})
