@@ -90,8 +90,8 @@ def test_captions_are_ranked_for_each_image(world, model_folder, tmp_path):
 @pytest.mark.parametrize(
     ("name", "module"), [("retrieval_coco", "RetrievalModule"), ("classification", "ClassificationModule")]
 )
-def test_a_fit_is_refused_in_one_line(world, model_folder, tmp_path, capsys, name, module):
-    assert main(arguments(name, world, model_folder, tmp_path, "fit")) == 1
+def test_a_fit_is_refused_before_the_model_is_loaded(world, tmp_path, capsys, name, module):
+    assert main(arguments(name, world, tmp_path / "missing", tmp_path, "fit")) == 1
     assert f"{module} only evaluates: train with vlkd-pl fit and VLKDModule" in capsys.readouterr().err.splitlines()[-1]
 
 

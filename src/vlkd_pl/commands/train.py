@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import warnings
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,9 @@ class VLKDCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Let the loggers write to the run's directory; with ``--ckpt_path last`` to that of the last run."""
         options = self.config[self.subcommand] if self.subcommand is not None else self.config
-        if self.subcommand not in (None, "fit"):
+        if self.subcommand == "fit":
+            _check_trains(options.model.class_path)
+        elif self.subcommand is not None:
             _prefer_model_folder(options)
         trainer = options.trainer
         loggers = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
@@ -276,6 +279,20 @@ def main(arguments: Sequence[str]) -> int:
     except SIGTERMException as error:
         return error.code if isinstance(error.code, int) else 128 + signal.SIGTERM
     return int(any(writer.num_skipped for writer in _writers(trainer)))
+
+
+def _check_trains(class_path: str) -> None:
+    """Refuse to fit a module that only evaluates, before its model is loaded.
+
+    Raises:
+        MisconfigurationException: The module has no training step.
+    """
+    module, _, name = class_path.rpartition(".")
+    if getattr(import_module(module), name).training_step is pl.LightningModule.training_step:
+        raise MisconfigurationException(
+            f"{name} only evaluates: train with vlkd-pl fit and VLKDModule, CaptioningModule or VQAModule, and give "
+            f"{name} the model folder as init_from"
+        )
 
 
 def _prefer_model_folder(config: Any) -> None:

@@ -13,10 +13,10 @@ from torch.nn import functional
 from vlkd_pl.batch import ImageBatch
 from vlkd_pl.evaluation.classification import ClassificationEvaluator, ClassRanking
 from vlkd_pl.models.vlkd import ImageFeatures
-from vlkd_pl.modules.evaluation_only import evaluation_callbacks, take_weights
 from vlkd_pl.modules.retrieval import embed_with_both
-from vlkd_pl.training.checkpoint import load_model
+from vlkd_pl.training.checkpoint import load_model, take_weights
 from vlkd_pl.training.contracts import HasClassNames, data_of
+from vlkd_pl.training.evaluation_report import EvaluationReport
 
 _NUM_CLASSES = 5
 
@@ -59,8 +59,8 @@ class ClassificationModule(pl.LightningModule):
         self._class_embeddings: dict[str, Tensor] = {}
 
     def configure_callbacks(self) -> list[Callback]:
-        """Return the callback that reports; see ``evaluation_callbacks``."""
-        return evaluation_callbacks(self)
+        """Return the callback that reports."""
+        return [EvaluationReport(self.evaluator)]
 
     def on_validation_start(self) -> None:
         """Embed the classes of the data."""

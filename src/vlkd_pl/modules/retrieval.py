@@ -14,9 +14,9 @@ from torch import Tensor
 from vlkd_pl.batch import ImageBatch
 from vlkd_pl.evaluation.retrieval import RetrievalEvaluator, RetrievalResult
 from vlkd_pl.models.vlkd import ImageFeatures, VLKDModel
-from vlkd_pl.modules.evaluation_only import evaluation_callbacks, take_weights
-from vlkd_pl.training.checkpoint import load_model
+from vlkd_pl.training.checkpoint import load_model, take_weights
 from vlkd_pl.training.contracts import HasSamples, TokenizesForCLIP, data_of
+from vlkd_pl.training.evaluation_report import EvaluationReport
 
 _TEXT_BATCH_SIZE = 256
 _NUM_CAPTIONS = 5
@@ -60,8 +60,8 @@ class RetrievalModule(pl.LightningModule):
         self._caption_embeddings: Tensor | None = None
 
     def configure_callbacks(self) -> list[Callback]:
-        """Return the callback that reports; see ``evaluation_callbacks``."""
-        return evaluation_callbacks(self)
+        """Return the callback that reports."""
+        return [EvaluationReport(self.evaluator)]
 
     def evaluate(self, batch: ImageBatch) -> list[RetrievalResult]:
         """Embed the images and all their captions; the samples are ``CaptionedImage``."""

@@ -125,6 +125,23 @@ def restore_clip(checkpoint: dict[str, Any], model: VLKDModel) -> None:
     checkpoint["state_dict"].update({f"{CLIP_PREFIX}{name}": value for name, value in model.clip.state_dict().items()})
 
 
+def take_weights(checkpoint: dict[str, Any], module: Any) -> None:
+    """Reduce a checkpoint of a ``VLKDModule`` to the weights of its model, so that it loads into another module.
+
+    Args:
+        checkpoint: Entries of the checkpoint, which are changed.
+        module: LightningModule with a model.
+
+    Raises:
+        ModelFileError: The checkpoint is of another model.
+        MisconfigurationException: The checkpoint was trained with another CLIP.
+    """
+    restore_clip(checkpoint, module.model)
+    weights = checkpoint["state_dict"]
+    checkpoint["state_dict"] = {name: value for name, value in weights.items() if name.startswith(MODEL_PREFIX)}
+    check_weights(checkpoint, module)
+
+
 def load_model(
     clip: str | None,
     bart: str | None,
