@@ -1,6 +1,5 @@
 """Folders of small random models, and a small sample world in the real file formats."""
 
-import importlib.util
 import os
 import random
 import sys
@@ -29,7 +28,9 @@ from vlkd_pl.sample.writers import (
     write_shards,
 )
 
-if importlib.util.find_spec("pkg_resources") is None:  # new setuptools lack it, and clip's __init__ imports it
+try:
+    from pkg_resources import packaging as _  # noqa: F401  what the whole of clip imports
+except ImportError:  # it is missing in recent releases of setuptools
     sys.modules["pkg_resources"] = SimpleNamespace(packaging=packaging)
 
 torch.set_num_threads(1)

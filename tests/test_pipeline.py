@@ -348,14 +348,14 @@ ODD_NAMES = [b"caf\xe9.png", "h\u00e4\u2603.png".encode(), b"new\nline.png", b"b
 def run_commands(inputs, coding, monkeypatch):
     """Runs commands with an output of a coding, which is that of a new process in the C locale where it is empty."""
     if not coding:
-        code = "import sys, json\nfrom vlkd_pl.cli import main\nprint([main(each) for each in json.loads(sys.argv[1])])"
+        code = "import sys, json\nfrom vlkd_pl.cli import main\nprint(list(map(main, json.loads(sys.argv[1]))))"
         environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": ""}
         done = subprocess.run([sys.executable, "-c", code, json.dumps(inputs)], capture_output=True, env=environment)
         return done.stdout, done.stderr
     streams = [io.TextIOWrapper(io.BytesIO(), *coding.split(":")) for _ in range(2)]
     for name, stream in zip(("stdout", "stderr"), streams, strict=True):
         monkeypatch.setattr(sys, name, stream)
-    print([main(each) for each in inputs])
+    print(list(map(main, inputs)))
     for stream in streams:
         stream.flush()
     return [stream.buffer.getvalue() for stream in streams]

@@ -50,7 +50,7 @@ def test_two_processes_write_one_file(world, model_folder, images, tmp_path, str
     main(arguments("predict_captions", world, model_folder, tmp_path / "one", "predict", **options))
     command = arguments("predict_captions", world, model_folder, tmp_path / "two", "predict", **options)
     if strategy == "ddp":
-        assert joined(begin_ranks(command)) == [1, 1]  # since a file is no image
+        assert joined(begin_ranks(command)) == [1, 1]  # since one file is not a readable image
     else:
         main([*command, "--trainer.devices=2", f"--trainer.strategy={strategy}"])
     one, two = (sorted(lines(tmp_path / name), key=lambda item: item["image_id"]) for name in ("one", "two"))
