@@ -31,7 +31,9 @@ from vlkd_pl.sample.writers import (
 try:
     from pkg_resources import packaging as _  # noqa: F401  what the whole of clip imports
 except ImportError:  # it is missing in recent releases of setuptools
-    sys.modules["pkg_resources"] = SimpleNamespace(packaging=packaging)
+    # pytest's syspath_prepend asks a loaded one for its function
+    stand_in = SimpleNamespace(packaging=packaging, fixup_namespace_packages=lambda path: None)
+    sys.modules["pkg_resources"] = stand_in
 
 torch.set_num_threads(1)
 
