@@ -6,10 +6,30 @@ import pytest
 import torch
 from distilling import arguments, begin_ranks, joined
 from evaluations import captioning_arguments, column
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from ranks import run_ranks
 
 from vlkd_pl.cli import main
+from vlkd_pl.training.fsdp import FSDP2Strategy
 
 NUM_STEPS = 4
+
+
+def write_mean(rank, folder):
+    torch.distributed.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    mean = torch.empty(1)
+    torch.distributed.reduce_scatter_tensor(mean, torch.ones(2), op=torch.distributed.ReduceOp.AVG)
+    torch.save(mean, f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _gloo_averages(tmp_path_factory):
+    """The gloo of PyTorch 2.7 sums in place of averaging, and the strategy refuses it."""
+    folder = tmp_path_factory.mktemp("mean")
+    run_ranks(write_mean, str(folder))
+    if torch.load(folder / "0.pt", weights_only=True) != 1:
+        pytest.skip("gloo of this PyTorch sums gradients where FSDP2 averages them")
 
 
 def trained(world, folder, overlay, num_steps=NUM_STEPS, **options):
@@ -123,3 +143,12 @@ def test_with_length_groups_and_a_vocabulary_in_chunks(world, tmp_path, sharded)
     trained(world, tmp_path, "fsdp", **options)
     for name in ("train/loss", "train/grad_norm"):  # with dropout of other masks, since it is drawn group by group
         assert column(tmp_path, name) == pytest.approx(column(sharded[0], name), rel=0.05)
+
+
+def test_a_backend_that_sums_is_refused(monkeypatch):
+    strategy = FSDP2Strategy()
+    strategy.parallel_devices = [torch.device("cpu")]
+    monkeypatch.setattr(torch.distributed, "reduce_scatter_tensor", lambda output, *_, **__: output.fill_(2.0))
+    monkeypatch.setattr(torch.distributed, "get_backend", lambda: "gloo")
+    with pytest.raises(MisconfigurationException, match=r"gloo of PyTorch .* computes 2 times the mean: use a newer"):
+        strategy.configure_ddp()

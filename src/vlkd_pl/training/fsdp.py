@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 import torch.distributed
 from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.optim import Optimizer
@@ -43,7 +44,12 @@ class FSDP2Strategy(DDPStrategy):
         self._units: list[Any] = []
 
     def configure_ddp(self) -> None:
-        """Shard the module, instead of wrapping it as DDP does."""
+        """Shard the module, instead of wrapping it as DDP does.
+
+        Raises:
+            MisconfigurationException: The ranks' backend sums gradients where FSDP2 asks for their mean.
+        """
+        self._check_mean()
         module: Any = self.model
         frozen = {parameter for parameter in module.parameters() if not parameter.requires_grad}
         for parameter in module.parameters():
@@ -56,6 +62,16 @@ class FSDP2Strategy(DDPStrategy):
             fully_shard(unit, mesh=mesh, reshard_after_forward=False, ignored_params=frozen)
         for name in ("training_step", "validation_step"):
             register_fsdp_forward_method(module, name)
+
+    def _check_mean(self) -> None:
+        ones = torch.ones(self.world_size, device=self.root_device)
+        mean = torch.empty(1, device=self.root_device)
+        torch.distributed.reduce_scatter_tensor(mean, ones, op=torch.distributed.ReduceOp.AVG)
+        if mean.item() != 1:  # gloo of PyTorch 2.7
+            raise MisconfigurationException(
+                f"trainer.strategy: FSDP2 needs the mean over ranks, but {torch.distributed.get_backend()} of PyTorch "
+                f"{torch.__version__} computes {mean.item():g} times the mean: use a newer PyTorch or overlays/ddp.yaml"
+            )
 
     def on_validation_end(self) -> None:
         """Reshard the gathered weights, since evaluation has no backward pass that would."""
