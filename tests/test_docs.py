@@ -83,7 +83,7 @@ def test_extend(title, checkout, tmp_path, monkeypatch):
     code = blocks(SECTIONS[title])
     assert code
     changed = [block for block in code if block.language == "diff"]
-    assert len(changed) <= 1  # one file
+    assert len({re.search(r"^\+\+\+ .*$", block.text, re.MULTILINE)[0] for block in changed}) <= 1  # one file
     if changed:
         shutil.copytree(ROOT / "src", folder / "src")
     for block in code:
@@ -101,7 +101,10 @@ def test_extend(title, checkout, tmp_path, monkeypatch):
             for line in block.text.replace("\\\n", " ").splitlines():
                 program, *arguments = shlex.split(line)
                 assert program == "vlkd-pl"
-                if "--print_config" in arguments:
+                if changed:
+                    environment = {**os.environ, "PYTHONPATH": str(folder / "src")}
+                    subprocess.run([sys.executable, "-m", "vlkd_pl", *arguments], check=True, env=environment)
+                elif "--print_config" in arguments:
                     with pytest.raises(SystemExit, match="0"):
                         main(arguments)
                 else:

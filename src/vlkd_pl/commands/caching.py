@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytorch_lightning as pl
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
@@ -82,6 +82,8 @@ def make_cache(arguments: Sequence[str], output: str, dtype: FeatureType, check_
     """
     if is_address(output):
         raise MisconfigurationException(f"{output} is not a local folder: write the cache to one, and copy it there")
+    if dtype not in get_args(FeatureType):
+        raise MisconfigurationException(f"--dtype {dtype}: give one of {', '.join(get_args(FeatureType))}")
     folder = Path(output)
     line = CacheCLI(arguments, parser_kwargs={"prog": "vlkd-pl cache"}, save_config_callback=None, run=False)
     data, clip, limits = line.datamodule, line.clip, line.datamodule.image_limits

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from vlkd_pl.features.format import (
     INDEX_FILE,
+    QUANTIZERS,
     SETTINGS,
     SKIPPED,
     SUFFIX,
@@ -194,7 +195,7 @@ class FeatureCache:
         for index, (file, row) in enumerate(places):
             stored[index] = file.image_tokens[row]
         scales = None
-        if self.settings.dtype == "int8":
+        if self.settings.dtype in QUANTIZERS:
             scales = torch.from_numpy(np.stack([file.image_scales[row] for file, row in places]))
         return CachedSamples(
             torch.from_numpy(stored),

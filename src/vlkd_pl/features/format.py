@@ -6,10 +6,10 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from vlkd_pl.files import file_sha256, finish
 from vlkd_pl.shards.subset import key_hash
 
 FeatureType = Literal["float16", "int8"]
-
+"""Types of the stored image tokens; those in ``QUANTIZERS`` have a scale for each token, and others are cast to."""
 
 INDEX_FILE = "index.json"
 SUFFIX = ".safetensors"
@@ -31,11 +31,8 @@ HEADER_SIZE = 4096
 SETTINGS = "settings"
 SKIPPED = "skipped"
 
-
 _SHA256 = "sha256"
-
-
-_TYPES = {"F16": np.float16, "I8": np.int8, "I64": np.int64, "U64": np.uint64, "U8": np.uint8}
+_TYPES = {"F16": np.float16, "I8": np.int8, "I16": np.int16, "I64": np.int64, "U64": np.uint64, "U8": np.uint8}
 _TYPE_NAMES = {np.dtype(dtype): name for name, dtype in _TYPES.items()}
 _TENSORS = {"image_tokens", "clip_text_embedding", "captions", "caption_ends", "keys", "key_ends", "key_hashes"}
 
@@ -70,7 +67,7 @@ class FeatureSettings(NamedTuple):
             num_tokens: Number of image tokens of a sample.
             embedding_dim: Dimension of CLIP's embeddings.
         """
-        of_token = 2 * embedding_dim if self.dtype == "float16" else embedding_dim + 2
+        of_token = np.dtype(self.dtype).itemsize * embedding_dim + (2 if self.dtype in QUANTIZERS else 0)
         return num_tokens * of_token + 2 * embedding_dim + 24
 
 
@@ -103,7 +100,7 @@ def parse_index(content: bytes) -> CacheIndex:
         counts = [*parsed.skipped.values(), *parsed.files.values()]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError("it is not the index of a cache") from error
-    if parsed.settings.dtype not in ("float16", "int8") or parsed.settings.image_features not in ("pooled", "all"):
+    if parsed.settings.dtype not in get_args(FeatureType) or parsed.settings.image_features not in ("pooled", "all"):
         raise ValueError(f"it has the settings {parsed.settings}")
     if (
         not parsed.files
@@ -144,6 +141,10 @@ def quantized(image_tokens: Tensor) -> tuple[Tensor, Tensor]:
     return steps.to(torch.int8), scales
 
 
+QUANTIZERS: dict[FeatureType, Callable[[Tensor], tuple[Tensor, Tensor]]] = {"int8": quantized}
+"""From image tokens to what is stored of them and the scales (B, T) float16 by which to multiply it."""
+
+
 class FeatureWriter:
     """Writes a file of a cache atomically, holding one batch of image tokens in memory.
 
@@ -178,11 +179,11 @@ class FeatureWriter:
             texts: Captions of the B samples.
             keys: Keys of the B samples.
         """
-        if self.settings.dtype == "int8":
-            stored, scales = quantized(image_tokens)
+        if quantize := QUANTIZERS.get(self.settings.dtype):
+            stored, scales = quantize(image_tokens)
             self._scales.append(scales.cpu().numpy())
         else:
-            stored = image_tokens.half()
+            stored = image_tokens.to(getattr(torch, self.settings.dtype))
         self._write(stored.cpu().numpy())
         self._shape = tuple(stored.shape[1:])
         self._num += len(texts)
