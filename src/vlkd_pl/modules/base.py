@@ -149,9 +149,7 @@ class TaskModule(pl.LightningModule, ABC):
         """Compute the ``results`` of a batch, which ``EvaluationReport`` collects."""
         return {"results": self.evaluate(batch)}
 
-    def test_step(self, batch: Any, batch_index: int) -> dict[str, Any]:
-        """Compute the ``results`` of a batch, which ``EvaluationReport`` collects."""
-        return {"results": self.evaluate(batch)}
+    test_step = validation_step
 
     def predict_step(self, batch: Any, batch_index: int) -> list[dict[str, Any]]:
         """Compute the predictions for the readable samples of a batch."""

@@ -66,13 +66,7 @@ class ClassificationModule(pl.LightningModule):
         """Embed the classes of the data."""
         self._embed_classes()
 
-    def on_test_start(self) -> None:
-        """Embed the classes of the data."""
-        self._embed_classes()
-
-    def on_predict_start(self) -> None:
-        """Embed the classes of the data."""
-        self._embed_classes()
+    on_test_start = on_predict_start = on_validation_start
 
     def evaluate(self, batch: ImageBatch) -> list[ClassRanking]:
         """Rank the classes for each image; the samples are ``LabelledImage``."""
@@ -92,9 +86,7 @@ class ClassificationModule(pl.LightningModule):
         """Compute the ``results`` of a batch, which ``EvaluationReport`` collects."""
         return {"results": self.evaluate(batch)}
 
-    def test_step(self, batch: ImageBatch, batch_index: int) -> dict[str, Any]:
-        """Compute the ``results`` of a batch, which ``EvaluationReport`` collects."""
-        return {"results": self.evaluate(batch)}
+    test_step = validation_step
 
     def predict_step(self, batch: ImageBatch, batch_index: int) -> list[dict[str, Any]]:
         """Classify each readable image of a batch by the distilled BART."""

@@ -80,9 +80,7 @@ class RetrievalModule(pl.LightningModule):
         """Compute the ``results`` of a batch, which ``EvaluationReport`` collects."""
         return {"results": self.evaluate(batch)}
 
-    def test_step(self, batch: ImageBatch, batch_index: int) -> dict[str, Any]:
-        """Compute the ``results`` of a batch, which ``EvaluationReport`` collects."""
-        return {"results": self.evaluate(batch)}
+    test_step = validation_step
 
     def on_predict_start(self) -> None:
         """Embed all captions of the data.

@@ -48,17 +48,7 @@ class EvaluationReport(Callback):
         """Collect the results of a batch."""
         self.evaluator.update(outputs["results"])
 
-    def on_test_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Collect the results of a batch."""
-        self.evaluator.update(outputs["results"])
+    on_test_batch_end = on_validation_batch_end
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log the scores and draw the panel; outside of training also print the table."""
