@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from vlkd_pl.evaluation.evaluator import Evaluator, count_off_prompt
-from vlkd_pl.evaluation.panel import PanelItem
+from vlkd_pl.evaluation.panel import panel_items
 from vlkd_pl.evaluation.report import Report
 from vlkd_pl.evaluation.table import score_table
 from vlkd_pl.metrics.captions import CAPTION_METRICS, CaptionScores, caption_scores, cider_note
@@ -61,12 +61,13 @@ class CaptioningEvaluator(Evaluator[CaptionPrediction]):
         referenced = [result for result in results if result.references]
         lines, notes = [f"{len(results)} images, {len(referenced)} with reference captions"], []
         not_computed: dict[str, str] = {}
-        columns = scores_by_domain(referenced, self.metrics) if referenced else {}
+        parts = _by_domain(referenced) if referenced else {}
+        columns = {domain: _scores(part, self.metrics) for domain, part in parts.items()}
         for domain, column in columns.items():
             prefix = "" if domain == "all" else f"{domain}/"
             scores |= {f"{prefix}{log_name(metric)}": value for metric, value in column.scores.items()}
-            if "CIDEr" in column.scores and (note := domain_note(referenced, domain)):
-                notes.append(note)
+            if "CIDEr" in column.scores and (note := cider_note(_references(parts[domain]))):
+                notes.append(note if domain == "all" else f"{domain}: {note}")
         if columns:
             per_image = columns["all"].per_image
             not_computed = {name: reason for column in columns.values() for name, reason in column.not_computed.items()}
@@ -79,12 +80,8 @@ class CaptioningEvaluator(Evaluator[CaptionPrediction]):
             lines += [f"{metric} not computed: {reason}" for metric, reason in not_computed.items()]
         if num_off_prompt is not None:
             lines.append(f"off-prompt: {num_off_prompt}")
-        panel_items = [
-            PanelItem(result.image, result.caption, "".join(result.references[:1]))
-            for result in results
-            if result.image is not None
-        ]
-        return Report(scores, "\n".join(lines), files, panel_items, notes=notes, not_computed=not_computed)
+        items = panel_items((result.image, result.caption, "".join(result.references[:1])) for result in results)
+        return Report(scores, "\n".join(lines), files, items, notes=notes, not_computed=not_computed)
 
 
 def scores_by_domain(
@@ -102,28 +99,7 @@ def scores_by_domain(
     Raises:
         ValueError: There are no captions, or an image has no reference.
     """
-    domains = sorted({prediction.domain for prediction in predictions if prediction.domain is not None})
-    scores = {}
-    for domain in ("all", *domains):
-        part = _of_domain(predictions, domain)
-        references = {prediction.id: prediction.references for prediction in part}
-        captions = {prediction.id: prediction.caption for prediction in part}
-        scores[domain] = caption_scores(references, captions, metrics, progress=True)
-    return scores
-
-
-def domain_note(predictions: Sequence[CaptionPrediction], domain: str) -> str:
-    """Explain a CIDEr that is 0 by its definition; see ``cider_note``.
-
-    Args:
-        predictions: Captions of images with references.
-        domain: ``all``, or the name of a domain.
-
-    Returns:
-        One line, or the empty string where CIDEr is meaningful.
-    """
-    note = cider_note({prediction.id: prediction.references for prediction in _of_domain(predictions, domain)})
-    return note if domain == "all" or not note else f"{domain}: {note}"
+    return {domain: _scores(part, metrics) for domain, part in _by_domain(predictions).items()}
 
 
 def log_name(metric: str) -> str:
@@ -131,5 +107,17 @@ def log_name(metric: str) -> str:
     return metric.lower().replace("-", "_")
 
 
-def _of_domain(predictions: Sequence[CaptionPrediction], domain: str) -> list[CaptionPrediction]:
-    return [prediction for prediction in predictions if domain in ("all", prediction.domain)]
+def _by_domain(predictions: Sequence[CaptionPrediction]) -> dict[str, Sequence[CaptionPrediction]]:
+    """Split predictions: ``all`` of them, and those of each domain."""
+    domains = sorted({prediction.domain for prediction in predictions if prediction.domain is not None})
+    parts = {domain: [prediction for prediction in predictions if prediction.domain == domain] for domain in domains}
+    return {"all": predictions, **parts}
+
+
+def _references(predictions: Sequence[CaptionPrediction]) -> dict[int | str, Sequence[str]]:
+    return {prediction.id: prediction.references for prediction in predictions}
+
+
+def _scores(predictions: Sequence[CaptionPrediction], metrics: Collection[str]) -> CaptionScores[int | str]:
+    captions = {prediction.id: prediction.caption for prediction in predictions}
+    return caption_scores(_references(predictions), captions, metrics, progress=True)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from vlkd_pl.evaluation.evaluator import Evaluator
-from vlkd_pl.evaluation.panel import PanelItem
+from vlkd_pl.evaluation.panel import panel_items
 from vlkd_pl.evaluation.report import Report
 from vlkd_pl.evaluation.table import score_table
 
@@ -53,13 +53,11 @@ class ClassificationEvaluator(Evaluator[ClassRanking]):
         """Compute the accuracies; ``predictions.json`` holds the nearest class by the distilled BART."""
         columns = {
             encoder: {
-                f"top-{k} accuracy": sum(label in classes[:k] for label, classes in rankings) / len(results)
+                f"top-{k} accuracy": sum(result.label in getattr(result, encoder)[:k] for result in results)
+                / len(results)
                 for k in (1, 5)
             }
-            for encoder, rankings in (
-                ("bart", [(result.label, result.bart) for result in results]),
-                ("clip", [(result.label, result.clip) for result in results]),
-            )
+            for encoder in ("bart", "clip")
         }
         scores = {
             f"{encoder}_{row.replace('-', '_').replace(' ', '_')}": value
@@ -71,11 +69,7 @@ class ClassificationEvaluator(Evaluator[ClassRanking]):
             {"image_id": result.id, "class": prediction, "truth": truth}
             for result, (prediction, truth) in zip(results, names, strict=True)
         ]
-        panel_items = [
-            PanelItem(result.image, *pair)
-            for result, pair in zip(results, names, strict=True)
-            if result.image is not None
-        ]
+        items = panel_items((result.image, *pair) for result, pair in zip(results, names, strict=True))
         table = score_table(list(columns), list(columns.values()))
         head = f"{len(results)} images, {len(self.class_names)} classes"
-        return Report(scores, f"{head}\n{table}", {"predictions.json": predictions}, panel_items)
+        return Report(scores, f"{head}\n{table}", {"predictions.json": predictions}, items)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vlkd_pl.evaluation.evaluator import Evaluator
-from vlkd_pl.evaluation.panel import PanelItem
+from vlkd_pl.evaluation.panel import panel_items
 from vlkd_pl.evaluation.report import Report
 from vlkd_pl.evaluation.table import score_table
 from vlkd_pl.metrics.captions import cider, cider_note
@@ -69,14 +69,10 @@ class DistillationEvaluator(Evaluator[DistillationResult]):
         scores["cider"] = cider(references, captions)[0]
         scores["cider_shuffled"] = cider(references, _shuffled(captions))[0]
         predictions = [{"image_id": image_id, "caption": caption} for image_id, caption in captions.items()]
-        panel_items = [
-            PanelItem(result.image, result.caption, result.references[0])
-            for result in results
-            if result.image is not None
-        ]
+        items = panel_items((result.image, result.caption, result.references[0]) for result in results)
         notes = [note for note in (cider_note(references),) if note]
         table = score_table(["score"], [scores])
-        return Report(scores, table, {"predictions.json": predictions}, panel_items, notes=notes)
+        return Report(scores, table, {"predictions.json": predictions}, items, notes=notes)
 
 
 def _shuffled(captions: Mapping[int, str]) -> dict[int, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +35,19 @@ class PanelItem(NamedTuple):
     image: Tensor
     prediction: str
     reference: str
+
+
+def panel_items(candidates: Iterable[tuple[Tensor | None, str, str]]) -> list[PanelItem]:
+    """Keep the results that have an image, as items of the panel.
+
+    Args:
+        candidates: Image, prediction and reference of each result, as in ``PanelItem``; None without an image.
+
+    Example:
+        >>> panel_items([(None, "a fish", "a red fish")])
+        []
+    """
+    return [PanelItem(image, prediction, reference) for image, prediction, reference in candidates if image is not None]
 
 
 def caption_panel(items: Sequence[PanelItem], columns: int = 4) -> Image.Image:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vlkd_pl.data.vqa_files import Question
 from vlkd_pl.evaluation.evaluator import Evaluator, count_off_prompt
-from vlkd_pl.evaluation.panel import PanelItem
+from vlkd_pl.evaluation.panel import panel_items
 from vlkd_pl.evaluation.report import Report
 from vlkd_pl.evaluation.table import Unit, score_table
 from vlkd_pl.metrics.vqa import VQAScores, few_answers_note, vqa_scores
@@ -88,14 +88,13 @@ class VQAEvaluator(Evaluator[AnswerPrediction]):
             lines.append("the answers are secret: send predictions.json to the evaluation server")
         if num_off_prompt is not None:
             lines.append(f"off-prompt: {num_off_prompt}")
-        panel_items = [
-            PanelItem(result.image, f"{result.question.text} {result.answer}", "".join(result.question.answers[:1]))
+        items = panel_items(
+            (result.image, f"{result.question.text} {result.answer}", "".join(result.question.answers[:1]))
             for result in results
-            if result.image is not None
-        ]
+        )
         units: dict[str, Unit] = {name: "fraction" if name == "off_prompt" else "percent" for name in scores}
         notes = [note for note in (few_answers_note(questions),) if note]
-        return Report(scores, "\n".join(lines), files, panel_items, units, notes)
+        return Report(scores, "\n".join(lines), files, items, units, notes)
 
 
 def accuracy_rows(scores: VQAScores, domains: Mapping[str, VQAScores] | None = None) -> dict[str, float]:

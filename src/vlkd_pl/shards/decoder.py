@@ -16,7 +16,6 @@ from vlkd_pl.images import ImageSizeError, open_image, upright
 
 RawSample = dict[str, Any]
 
-
 SKIP_REASONS = ("broken_tar", "missing_part", "unreadable_image", "not_rgb", "too_large", "empty_text")
 """Reasons for skipping a sample; ``broken_tar`` counts corrupt shards, whose remaining samples are lost."""
 
