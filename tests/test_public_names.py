@@ -14,8 +14,10 @@ SOURCE = Path(vlkd_pl.__file__)
 RIGHT = """
 import vlkd_pl
 from vlkd_pl import Execution, Optimization, VLKDModule
+from vlkd_pl.metrics import GLUEScore
 module = VLKDModule("clip", "bart", optimization=Optimization(warmup_epochs=0.5), execution=Execution(compile=True))
 caption: str | list[str] = vlkd_pl.VLKD.from_pretrained("model").caption("image.jpg")
+score = GLUEScore("cola")
 """
 WRONG = {
     "VLKDModule(temprature=0.1)": "call-arg",
@@ -23,6 +25,8 @@ WRONG = {
     "VLKDModule(learning_rate=1e-3)": "call-arg",
     "Optimization(betas=0.9)": "arg-type",
     "vlkd_pl.CaptionModule()": "attr-defined",
+    "from vlkd_pl.metrics import GlueScore": "attr-defined",
+    'GLUEScore("coal")': "arg-type",
 }
 
 SETTINGS = """

@@ -9,15 +9,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vlkd_pl.metrics.bleu import BLEU
-    from vlkd_pl.metrics.captions import CaptionScores, caption_scores
-    from vlkd_pl.metrics.cider import CIDEr, CIDErD, CIDErDReward
-    from vlkd_pl.metrics.glue import GLUEScore, glue_scores
-    from vlkd_pl.metrics.ptb import tokenize
-    from vlkd_pl.metrics.retrieval import RetrievalRecall, recall_at_k
-    from vlkd_pl.metrics.rouge_l import ROUGEL
-    from vlkd_pl.metrics.summaries import ROUGE, summary_scores
-    from vlkd_pl.metrics.vqa import VQAAccuracy, VQAScores, answer_accuracy, vqa_scores
+    from vlkd_pl.metrics.bleu import BLEU as BLEU
+    from vlkd_pl.metrics.captions import CaptionScores as CaptionScores
+    from vlkd_pl.metrics.captions import caption_scores as caption_scores
+    from vlkd_pl.metrics.cider import CIDEr as CIDEr
+    from vlkd_pl.metrics.cider import CIDErD as CIDErD
+    from vlkd_pl.metrics.cider import CIDErDReward as CIDErDReward
+    from vlkd_pl.metrics.glue import GLUEScore as GLUEScore
+    from vlkd_pl.metrics.glue import glue_scores as glue_scores
+    from vlkd_pl.metrics.ptb import tokenize as tokenize
+    from vlkd_pl.metrics.retrieval import RetrievalRecall as RetrievalRecall
+    from vlkd_pl.metrics.retrieval import recall_at_k as recall_at_k
+    from vlkd_pl.metrics.rouge_l import ROUGEL as ROUGEL
+    from vlkd_pl.metrics.summaries import ROUGE as ROUGE
+    from vlkd_pl.metrics.summaries import summary_scores as summary_scores
+    from vlkd_pl.metrics.vqa import VQAAccuracy as VQAAccuracy
+    from vlkd_pl.metrics.vqa import VQAScores as VQAScores
+    from vlkd_pl.metrics.vqa import answer_accuracy as answer_accuracy
+    from vlkd_pl.metrics.vqa import vqa_scores as vqa_scores
 
 _MODULES = {
     "BLEU": "bleu",
@@ -40,32 +49,15 @@ _MODULES = {
     "vqa_scores": "vqa",
 }
 
-__all__ = [
-    "BLEU",
-    "ROUGE",
-    "ROUGEL",
-    "CIDEr",
-    "CIDErD",
-    "CIDErDReward",
-    "CaptionScores",
-    "GLUEScore",
-    "RetrievalRecall",
-    "VQAAccuracy",
-    "VQAScores",
-    "answer_accuracy",
-    "caption_scores",
-    "glue_scores",
-    "recall_at_k",
-    "summary_scores",
-    "tokenize",
-    "vqa_scores",
-]
+__all__ = [*_MODULES]
 
 
-def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return getattr(import_module(f"vlkd_pl.metrics.{_MODULES[name]}"), name)
-    raise AttributeError(f"module 'vlkd_pl.metrics' has no attribute {name!r}")
+if not TYPE_CHECKING:  # or any name would be right for a checker
+
+    def __getattr__(name: str) -> Any:
+        if name in _MODULES:
+            return getattr(import_module(f"vlkd_pl.metrics.{_MODULES[name]}"), name)
+        raise AttributeError(f"module 'vlkd_pl.metrics' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
