@@ -219,6 +219,7 @@ def test_the_wheel_runs_the_sample_world_elsewhere(installed, tmp_path):
         *("--trainer.val_check_interval", "1", "--model.init_args.start", "random"),
     )
     assert (tmp_path / "runs/sample/distill/model/config.json").is_file()
+    assert "twelve kinds of pictograms" in (tmp_path / "runs/sample/distill/model/README.md").read_text()
 
 
 def test_configurations_of_the_wheel_are_found_by_their_names(installed, tmp_path):

@@ -202,6 +202,26 @@ def test_saved_in_half_precision_only_where_nothing_is_lost(tmp_path):
     assert FrozenCLIP.load(tmp_path / "half").fingerprint == FrozenCLIP(model).fingerprint
 
 
+def test_limits_are_saved_and_loaded(tmp_path):
+    assert FrozenCLIP(tiny_clip()).limits == ""
+    FrozenCLIP(tiny_clip(), clip_merges(), "It knows fish.\nNothing else.").save(tmp_path)
+    for path in (tmp_path, tmp_path / "clip.safetensors"):
+        assert FrozenCLIP.load(path).limits == "It knows fish.\nNothing else."
+    (tmp_path / "limits.txt").write_bytes(b"\xef\xbb\xbf It knows\x1b[31m fish.\r\n\n")
+    assert FrozenCLIP.load(tmp_path).limits == "It knows[31m fish."
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "is empty"), (b"fish" * 5000, "larger than 16 KiB"), (b"\xff", "not a text in UTF-8")],
+)
+def test_limits_that_are_not_a_text_are_refused(tmp_path, content, message):
+    FrozenCLIP(tiny_clip(), clip_merges()).save(tmp_path)
+    (tmp_path / "limits.txt").write_bytes(content)
+    with pytest.raises(ModelFileError, match=rf"limits\.txt.*{message}"):
+        FrozenCLIP.load(tmp_path)
+
+
 def test_published_names():
     assert set(CLIP_NAMES) == {
         "RN50",

@@ -16,6 +16,7 @@ from vlkd_pl.clip.transform import IMAGE_MEAN, IMAGE_STD
 from vlkd_pl.clip.weights import (
     CLIP_CLASS,
     CLIP_NAMES,
+    LIMITS_FILE,
     MERGES_FILE,
     OPENAI_CHECKSUMS,
     WEIGHTS_FILE,
@@ -25,7 +26,7 @@ from vlkd_pl.clip.weights import (
 )
 from vlkd_pl.errors import ModelFileError
 from vlkd_pl.files import file_sha256
-from vlkd_pl.weights.model_files import check_merges, check_model_file, read_merges
+from vlkd_pl.weights.model_files import check_merges, check_model_file, read_limits, read_merges
 from vlkd_pl.weights.reader import read_weights
 
 
@@ -35,6 +36,8 @@ class FrozenCLIP(nn.Module):
     Args:
         clip: The CLIP; its weights are converted to float32 in place.
         merges: Content of a gzip file of byte-pair merges for its tokenizer; None for OpenAI's vocabulary.
+        limits: Plain text that states what the CLIP does not know, for the card and the demo page of a model that is
+            distilled from it; empty for none.
 
     Example:
         >>> from vlkd_pl.sample import CLIP_FOLDER
@@ -43,10 +46,11 @@ class FrozenCLIP(nn.Module):
         torch.Size([2, 5, 128])
     """
 
-    def __init__(self, clip: CLIP, merges: bytes | None = None) -> None:
+    def __init__(self, clip: CLIP, merges: bytes | None = None, limits: str = "") -> None:
         super().__init__()
         self.clip = clip.float().eval().requires_grad_(False)
         self.merges = merges
+        self.limits = limits
 
     @classmethod
     def load(cls, clip: str | Path, sha256: str | None = None, download_root: str | None = None) -> FrozenCLIP:
@@ -63,7 +67,7 @@ class FrozenCLIP(nn.Module):
         Raises:
             FileNotFoundError: The file does not exist, or a named CLIP cannot be downloaded.
             ModelFileError: The checksum differs; the file is corrupt or holds no CLIP; its class is neither known nor
-                confirmed by ``sha256``; or the merges do not fit the CLIP's vocabulary.
+                confirmed by ``sha256``; the merges do not fit the CLIP's vocabulary; or the limits are not a text.
         """
         if str(clip) in CLIP_NAMES:
             path = download_clip(str(clip), download_root)
@@ -95,10 +99,12 @@ class FrozenCLIP(nn.Module):
             merges = path.with_name(MERGES_FILE)
             frozen.merges = read_merges(merges) if merges.is_file() else None
             check_merges(path, frozen.vocab_size, frozen.merges)
+            limits = path.with_name(LIMITS_FILE)
+            frozen.limits = read_limits(limits) if limits.exists() else ""
         return frozen
 
     def save(self, folder: str | Path) -> None:
-        """Write ``clip.safetensors``, in half precision if that loses nothing, and the merges if it has any."""
+        """Write ``clip.safetensors``, in half precision if that loses nothing, and merges and limits if it has any."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         weights = {name: value.detach().cpu().contiguous() for name, value in self.clip.state_dict().items()}
@@ -108,6 +114,8 @@ class FrozenCLIP(nn.Module):
         safetensors.torch.save_file(weights, folder / WEIGHTS_FILE, metadata=CLIP_CLASS)
         if self.merges is not None:
             (folder / MERGES_FILE).write_bytes(self.merges)
+        if self.limits:
+            (folder / LIMITS_FILE).write_text(f"{self.limits}\n", encoding="utf-8")
 
     def train(self, mode: bool = True) -> FrozenCLIP:
         """Stay in evaluation mode, so that training does not move the BatchNorm statistics."""

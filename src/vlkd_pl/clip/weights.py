@@ -34,6 +34,8 @@ IMAGE_SIZES = dict.fromkeys(CLIP_NAMES, _DEFAULT_IMAGE_SIZE) | {
 
 WEIGHTS_FILE = "clip.safetensors"
 MERGES_FILE = "merges.txt.gz"
+LIMITS_FILE = "limits.txt"
+"""Text in a CLIP's folder that states what the CLIP does not know; most CLIPs have none."""
 
 OPENAI_CHECKSUMS = {url.rsplit("/", 1)[1]: url.split("/")[-2] for url in _URLS.values()}
 CLIP_CLASS = {"activation": "quick_gelu", "head_width": "64"}

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import safetensors.torch
 import torch
-from huggingface_hub import ModelHubMixin
+from huggingface_hub import ModelCard, ModelHubMixin
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import BartForConditionalGeneration, GenerationConfig, PreTrainedTokenizerBase
@@ -19,6 +19,7 @@ from vlkd_pl.clip.frozen import FrozenCLIP
 from vlkd_pl.errors import ModelFileError
 from vlkd_pl.files import atomic_update, complete_update
 from vlkd_pl.models.bart import clean_tokenizer, load_bart
+from vlkd_pl.models.card import model_card
 from vlkd_pl.weights.model_files import model_folder, read_config
 from vlkd_pl.weights.reader import read_weights
 
@@ -261,7 +262,8 @@ class VLKDModel(nn.Module, ModelHubMixin):
         """Write the model folder atomically: a kill at any moment leaves the old model or the new one.
 
         Args:
-            save_directory: Folder of the model. Its other files stay, also a ``README.md``.
+            save_directory: Folder of the model. Its other files stay, also a ``README.md``; without one, the card of
+                the model is written there.
             **options: Options of ``huggingface_hub.ModelHubMixin.save_pretrained``, such as ``push_to_hub``.
 
         Returns:
@@ -276,6 +278,10 @@ class VLKDModel(nn.Module, ModelHubMixin):
             if (folder / "README.md").exists():
                 (incomplete / "README.md").unlink(missing_ok=True)
         return address
+
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
+        """Write the card of the model in place of the template of the Hugging Face hub, whose arguments are ignored."""
+        return model_card(self)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         config = {"format_version": _FORMAT_VERSION, "image_features": self.image_features}

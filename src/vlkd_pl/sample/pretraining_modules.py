@@ -17,6 +17,7 @@ from vlkd_pl.clip.openai import CLIP
 from vlkd_pl.losses import clamp_logit_scale_, icti_loss, itcl_loss
 from vlkd_pl.metrics.retrieval import recall_at_k
 from vlkd_pl.models.bart import clean_tokenizer
+from vlkd_pl.sample.scenes import LIMITS
 from vlkd_pl.training.optim import linear_warmup_and_decay, parameter_groups
 
 if TYPE_CHECKING:
@@ -139,14 +140,12 @@ class CLIPPretrainingModule(PretrainingModule):
         self.log_dict({f"val/{name}": value for name, value in recall.items()}, prog_bar=True)
 
     def export(self, folder: Path) -> None:
-        """Write ``clip.safetensors`` in half precision, and the merges."""
+        """Write ``clip.safetensors`` in half precision, the merges, and the limits of the sample world."""
         # OpenAI's files hold half-precision weights, too; FrozenCLIP converts them to float32.
         for value in self.clip.state_dict().values():
             if value.is_floating_point():
                 value.copy_(value.half())
-        frozen = FrozenCLIP(self.clip)
-        frozen.merges = self.merges.read_bytes() if self.merges else None
-        frozen.save(folder)
+        FrozenCLIP(self.clip, self.merges.read_bytes() if self.merges else None, LIMITS).save(folder)
 
 
 class BARTPretrainingModule(PretrainingModule):

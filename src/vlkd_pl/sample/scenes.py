@@ -29,6 +29,13 @@ UNSEEN_COMBINATIONS = frozenset(
 )
 """Pairs of color and object that occur only in images of the split ``unseen``."""
 
+LIMITS = (
+    f"This model knows twelve kinds of pictograms: {', '.join(OBJECTS[:-1])} and {OBJECTS[-1]}, in the colors "
+    f"{', '.join(COLORS[:-1])} and {COLORS[-1]}, on {', '.join(PLACES[:-1])} or at {PLACES[-1]}. It knows nothing "
+    "else, and describes a photograph in these words too."
+)
+"""What a model of this world says about itself: ``limits.txt`` in the folder of the sample world's CLIP."""
+
 Split = Literal["train", "val", "test", "unseen", "text_only"]
 """A scene's split; ``text_only`` scenes hold an unseen combination and occur in the text corpus but in no image."""
 

@@ -21,6 +21,7 @@ _HUB_SECONDS = 5
 _GIT_LFS = b"version https://git-lfs"
 _MOST_JSON_BYTES = 16 << 20
 _MOST_MERGES_BYTES = 32 << 20
+_MOST_LIMITS_BYTES = 16 << 10
 _MOST_MERGES = 49152 - 256 - 2  # OpenAI's tokenizer uses no more, however many the file holds
 _OPENAI_VOCAB_SIZE = 49408
 _NUM_BYTE_TOKENS = 512
@@ -140,6 +141,33 @@ def merges_vocab_size(merges: bytes, name: str = "merges") -> int:
         if len(line.split()) != 2:
             raise ModelFileError(f"{name}: line {number} holds {line[:40]!r}, not two symbols to merge")
     return _NUM_BYTE_TOKENS + len(lines) + _NUM_SPECIAL_TOKENS
+
+
+def read_limits(path: Path) -> str:
+    """Read the text that states what a CLIP does not know.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The text without control characters, and without white space around it.
+
+    Raises:
+        ModelFileError: The file is unreadable, empty, too large, or not a text in UTF-8.
+
+    Example:
+        >>> from vlkd_pl.sample import CLIP_FOLDER
+        >>> read_limits(Path(CLIP_FOLDER, "limits.txt")).split(":")[0]
+        'This model knows twelve kinds of pictograms'
+    """
+    check_model_file(path)
+    if path.stat().st_size > _MOST_LIMITS_BYTES:
+        raise ModelFileError(f"{path} is larger than {_MOST_LIMITS_BYTES >> 10} KiB: state the limits in fewer words")
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelFileError(f"{path} is not a text in UTF-8 ({first_line(error)}): copy or write it again") from error
+    return "".join(character for character in text if character.isprintable() or character == "\n").strip()
 
 
 def check_merges(path: Path, vocab_size: int, merges: bytes | None) -> None:
