@@ -68,6 +68,30 @@ def test_adamw_is_torchs():
     assert optimizer.param_groups[0]["betas"] == (0.8, 0.9)
 
 
+def test_fused_adamw_steps_as_the_plain_one():
+    torch.manual_seed(0)
+    fused, plain = Model(), Model()
+    plain.load_state_dict(fused.state_dict())
+    optimizers = [
+        make_optimizer("adamw", parameter_groups(fused, 0.2, 0.1), 0.1, (0.8, 0.9), 1e-4),
+        torch.optim.AdamW(parameter_groups(plain, 0.2, 0.1), betas=(0.8, 0.9), eps=1e-4, foreach=False),
+    ]
+    assert optimizers[0].defaults["fused"]
+    for _ in range(3):
+        for parameter, other in zip(fused.parameters(), plain.parameters(), strict=True):
+            if parameter.requires_grad:
+                parameter.grad = torch.randn_like(parameter)
+                other.grad = parameter.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    torch.testing.assert_close(fused.state_dict(), plain.state_dict())
+
+
+def test_adamw_steps_on_devices_without_a_fused_one():
+    weight = nn.Parameter(torch.zeros(1, device="meta"))
+    assert not make_optimizer("adamw", [{"params": [weight]}], 0.1, (0.9, 0.99), 1e-6).defaults["fused"]
+
+
 def test_lambs_first_step_by_hand():
     weight, bias = nn.Parameter(torch.tensor([3.0, 4.0])), nn.Parameter(torch.tensor([2.0]))
     groups = [{"params": [weight], "weight_decay": 0.5}, {"params": [bias], "weight_decay": 0.0}]

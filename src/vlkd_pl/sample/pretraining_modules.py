@@ -18,7 +18,7 @@ from vlkd_pl.losses import clamp_logit_scale_, icti_loss, itcl_loss
 from vlkd_pl.metrics.retrieval import recall_at_k
 from vlkd_pl.models.bart import clean_tokenizer
 from vlkd_pl.sample.scenes import LIMITS
-from vlkd_pl.training.optim import linear_warmup_and_decay, parameter_groups
+from vlkd_pl.training.optim import linear_warmup_and_decay, make_optimizer, parameter_groups
 
 if TYPE_CHECKING:
     from vlkd_pl.batch import InfillingBatch
@@ -44,7 +44,7 @@ class PretrainingModule(pl.LightningModule, ABC):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Configure AdamW with warm-up and linear decay."""
         groups = parameter_groups(self, self.weight_decay, self.learning_rate)
-        optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=(0.9, 0.98))
+        optimizer = make_optimizer("adamw", groups, self.learning_rate, (0.9, 0.98), eps=1e-8)
         schedule = linear_warmup_and_decay(optimizer, self.warmup_steps, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

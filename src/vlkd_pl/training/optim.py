@@ -52,6 +52,7 @@ class Optimization:
 TABLE_10 = Optimization()
 """The optimization of the distillation (Table 10)."""
 
+_FUSED_DEVICES = ("cuda", "cpu")  # PyTorch raises an error for a fused optimizer on some of the others
 _NORMS = (nn.LayerNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm)
 
 
@@ -111,8 +112,8 @@ def make_optimizer(
 ) -> Optimizer:
     """Build AdamW, or LAMB (You et al., 2020).
 
-    On GPUs AdamW is PyTorch's fused one, which reads and writes memory once. It must not unscale the gradients under
-    fp16, since the trainer does so to clip and log them.
+    On GPUs and CPUs AdamW is PyTorch's fused one, which reads and writes memory once. It must not unscale the gradients
+    under fp16, since the trainer does so to clip and log them.
 
     LAMB is timm's: an update is Adam's, with bias correction, plus weight decay, and is scaled by ‖weight‖ / ‖update‖.
     Parameters without weight decay, that is biases and norms, are not scaled, as in the authors' own training of BERT.
@@ -128,7 +129,7 @@ def make_optimizer(
         MissingPackageError: The optimizer is LAMB, and timm is not installed.
     """
     if name == "adamw":
-        fused = all(parameter.is_cuda for group in groups for parameter in group["params"])
+        fused = all(parameter.device.type in _FUSED_DEVICES for group in groups for parameter in group["params"])
         adamw = torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=eps, fused=fused)
         adamw._step_supports_amp_scaling = False  # read by GradScaler and Lightning
         return adamw
