@@ -14,6 +14,7 @@ VENV ?= .venv
 EXTRA ?= dev
 BIN := $(VENV)/bin
 RUN := runs/sample
+PRETRAINING := runs/pretraining
 export TOKENIZERS_PARALLELISM := false
 # The sample world's models are too small for more: two threads on busy cores are several times slower than one, and with
 # one thread the figures do not depend on the number of cores.
@@ -99,16 +100,19 @@ format: $(BIN)/.installed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# The small CLIP and BART that ship with the package, trained anew: about an hour and a half on two cores.
-sample-models: $(BIN)/.installed
-	rm -rf runs/pretraining
-	$(BIN)/python -m vlkd_pl.sample.tokenizers runs/pretraining/tokenizers
-	$(BIN)/vlkd-pl fit --config sample/clip.yaml
-	$(BIN)/vlkd-pl fit --config sample/bart.yaml
-	$(BIN)/vlkd-pl fit --config sample/bart.yaml --config sample/bart_questions.yaml
+# The small CLIP and BART that ship with the package, trained anew: hours on two cores. Interrupted and called again, it
+# resumes: a model that is trained stays as it is, until make clean.
+sample-models: $(addprefix $(PRETRAINING)/,clip_log/.trained bart_log/.trained)
 	mkdir -p src/vlkd_pl/sample/models
-	cp -r runs/pretraining/clip src/vlkd_pl/sample/models/
-	cp -r runs/pretraining/bart_questions/. src/vlkd_pl/sample/models/bart/
+	cp -r $(PRETRAINING)/clip $(PRETRAINING)/bart src/vlkd_pl/sample/models/
+
+$(PRETRAINING)/%_log/.trained: $(PRETRAINING)/tokenizers/.trained
+	$(BIN)/vlkd-pl fit --config sample/$*.yaml --ckpt_path last
+	touch $@
+
+$(PRETRAINING)/tokenizers/.trained: | $(BIN)/.installed
+	$(BIN)/python -m vlkd_pl.sample.tokenizers $(PRETRAINING)/tokenizers
+	touch $@
 
 clean:
 	rm -rf runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache

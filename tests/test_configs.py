@@ -34,7 +34,6 @@ RUNS = [
     *(("test", "sample/distill", f"sample/{name}") for name in ("before", "after")),
     ("fit", "sample/distill", "sample/paper"),
     *(("fit", f"sample/{name}") for name in ("clip", "bart")),
-    ("fit", "sample/bart", "sample/bart_questions"),
 ]
 """The command and the files of each run that the shipped configurations are for."""
 

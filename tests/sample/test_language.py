@@ -95,7 +95,7 @@ def test_no_relation_question_is_answered_by_the_other_object_it_names():
 
 def test_the_corpus_states_no_scene_of_the_evaluation_splits():
     rng = random.Random(7)
-    lines = " ".join(random_line(rng) for _ in range(5000))
+    lines = " ".join(random_line(rng).text for _ in range(5000))
     for split in ("val", "test", "unseen"):
         for scene in distinct_scenes(random.Random(0), split, 300):
             assert not any(f" {caption}." in lines for caption in captions(scene))

@@ -2,10 +2,33 @@
 
 import random
 
+import pytest
 import torch
 
 from vlkd_pl.sample.pretraining_data import SceneDataModule, TextDataModule, grouped_scenes
 from vlkd_pl.sample.tokenizers import clip_merges
+
+
+@pytest.fixture
+def scene_data(tmp_path):
+    (tmp_path / "merges.txt.gz").write_bytes(clip_merges())
+    return lambda **options: SceneDataModule(str(tmp_path / "merges.txt.gz"), batch_size=16, **options)
+
+
+@pytest.fixture
+def text_data(bart_folder):
+    return lambda **options: TextDataModule(str(bart_folder), **options)
+
+
+def take(loader, num):
+    return [batch for batch, _ in zip(loader, range(num), strict=False)]
+
+
+def equal(first, second):
+    return all(
+        torch.equal(first[key], second[key]) if isinstance(first[key], torch.Tensor) else first[key] == second[key]
+        for key in first.keys() | second.keys()
+    )
 
 
 def test_groups_are_near_and_no_description_comes_twice():
@@ -16,19 +39,30 @@ def test_groups_are_near_and_no_description_comes_twice():
         assert len({scene.layout for scene in scenes[first : first + 8]}) == 1
 
 
-def test_clip_batches(tmp_path):
-    (tmp_path / "merges.txt.gz").write_bytes(clip_merges())
-    module = SceneDataModule(str(tmp_path / "merges.txt.gz"), batch_size=16, num_val_batches=2)
+def test_clip_batches(scene_data):
+    module = scene_data(num_val_batches=2, num_workers=0)
     batch = next(iter(module.train_dataloader()))
     assert batch["image"].shape == (16, 3, 64, 64)
     assert batch["clip_text_ids"].shape[1] <= 24
     first, second = list(module.val_dataloader()), list(module.val_dataloader())
     assert len(first) == 2
-    assert all(torch.equal(a["image"], b["image"]) for a, b in zip(first, second, strict=True))
+    assert all(equal(*pair) for pair in zip(first, second, strict=True))
 
 
-def test_text_batches(bart_folder):
-    module = TextDataModule(str(bart_folder), batch_size=64)
+@pytest.mark.parametrize("kind", ["scene_data", "text_data"])
+def test_batches_depend_on_seed_and_index_alone(request, kind):
+    make = request.getfixturevalue(kind)
+    batches = take(make(num_workers=0).train_dataloader(), 4)
+    assert not any(equal(batches[0], other) for other in batches[1:])
+    assert not equal(batches[0], take(make(num_workers=0, seed=1).train_dataloader(), 1)[0])
+    resumed = make(num_workers=2)
+    resumed.load_state_dict({"num_trained_batches": 1})
+    for expected, batch in zip(batches[1:], take(resumed.train_dataloader(), 3), strict=True):
+        assert equal(expected, batch)
+
+
+def test_text_batches(text_data):
+    module = text_data(num_workers=0, num_val_batches=1)
     batch = next(iter(module.train_dataloader()))
     mask_id = module.tokenizer.mask_token_id
     assert (batch["corrupted_ids"] == mask_id).any(1).all()
@@ -38,3 +72,23 @@ def test_text_batches(bart_folder):
     requests = [text for text in texts if "?" in text]
     assert requests
     assert all("Answer:<mask>." in text for text in requests)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.7, 1.0])
+def test_the_share_of_passages_with_a_question(text_data, share):
+    module = text_data(batch_size=600, question_share=share, num_workers=0)
+    batch = next(iter(module.train_dataloader()))
+    texts = module.tokenizer.batch_decode(batch["labels"].clamp(min=0), skip_special_tokens=True)
+    has_passage = ["?" in text and ". " in text.partition("?")[0] for text in texts]
+    assert [bool(kind) for kind in batch["question_kinds"]] == has_passage
+    by_chance = 0.7 * 0.8  # what language.random_line draws
+    assert sum(has_passage) / 600 == pytest.approx(by_chance + share * (1 - by_chance), abs=0.06)
+
+
+def test_answers_are_marked_up_to_the_end_token(text_data):
+    module = text_data(batch_size=100, num_workers=0)
+    batch = next(iter(module.train_dataloader()))
+    for labels, mask in zip(batch["labels"], batch["answer_mask"], strict=True):
+        text = module.tokenizer.decode(labels[labels != -100])
+        marked = module.tokenizer.decode(labels[mask == 1])
+        assert marked == (text.partition(" Answer:")[2] if "?" in text else "")

@@ -3,41 +3,60 @@
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
+from torch.nn import functional
 
 from vlkd_pl.commands.train import run
 from vlkd_pl.models.decoding import Decoding, caption
 from vlkd_pl.models.vlkd import VLKDModel
+from vlkd_pl.sample.pretraining_modules import BARTPretrainingModule
 from vlkd_pl.sample.tokenizers import clip_merges, train_bart_tokenizer
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "sample"
 TRAINER = [
-    "--trainer.max_steps=3",
-    "--trainer.val_check_interval=3",
+    "--trainer.max_steps=4",
+    "--trainer.val_check_interval=2",
+    "--checkpoint.every_n_train_steps=2",
+    "--checkpoint.save_top_k=-1",
+    "--checkpoint.filename={step}",
     "--trainer.enable_progress_bar=false",
     "--trainer.enable_model_summary=false",
     "--trainer.logger=false",
 ]
+SOURCES = {"clip": ("merges", "merges.txt.gz"), "bart": ("tokenizer", "tokenizer")}
+
+
+def weights_of(folder):
+    """The weights in a model folder."""
+    (path,) = folder.glob("*.safetensors")
+    return safetensors.torch.load_file(path)
+
+
+def fit(name, folder, output, *options):
+    """Train a small CLIP or a small BART for a few steps, in a directory of its own."""
+    source, file = SOURCES[name]
+    options = [
+        f"--model.init_args.output={output}",
+        f"--model.init_args.{source}={folder / file}",
+        f"--data.init_args.{source}={folder / file}",
+        "--data.init_args.batch_size=16",
+        "--data.init_args.num_val_batches=1",
+        "--data.init_args.num_workers=0",
+        *options,
+    ]
+    return run(["fit", "--config", str(CONFIGS / f"{name}.yaml"), *options, *TRAINER])
 
 
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory):
-    """Folders of a CLIP and a BART after three steps each, and the metrics of both."""
+    """Folders of a CLIP and a BART after four steps each, and the metrics of both."""
     folder = tmp_path_factory.mktemp("pretrained")
     (folder / "merges.txt.gz").write_bytes(clip_merges())
     train_bart_tokenizer(folder / "tokenizer", num_lines=2000)
     metrics = {}
-    for name, source in (("clip", "merges"), ("bart", "tokenizer")):
-        path = folder / {"merges": "merges.txt.gz", "tokenizer": "tokenizer"}[source]
-        options = [
-            f"--model.init_args.output={folder / name}",
-            f"--model.init_args.{source}={path}",
-            f"--data.init_args.{source}={path}",
-            "--data.init_args.batch_size=16",
-            "--data.init_args.num_val_batches=1",
-            f"--trainer.default_root_dir={folder}",
-        ]
-        done = run(["fit", "--config", str(CONFIGS / f"{name}.yaml"), *options, *TRAINER])
+    for name in SOURCES:
+        done = fit(name, folder, folder / name, f"--run_dir={folder / f'{name}_log'}")
         metrics[name] = {key: float(value) for key, value in done.trainer.callback_metrics.items()}
     return folder, metrics
 
@@ -57,3 +76,33 @@ def test_both_log_a_loss_and_a_score(pretrained):
     assert 0 <= metrics["clip"]["val/text_to_image_r1"] <= 1
     assert 0 < metrics["bart"]["train/loss"] < 10
     assert 0 <= metrics["bart"]["val/exact"] <= 1
+    answers = {name: value for name, value in metrics["bart"].items() if name.startswith("val/answers")}
+    assert {"val/answers", "val/answers_color", "val/answers_yes_no"} <= answers.keys()
+    assert all(0 <= value <= 1 for value in answers.values())
+
+
+@pytest.mark.parametrize("name", list(SOURCES))
+def test_an_interrupted_run_ends_with_the_same_model(pretrained, tmp_path, name):
+    folder, _ = pretrained
+    checkpoint = folder / f"{name}_log" / "checkpoints" / "step=2.ckpt"
+    resumed = fit(name, folder, tmp_path / name, f"--run_dir={tmp_path}", f"--ckpt_path={checkpoint}")
+    assert resumed.trainer.global_step == 4
+    torch.testing.assert_close(weights_of(tmp_path / name), weights_of(folder / name), rtol=0, atol=0)
+
+
+def test_a_finished_run_is_written_without_training(pretrained, tmp_path):
+    folder, _ = pretrained
+    fit("bart", folder, tmp_path, f"--run_dir={folder / 'bart_log'}", "--ckpt_path=last")
+    torch.testing.assert_close(weights_of(tmp_path), weights_of(folder / "bart"), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("weight", [1.0, 10.0])
+def test_answers_weigh_more_in_the_loss(bart_folder, tmp_path, weight):
+    module = BARTPretrainingModule(str(bart_folder), str(tmp_path), width=8, num_layers=1, answer_weight=weight)
+    labels = torch.tensor([[0, 5, 6, 2], [0, 7, 2, -100]])
+    answers = torch.tensor([[0, 0, 1, 1], [0, 0, 0, 0]])
+    logits = torch.randn(2, 4, 9, generator=torch.Generator().manual_seed(0))
+    losses = functional.cross_entropy(logits[labels != -100], labels[labels != -100], reduction="none")
+    weights = torch.tensor([1, 1, weight, weight, 1, 1, 1])
+    loss = module.loss({"labels": labels, "answer_mask": answers}, logits)
+    torch.testing.assert_close(loss, (weights * losses).sum() / weights.sum())

@@ -17,7 +17,8 @@ from vlkd_pl.batch import InfillingBatch
 
 Ids = NDArray[np.int64]
 
-_ANSWER = " Answer: "
+ANSWER = " Answer: "
+"""The words between a question and its answer, in texts whose answer alone may be masked."""
 
 
 def corrupt(ids: Ids, rng: np.random.Generator, mask_share: float, mean_span_length: float, mask_id: int) -> Ids:
@@ -123,9 +124,9 @@ class TextInfilling:
         return [np.array(ids, dtype=np.int64) for ids in encoded]
 
     def _corrupted(self, text: str, ids: Ids, rng: np.random.Generator) -> Ids:
-        end = text.find(_ANSWER)
+        end = text.find(ANSWER)
         if end >= 0 and rng.random() < self.answer_mask_share:
-            return self.token_ids([f"{text[:end]}{_ANSWER}{self.tokenizer.mask_token}."])[0]
+            return self.token_ids([f"{text[:end]}{ANSWER}{self.tokenizer.mask_token}."])[0]
         share = self.mask_shares[int(rng.integers(len(self.mask_shares)))]
         return corrupt(ids, rng, share, self.mean_span_length, self.tokenizer.mask_token_id)
 

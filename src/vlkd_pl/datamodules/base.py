@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytorch_lightning as pl
@@ -63,7 +63,7 @@ class BaseDataModule(pl.LightningDataModule):
         dataset: Dataset[Any],
         batch_size: int | None,
         collate: Callable[[Any], Any] | None = None,
-        order: EpochOrder | None = None,
+        order: Iterable[Any] | None = None,
         isolate_random_state: bool = True,
     ) -> DataLoader[Any]:
         """Build a data loader with the options that all data modules share.
@@ -72,7 +72,8 @@ class BaseDataModule(pl.LightningDataModule):
             dataset: Dataset of samples, or of batches where ``batch_size`` is None.
             batch_size: Number of samples in a batch of one rank; None for a dataset of batches.
             collate: Makes a batch of a list of samples; PyTorch's default collation if None.
-            order: Training order of a dataset whose keys are pairs of epoch and index; None to load in order.
+            order: Keys of the dataset in the order of loading, such as an ``EpochOrder``, whose keys are pairs of epoch
+                and index; None to load in order.
             isolate_random_state: Whether the seed of the workers is drawn from a generator of the loader, so that
                 starting the loader does not shift the random numbers of training.
         """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from vlkd_pl.sample.scenes import COLORS, OBJECTS, PLACES, RELATIONS, SIZES, Item, Scene, random_scene
 
@@ -169,25 +170,44 @@ def answered(question: Question, passage: str = "") -> str:
     return f"{passage} {question.text} Answer: {question.answer}.".lstrip()
 
 
-def random_line(rng: random.Random) -> str:
+class Line(NamedTuple):
+    """Line of the text corpus.
+
+    Attributes:
+        text: Text of the line.
+        question_kind: Kind of the question that the line asks after a passage; empty for other lines.
+    """
+
+    text: str
+    question_kind: str = ""
+
+
+def random_line(rng: random.Random) -> Line:
     """Draw a line of the text corpus: a caption, a fact, or a question with its answer, mostly after a passage.
 
     Its scenes are of the splits ``train`` and ``text_only``, and never of those that models are evaluated on.
+
+    Args:
+        rng: Random generator of the line.
+
+    Example:
+        >>> random_line(random.Random(1))
+        Line(text='what is left of the star? Answer: ball.', question_kind='')
     """
     scene = random_scene(rng, "text_only" if rng.random() < 0.2 else "train")
     draw = rng.random()
     if draw < 0.1:
-        return rng.choice(fact_sentences())
+        return Line(rng.choice(fact_sentences()))
     if draw < 0.2:
-        return f"{random_caption(rng, scene)}."
+        return Line(f"{random_caption(rng, scene)}.")
     if draw < 0.3:
-        return f"A picture of {rng.choice(captions(scene)[: 2 if scene.layout == 'pair' else 1])}."
+        return Line(f"A picture of {rng.choice(captions(scene)[: 2 if scene.layout == 'pair' else 1])}.")
     question = rng.choice(questions(scene, rng))
     if rng.random() < 0.2:
-        return answered(question)
+        return Line(answered(question))
     lead = "A picture of " if rng.random() < 0.3 else ""
     caption = rng.choice(captions(scene)[: 2 if scene.layout == "pair" else 1]) if lead else random_caption(rng, scene)
-    return answered(question, f"{lead}{caption}.")
+    return Line(answered(question, f"{lead}{caption}."), question.kind)
 
 
 def vocabulary_words() -> list[str]:

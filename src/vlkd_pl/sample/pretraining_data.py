@@ -3,63 +3,61 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
-from torch.utils.data import DataLoader, IterableDataset
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from vlkd_pl.batch import InfillingBatch
 from vlkd_pl.clip.tokenizer import CLIPTokenizer
 from vlkd_pl.clip.transform import clip_transform
-from vlkd_pl.data.infilling import TextInfilling
+from vlkd_pl.data.infilling import ANSWER, TextInfilling
+from vlkd_pl.datamodules.base import BaseDataModule
 from vlkd_pl.models.bart import load_bart_tokenizer
-from vlkd_pl.sample.language import random_caption, random_line
+from vlkd_pl.sample.language import Line, random_caption, random_line
 from vlkd_pl.sample.renderer import IMAGE_SIZE, render
 from vlkd_pl.sample.scenes import Scene, Split, near_scenes, random_scene
 
 
-class ScenePairs(IterableDataset[dict[str, torch.Tensor]]):
+class ScenePairs(Dataset[dict[str, Tensor]]):
     """Batches of images with one caption each, in groups of scenes that differ in one property.
+
+    A batch is a function of the split, the seed and its index, which has no upper limit.
 
     Args:
         tokenizer: The small CLIP's tokenizer.
         split: Split that the scenes are drawn from.
-        num_batches: Number of batches; None for an endless stream.
         batch_size: Number of pairs in a batch, all with different descriptions.
         group_size: Number of scenes in a group: one and its hard negatives.
         seed: Seed of the scenes and images.
+
+    Example:
+        >>> from vlkd_pl.clip.tokenizer import load_clip_tokenizer
+        >>> from vlkd_pl.sample import CLIP_FOLDER
+        >>> pairs = ScenePairs(load_clip_tokenizer(CLIP_FOLDER), "train", batch_size=4, group_size=2, seed=0)
+        >>> pairs[7]["image"].shape
+        torch.Size([4, 3, 64, 64])
     """
 
-    def __init__(
-        self,
-        tokenizer: CLIPTokenizer,
-        split: Split,
-        num_batches: int | None,
-        batch_size: int,
-        group_size: int,
-        seed: int,
-    ) -> None:
+    def __init__(self, tokenizer: CLIPTokenizer, split: Split, batch_size: int, group_size: int, seed: int) -> None:
         self.tokenizer = tokenizer
         self.split = split
-        self.num_batches = num_batches
         self.batch_size = batch_size
         self.group_size = group_size
         self.seed = seed
         self.transform = clip_transform(IMAGE_SIZE)
 
-    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        rng = random.Random(f"{self.split} {self.seed}")
-        index = 0
-        while self.num_batches is None or index < self.num_batches:
-            scenes = grouped_scenes(rng, self.split, self.batch_size, self.group_size)
-            yield {
-                "image": torch.stack([self.transform(render(scene, rng)) for scene in scenes]),
-                "clip_text_ids": self.tokenizer([random_caption(rng, scene) for scene in scenes]),
-            }
-            index += 1
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        rng = random.Random(f"pairs {self.split} {self.seed} {index}")
+        scenes = grouped_scenes(rng, self.split, self.batch_size, self.group_size)
+        return {
+            "image": torch.stack([self.transform(render(scene, rng)) for scene in scenes]),
+            "clip_text_ids": self.tokenizer([random_caption(rng, scene) for scene in scenes]),
+        }
 
 
 def grouped_scenes(rng: random.Random, split: Split, num_scenes: int, group_size: int) -> list[Scene]:
@@ -79,8 +77,10 @@ def grouped_scenes(rng: random.Random, split: Split, num_scenes: int, group_size
     return list(scenes.values())
 
 
-class SceneDataModule(pl.LightningDataModule):
+class SceneDataModule(BaseDataModule):
     """Images and captions of the sample world, drawn while training, for ``CLIPPretrainingModule``.
+
+    Training resumes after the batches of a checkpoint.
 
     Args:
         merges: A gzip file of the small CLIP's byte-pair merges.
@@ -88,6 +88,7 @@ class SceneDataModule(pl.LightningDataModule):
         batch_size: Pairs in a batch.
         group_size: Near-identical scenes in a group of the batch.
         num_val_batches: Batches of validation pairs.
+        num_workers: Number of processes that draw batches; 0 draws in the main process.
         seed: Seed of everything that is drawn.
     """
 
@@ -98,108 +99,144 @@ class SceneDataModule(pl.LightningDataModule):
         batch_size: int = 128,
         group_size: int = 8,
         num_val_batches: int = 4,
+        num_workers: int = 1,
         seed: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(num_workers, seed)
         self.tokenizer = CLIPTokenizer(Path(merges).read_bytes(), context_length)
         self.batch_size = batch_size
         self.group_size = group_size
         self.num_val_batches = num_val_batches
-        self.seed = seed
 
-    def train_dataloader(self) -> DataLoader[dict[str, torch.Tensor]]:
-        """Endless training batches."""
-        pairs = ScenePairs(self.tokenizer, "train", None, self.batch_size, self.group_size, self.seed)
-        return DataLoader(pairs, batch_size=None)
+    def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+        """Endless training batches, from the first that the model has not been trained on."""
+        pairs = ScenePairs(self.tokenizer, "train", self.batch_size, self.group_size, self.seed)
+        return self.loader(pairs, None, order=count(self.num_trained_batches))
 
-    def val_dataloader(self) -> DataLoader[dict[str, torch.Tensor]]:
+    def val_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         """The same batches each time, of scenes that are not in the training data."""
-        pairs = ScenePairs(self.tokenizer, "val", self.num_val_batches, self.batch_size, self.group_size, self.seed)
-        return DataLoader(pairs, batch_size=None)
+        pairs = ScenePairs(self.tokenizer, "val", self.batch_size, self.group_size, self.seed)
+        return self.loader(pairs, None, order=range(self.num_val_batches))
 
 
-class CorruptedLines(IterableDataset[InfillingBatch]):
+class CorpusBatch(InfillingBatch):
+    """Corrupted lines of the text corpus, and where their answers are.
+
+    Attributes:
+        answer_mask: Mask (B, M) int64 of ``labels``, 1 at the tokens after " Answer:": answer, full stop and end token.
+        question_kinds: Kinds of the questions that the B lines ask after a passage; empty for other lines.
+    """
+
+    answer_mask: Tensor
+    question_kinds: list[str]
+
+
+class CorruptedLines(Dataset[CorpusBatch]):
     """Batches of corrupted lines of the text corpus.
+
+    A batch is a function of the part, the seed and its index, which has no upper limit.
 
     Args:
         infilling: Function that corrupts, tokenizes and pads texts.
-        num_batches: Number of batches; None for an endless stream.
-        batch_size: Lines in a batch.
+        part: ``train`` or ``val``, which have different lines.
+        batch_size: Number of lines in a batch.
         seed: Seed of the lines and their corruption.
-        question_share: Share of the lines that must hold a question, in addition to those that do by chance.
+        question_share: Share of the lines that must be a passage with its question, in addition to those that are by
+            chance; in [0, 1].
+
+    Example:
+        >>> from vlkd_pl.models.bart import load_bart_tokenizer
+        >>> from vlkd_pl.sample import BART_FOLDER
+        >>> lines = CorruptedLines(TextInfilling(load_bart_tokenizer(BART_FOLDER)), "train", batch_size=4, seed=0)
+        >>> lines[7]["question_kinds"]
+        ['color', '', '', '']
     """
 
     def __init__(
         self,
         infilling: TextInfilling,
-        num_batches: int | None,
+        part: Literal["train", "val"],
         batch_size: int,
         seed: int,
         question_share: float = 0.0,
     ) -> None:
         self.infilling = infilling
-        self.num_batches = num_batches
+        self.part = part
         self.batch_size = batch_size
         self.seed = seed
         self.question_share = question_share
 
-    def __iter__(self) -> Iterator[InfillingBatch]:
-        rng = random.Random(self.seed)
-        index = 0
-        while self.num_batches is None or index < self.num_batches:
-            lines = [self._line(rng) for _ in range(self.batch_size)]
-            yield self.infilling(lines, [np.random.default_rng(rng.getrandbits(64)) for _ in lines])
-            index += 1
+    def __getitem__(self, index: int) -> CorpusBatch:
+        rng = random.Random(f"lines {self.part} {self.seed} {index}")
+        lines = [self._line(rng) for _ in range(self.batch_size)]
+        texts = [line.text for line in lines]
+        batch = self.infilling(texts, [np.random.default_rng(rng.getrandbits(64)) for _ in lines])
+        return {
+            **batch,
+            "answer_mask": self._answer_mask(texts, batch["labels"]),
+            "question_kinds": [line.question_kind for line in lines],
+        }
 
-    def _line(self, rng: random.Random) -> str:
+    def _line(self, rng: random.Random) -> Line:
         line = random_line(rng)
-        if self.question_share and rng.random() < self.question_share:
-            while "?" not in line:
+        if rng.random() < self.question_share:
+            while not line.question_kind:
                 line = random_line(rng)
         return line
 
+    def _answer_mask(self, texts: list[str], labels: Tensor) -> Tensor:
+        # the tokenizer splits texts at spaces first: the tokens up to " Answer:" are the same without the answer
+        questions = self.infilling.token_ids([text.partition(ANSWER)[0] + ANSWER.rstrip() for text in texts])
+        starts = torch.tensor(
+            [len(ids) - 1 if ANSWER in text else len(labels[0]) for ids, text in zip(questions, texts, strict=True)]
+        )
+        return ((torch.arange(len(labels[0])) >= starts[:, None]) & (labels != -100)).long()
 
-class TextDataModule(pl.LightningDataModule):
+
+class TextDataModule(BaseDataModule):
     """Text of the sample world, drawn while training, for ``BARTPretrainingModule``.
+
+    Training resumes after the batches of a checkpoint.
 
     Args:
         tokenizer: Folder of the small BART's tokenizer.
         batch_size: Lines in a batch.
         mask_share: Shares of masked tokens; each line draws one of them.
         answer_mask_share: Share of the lines with an answer in which the answer alone is masked.
-        question_share: Share of the lines that must hold a question, in addition to those that do by chance.
+        question_share: Share of the lines that must be a passage with its question, in addition to those that are by
+            chance; in [0, 1].
         num_val_batches: Batches of validation lines, in which all answers are masked.
+        num_workers: Number of processes that draw batches; 0 draws in the main process.
         seed: Seed of everything that is drawn.
     """
 
     def __init__(
         self,
         tokenizer: str,
-        batch_size: int = 128,
+        batch_size: int = 64,
         mask_share: tuple[float, ...] = (0.15, 0.5, 0.8),
         answer_mask_share: float = 0.5,
         question_share: float = 0.0,
-        num_val_batches: int = 8,
+        num_val_batches: int = 16,
+        num_workers: int = 1,
         seed: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(num_workers, seed)
         self.tokenizer = load_bart_tokenizer(tokenizer)
         self.batch_size = batch_size
         self.mask_share = mask_share
         self.answer_mask_share = answer_mask_share
         self.question_share = question_share
         self.num_val_batches = num_val_batches
-        self.seed = seed
 
-    def train_dataloader(self) -> DataLoader[InfillingBatch]:
-        """Endless training batches."""
+    def train_dataloader(self) -> DataLoader[CorpusBatch]:
+        """Endless training batches, from the first that the model has not been trained on."""
         infilling = TextInfilling(self.tokenizer, self.mask_share, answer_mask_share=self.answer_mask_share)
-        lines = CorruptedLines(infilling, None, self.batch_size, self.seed, self.question_share)
-        return DataLoader(lines, batch_size=None)
+        lines = CorruptedLines(infilling, "train", self.batch_size, self.seed, self.question_share)
+        return self.loader(lines, None, order=count(self.num_trained_batches))
 
-    def val_dataloader(self) -> DataLoader[InfillingBatch]:
+    def val_dataloader(self) -> DataLoader[CorpusBatch]:
         """The same batches each time."""
         infilling = TextInfilling(self.tokenizer, self.mask_share, answer_mask_share=1.0)
-        return DataLoader(
-            CorruptedLines(infilling, self.num_val_batches, self.batch_size, self.seed + 1), batch_size=None
-        )
+        lines = CorruptedLines(infilling, "val", self.batch_size, self.seed)
+        return self.loader(lines, None, order=range(self.num_val_batches))

@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from transformers import AutoTokenizer, BartConfig, BartForConditionalGeneration
 
 from vlkd_pl.clip.frozen import FrozenCLIP, normalized
 from vlkd_pl.clip.openai import CLIP
-from vlkd_pl.losses import clamp_logit_scale_, icti_loss, itcl_loss
+from vlkd_pl.losses import clamp_logit_scale_, itcl_loss
+from vlkd_pl.losses.precision import at_least_float32
 from vlkd_pl.metrics.retrieval import recall_at_k
 from vlkd_pl.models.bart import clean_tokenizer
 from vlkd_pl.sample.scenes import LIMITS
+from vlkd_pl.training.exact_resume import ExactResume
+from vlkd_pl.training.nonfinite import NonFiniteSteps
 from vlkd_pl.training.optim import linear_warmup_and_decay, make_optimizer, parameter_groups
 
 if TYPE_CHECKING:
-    from vlkd_pl.batch import InfillingBatch
+    from vlkd_pl.sample.pretraining_data import CorpusBatch
 
 
 class PretrainingModule(pl.LightningModule, ABC):
     """Base class of the pretraining modules, with their optimizer and export.
+
+    A resumed run ends with the same model as an uninterrupted one.
 
     Args:
         output: Folder that the trained model is written to at the end of training.
@@ -48,8 +55,12 @@ class PretrainingModule(pl.LightningModule, ABC):
         schedule = linear_warmup_and_decay(optimizer, self.warmup_steps, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def on_train_end(self) -> None:
-        """Write the trained model to ``output``."""
+    def configure_callbacks(self) -> list[Callback]:
+        """Return the callback that saves the random state, of dropout for example."""
+        return [ExactResume(NonFiniteSteps(limit=0))]
+
+    def on_fit_end(self) -> None:
+        """Write the trained model to ``output``, also where a resumed run finds nothing left to train."""
         if self.trainer.is_global_zero:
             self.export(self.output)
 
@@ -141,11 +152,12 @@ class CLIPPretrainingModule(PretrainingModule):
 
     def export(self, folder: Path) -> None:
         """Write ``clip.safetensors`` in half precision, the merges, and the limits of the sample world."""
+        clip = copy.deepcopy(self.clip)
         # OpenAI's files hold half-precision weights, too; FrozenCLIP converts them to float32.
-        for value in self.clip.state_dict().values():
+        for value in clip.state_dict().values():
             if value.is_floating_point():
                 value.copy_(value.half())
-        FrozenCLIP(self.clip, self.merges.read_bytes() if self.merges else None, LIMITS).save(folder)
+        FrozenCLIP(clip, self.merges.read_bytes() if self.merges else None, LIMITS).save(folder)
 
 
 class BARTPretrainingModule(PretrainingModule):
@@ -154,13 +166,14 @@ class BARTPretrainingModule(PretrainingModule):
     Args:
         tokenizer: Folder of a BART tokenizer.
         output: Folder that the trained model is written to at the end of training.
-        init_from: Folder of a BART of the same sizes to start from; random weights by default.
         width: Size of the hidden states.
         num_layers: Number of layers of the encoder and of the decoder.
         num_heads: Number of attention heads.
         feedforward_width: Width of the feed-forward layers.
         max_positions: Maximum length of a text in tokens.
         dropout: Dropout probability in [0, 1), in training and in the exported model.
+        answer_weight: Weight in the loss of the tokens after " Answer:": answer, full stop and end token; others have
+            weight 1.
         learning_rate: Peak learning rate of AdamW.
         weight_decay: Weight decay of all weights but biases and norms.
         warmup_steps: Number of optimizer steps of linear warm-up.
@@ -170,18 +183,19 @@ class BARTPretrainingModule(PretrainingModule):
         self,
         tokenizer: str,
         output: str,
-        init_from: str | None = None,
         width: int = 128,
         num_layers: int = 3,
         num_heads: int = 4,
         feedforward_width: int = 512,
         max_positions: int = 64,
         dropout: float = 0.0,
+        answer_weight: float = 1.0,
         learning_rate: float = 1e-3,
         weight_decay: float = 0.01,
         warmup_steps: int = 200,
     ) -> None:
         super().__init__(output, learning_rate, weight_decay, warmup_steps)
+        self.answer_weight = answer_weight
         self.tokenizer = AutoTokenizer.from_pretrained(tokenizer)
         self.bart = BartForConditionalGeneration(
             BartConfig(
@@ -200,28 +214,48 @@ class BARTPretrainingModule(PretrainingModule):
                 forced_bos_token_id=self.tokenizer.bos_token_id,
             )
         )
-        if init_from is not None:
-            self.bart.load_state_dict(BartForConditionalGeneration.from_pretrained(init_from).float().state_dict())
 
-    def training_step(self, batch: InfillingBatch, batch_index: int) -> Tensor:
+    def training_step(self, batch: CorpusBatch, batch_index: int) -> Tensor:
         """Compute the denoising loss."""
-        loss = self.loss(batch)
+        loss = self.loss(batch, self.logits(batch))
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
-    def validation_step(self, batch: InfillingBatch, batch_index: int) -> None:
-        """Log the loss, and the share of texts whose tokens are all predicted correctly."""
+    def validation_step(self, batch: CorpusBatch, batch_index: int) -> None:
+        """Log the loss, and how much of teacher-forced predictions is correct.
+
+        ``val/exact`` is the share of texts whose tokens are all predicted correctly. ``val/answers`` is the share of
+        questions with a passage whose answer is, and for example ``val/answers_color`` that of one kind of question.
+        """
         logits = self.logits(batch)
         right = (logits.argmax(-1) == batch["labels"]) | (batch["labels"] == -100)
-        size = len(right)
-        self.log("val/loss", icti_loss(logits, batch["labels"], reduction="mean"), batch_size=size)
-        self.log("val/exact", right.all(1).float().mean(), prog_bar=True, batch_size=size)
+        self.log("val/loss", self.loss(batch, logits), batch_size=len(right))
+        self.log("val/exact", right.all(1).float().mean(), prog_bar=True, batch_size=len(right))
+        is_answered = (right | (batch["answer_mask"] == 0)).all(1).tolist()
+        answers: dict[str, list[float]] = {}
+        for kind, answered in zip(batch["question_kinds"], is_answered, strict=True):
+            if kind:
+                answers.setdefault("val/answers", []).append(answered)
+                answers.setdefault(f"val/answers_{kind.replace('/', '_')}", []).append(answered)
+        for name, values in answers.items():
+            self.log(name, sum(values) / len(values), prog_bar=name == "val/answers", batch_size=len(values))
 
-    def loss(self, batch: InfillingBatch) -> Tensor:
-        """Compute the mean cross-entropy over all tokens of the batch."""
-        return icti_loss(self.logits(batch), batch["labels"], reduction="mean")
+    def loss(self, batch: CorpusBatch, logits: Tensor) -> Tensor:
+        """Compute the mean cross-entropy over all tokens of the batch, where those of answers have ``answer_weight``.
 
-    def logits(self, batch: InfillingBatch) -> Tensor:
+        Args:
+            batch: Batch of the data module.
+            logits: Logits (B, M, V) of the batch.
+
+        Returns:
+            Scalar Σ w·ce / Σ w in nats.
+        """
+        labels = batch["labels"].flatten()
+        losses = nn.functional.cross_entropy(at_least_float32(logits).flatten(0, 1), labels, reduction="none")
+        weights = (labels != -100) * (1 + (self.answer_weight - 1) * batch["answer_mask"].flatten())
+        return (weights * losses).sum() / weights.sum()
+
+    def logits(self, batch: CorpusBatch) -> Tensor:
         """Compute teacher-forced logits (B, M, V) over the vocabulary."""
         return self.bart(
             input_ids=batch["corrupted_ids"],
@@ -232,5 +266,5 @@ class BARTPretrainingModule(PretrainingModule):
 
     def export(self, folder: Path) -> None:
         """Write a Hugging Face folder with the tokenizer, in half precision."""
-        self.bart.half().save_pretrained(folder)
+        copy.deepcopy(self.bart).half().save_pretrained(folder)
         clean_tokenizer(self.tokenizer).save_pretrained(folder)

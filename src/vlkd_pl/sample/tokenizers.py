@@ -77,7 +77,7 @@ def train_bart_tokenizer(folder: Path, num_lines: int = 20_000) -> int:
 def _lines(num_lines: int) -> Iterator[str]:
     rng = random.Random(0)
     for _ in range(num_lines):
-        yield random_line(rng)
+        yield random_line(rng).text
 
 
 def main() -> None:

@@ -131,7 +131,7 @@ def write_corpus(path: Path, num_texts: int, rng: random.Random) -> None:
     """Write the text corpus with one passage a line."""
     lines: list[str] = []
     while len(lines) < num_texts:
-        line = random_line(rng)
+        line = random_line(rng).text
         # in training with images, a question must not become the continuation of the caption prompt
         if not (line.startswith("A picture of") and "?" in line):
             lines.append(line)
