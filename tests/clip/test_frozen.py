@@ -1,5 +1,6 @@
 """The frozen CLIP compared with OpenAI's forward pass, and its files."""
 
+import copy
 import gzip
 import math
 import pickle
@@ -86,6 +87,31 @@ def test_resnet_patches_against_a_loop():
             heads.append(scores.softmax(0) @ value[:, head])
         expected = normalize(pool.c_proj(torch.cat(heads)), dim=0)
         torch.testing.assert_close(tokens[1, position], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_resnets_compute_in_channels_last_order():
+    frozen = FrozenCLIP(tiny_clip())
+    orders = []
+    for part in frozen.clip.visual.modules():
+        if isinstance(part, torch.nn.Conv2d):
+            part.register_forward_hook(lambda module, inputs, output: orders.append(output))
+    tokens = frozen.encode_image(images())
+    assert len(orders) > 10
+    assert all(maps.is_contiguous(memory_format=torch.channels_last) for maps in orders)
+    frozen.clip.visual.to(memory_format=torch.contiguous_format)
+    torch.testing.assert_close(frozen.encode_image(images()), tokens, rtol=1e-4, atol=1e-6)
+
+
+def test_the_order_in_memory_changes_neither_file_nor_fingerprint(tmp_path):
+    clip = tiny_clip()
+    expected = {name: value.clone() for name, value in clip.state_dict().items()}
+    frozen = FrozenCLIP(clip)
+    frozen.save(tmp_path)
+    saved = safetensors.torch.load_file(tmp_path / "clip.safetensors")
+    torch.testing.assert_close({name: value.to(expected[name]) for name, value in saved.items()}, expected)
+    contiguous = FrozenCLIP(copy.deepcopy(clip))
+    contiguous.clip.visual.to(memory_format=torch.contiguous_format)
+    assert contiguous.fingerprint == frozen.fingerprint
 
 
 def test_vit_patches_are_projected_like_the_class_token():

@@ -33,6 +33,9 @@ from vlkd_pl.weights.reader import read_weights
 class FrozenCLIP(nn.Module):
     """Frozen CLIP of OpenAI's class, in float32 and evaluation mode.
 
+    The weights of a ResNet are in memory in channels-last order, in which convolutions are faster; see
+    ``benchmarks/channels_last.py``. Their values and their files stay the same.
+
     Args:
         clip: The CLIP; its weights are converted to float32 in place.
         merges: Content of a gzip file of byte-pair merges for its tokenizer; None for OpenAI's vocabulary.
@@ -49,6 +52,10 @@ class FrozenCLIP(nn.Module):
     def __init__(self, clip: CLIP, merges: bytes | None = None, limits: str = "") -> None:
         super().__init__()
         self.clip = clip.float().eval().requires_grad_(False)
+        if isinstance(self.clip.visual, ModifiedResNet):
+            self.clip.visual.to(
+                memory_format=torch.channels_last
+            )  # a convolution's output has the order of its weights
         self.merges = merges
         self.limits = limits
 
