@@ -33,10 +33,12 @@ $(BIN)/.installed: setup.cfg pyproject.toml $(CONSTRAINTS)
 distill: $(BIN)/.installed
 	rm -rf $(RUN)
 	$(BIN)/vlkd-pl sample $(RUN)/world
+	$(BIN)/vlkd-pl cache --config sample/distill.yaml --output $(RUN)/features
 	$(BIN)/vlkd-pl test --config sample/distill.yaml --config sample/before.yaml
 	$(BIN)/vlkd-pl fit --config sample/distill.yaml
 	$(BIN)/vlkd-pl test --config sample/distill.yaml --config sample/after.yaml
-	$(BIN)/vlkd-pl scores $(RUN)/after $(RUN)/before
+	$(BIN)/vlkd-pl test --config zeroshot_vqav2.yaml --config sample/zeroshot_vqav2.yaml
+	$(BIN)/vlkd-pl summary $(RUN)
 
 zeroshot: $(addprefix zeroshot-,zeroshot_coco zeroshot_nocaps zeroshot_vqav2 zeroshot_okvqa retrieval_coco classification)
 

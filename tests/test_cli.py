@@ -13,7 +13,7 @@ from vlkd_pl.cli import main
 def test_help_names_every_command(capsys):
     assert main(["--help"]) == 0
     printed = capsys.readouterr().out
-    for command in ("fit", "validate", "test", "sample", "prepare", "caption", "scores"):
+    for command in ("fit", "validate", "test", "sample", "prepare", "caption", "scores", "summary"):
         assert f"\n  {command} " in printed
 
 
@@ -29,7 +29,10 @@ def test_unknown_command(capsys):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], *([name, "--help"] for name in ("sample", "prepare", "scores", "caption", "grid", "cache"))],
+    [
+        ["--help"],
+        *([name, "--help"] for name in ("sample", "prepare", "scores", "summary", "caption", "grid", "cache")),
+    ],
 )
 def test_help_imports_nothing_heavy(arguments):
     code = (

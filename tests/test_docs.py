@@ -69,6 +69,11 @@ def checkout(tmp_path_factory):
     small = ["--num-pairs", "64", "--num-shards", "1", "--num-texts", "64", "--num-evaluation", "4"]
     world = folder / "runs/sample/world"
     main(["sample", str(world), *small, "--num-finetuning", "4"])
+    parts = ["--model.clip", str(world / "clip"), "--model.bart", str(world / "bart")]
+    shards = ["--data.shards", str(world / "shards" / "*.tar"), "--data.num_workers", "0"]
+    main(
+        ["cache", "--config", "sample/distill.yaml", "--output", str(folder / "runs/sample/features"), *parts, *shards]
+    )
     model = VLKDModel.load(str(world / "clip"), str(world / "bart"), "all")
     model.save_pretrained(folder / "runs/sample/distill/model")
     return folder

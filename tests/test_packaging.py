@@ -212,10 +212,12 @@ def elsewhere(installed, folder, *arguments):
 def test_the_wheel_runs_the_sample_world_elsewhere(installed, tmp_path):
     small = ["--num-pairs", "64", "--num-shards", "2", "--num-texts", "64", "--num-evaluation", "4"]
     elsewhere(installed, tmp_path, "sample", "runs/sample/world", *small, "--num-finetuning", "4")
+    config = ("--config", "configs/sample/distill.yaml")
+    elsewhere(installed, tmp_path, "cache", *config, "--output", "runs/sample/features")
     elsewhere(
         installed,
         tmp_path,
-        *("fit", "--config", "configs/sample/distill.yaml", "--trainer.max_steps", "1"),
+        *("fit", *config, "--trainer.max_steps", "1"),
         *("--trainer.val_check_interval", "1", "--model.init_args.start", "random"),
     )
     assert (tmp_path / "runs/sample/distill/model/config.json").is_file()

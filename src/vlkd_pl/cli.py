@@ -33,6 +33,7 @@ _COMMANDS = {
     "score": ("score", "score captions, answers or summaries in files of the benchmark formats"),
     "grid": ("grid", "search GLUE's hyperparameters, and print Table 5"),
     "scores": ("scores", "print the scores of finished tests side by side"),
+    "summary": ("summary", "print the model, the scores and the caption panel of make distill, and what to run next"),
 }
 """For each command its file under ``vlkd_pl/commands``, and its line in the help."""
 

@@ -55,6 +55,7 @@ def arguments(world, shards, **options):
         "model.init_args.clip": world.clip,
         "model.init_args.bart": world.bart,
         "data.init_args.shards": f"{shards}/*.tar",
+        "data.init_args.features": "null",
         "data.init_args.batch_size": 4,
         "data.init_args.num_workers": 0,
         "data.init_args.image_limits.max_bad_share": 0.5,

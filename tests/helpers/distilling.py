@@ -28,6 +28,7 @@ def arguments(world, folder, command="fit", **options):
         "model.init_args.decoding.max_new_tokens": 5,
         "model.init_args.decoding.num_beams": 2,
         "data.init_args.shards": world.shards,
+        "data.init_args.features": "null",
         "data.init_args.text_corpus.path": str(world.folder / "corpus.txt"),
         "data.init_args.batch_size": 6,
         "data.init_args.text_corpus.batch_size": 3,

@@ -16,7 +16,7 @@ _UNITS: tuple[Unit, ...] = ("fraction", "percent")
 _IN_PERCENT = ("accuracy/", "accuracy_shuffled_image/", "rouge-")  # prefixes of their names
 
 
-class _Record(NamedTuple):
+class Record(NamedTuple):
     """The content of a ``scores.json``.
 
     Attributes:
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
         )
         return 1
     try:
-        records = as_value_error(lambda: [_read(run / "scores.json") for run in options.runs])
+        records = as_value_error(lambda: [read_record(run / "scores.json") for run in options.runs])
     except ValueError as error:
         print(f"vlkd-pl scores: {error}", file=sys.stderr)
         return 1
@@ -61,7 +61,17 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _read(path: Path) -> _Record:
+def read_record(path: Path) -> Record:
+    """Read a ``scores.json``.
+
+    Args:
+        path: The file.
+
+    Raises:
+        FileNotFoundError: The file does not exist.
+        MisconfigurationException: It cannot be read, or has another format.
+        ValueError: The unit of a score is unknown.
+    """
     file_format = "a file of scores that vlkd-pl test writes"
     complaint = f"{path} is not {file_format}"
     entry = Entries([read_json(path, file_format)], complaint, is_numbered=False)
@@ -74,4 +84,4 @@ def _read(path: Path) -> _Record:
             units[name] = "percent" if name.startswith(_IN_PERCENT) else "fraction"
         if units[name] not in _UNITS:
             raise ValueError(f"{complaint}: the unit of {name} must be one of {', '.join(_UNITS)}")
-    return _Record(scores, units, panel)
+    return Record(scores, units, panel)

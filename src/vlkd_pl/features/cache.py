@@ -86,8 +86,8 @@ class FeatureCache:
             index = parse_index((self.folder / INDEX_FILE).read_bytes())
         except FileNotFoundError as error:
             raise FileNotFoundError(
-                f"data.features: {folder} holds no {INDEX_FILE}: it is not a cache, or an unfinished one; then "
-                f"{_REMEDY}"
+                f"data.features: {folder} holds no {INDEX_FILE}: it is not a cache, or an unfinished one; make it by "
+                f"vlkd-pl cache with --output {folder}, or give --data.features null to read the images"
             ) from error
         except (OSError, ValueError) as error:
             raise MisconfigurationException(
