@@ -1,11 +1,14 @@
 """The pretraining data of the sample world's models."""
 
+import itertools
 import random
 
 import pytest
 import torch
 
-from vlkd_pl.sample.pretraining_data import SceneDataModule, TextDataModule, grouped_scenes
+from vlkd_pl.sample.language import captions
+from vlkd_pl.sample.pretraining_data import HardNegatives, SceneDataModule, TextDataModule, grouped_scenes
+from vlkd_pl.sample.scenes import COLORS, OBJECTS, PLACES, SIZES, Item, Scene, changed_scenes
 from vlkd_pl.sample.tokenizers import clip_merges
 
 
@@ -40,13 +43,35 @@ def test_groups_are_near_and_no_description_comes_twice():
 
 
 def test_clip_batches(scene_data):
-    module = scene_data(num_val_batches=2, num_workers=0)
+    module = scene_data(num_val_batches=2, num_hard_negatives=3, num_workers=0)
     batch = next(iter(module.train_dataloader()))
     assert batch["image"].shape == (16, 3, 64, 64)
     assert batch["clip_text_ids"].shape[1] <= 24
-    first, second = list(module.val_dataloader()), list(module.val_dataloader())
-    assert len(first) == 2
-    assert all(equal(*pair) for pair in zip(first, second, strict=True))
+    first, second = ([list(loader) for loader in module.val_dataloader()] for _ in range(2))
+    assert [len(batches) for batches in first] == [2, 3, 3]
+    for pair in zip(itertools.chain(*first), itertools.chain(*second), strict=True):
+        assert equal(*pair)
+
+
+@pytest.mark.parametrize("split", ["val", "unseen"])
+def test_hard_negatives_are_in_the_wording_of_the_caption(split):
+    """Of images with one item: all their captions are known."""
+    choices = itertools.product(COLORS, OBJECTS, PLACES, SIZES)
+    every = [Scene("one", (Item(color, name),), place, size) for color, name, place, size in choices]
+    known_captions = {text: (scene, number) for scene in every for number, text in enumerate(captions(scene))}
+    batch = HardNegatives(lambda texts: texts, split, batch_size=30, seed=0)[0]
+    assert batch["image"].shape == (30, 3, 64, 64)
+    assert sum(batch["num_captions"]) == len(batch["clip_text_ids"])
+    wordings, texts = set(), iter(batch["clip_text_ids"])
+    for num_captions in batch["num_captions"]:
+        right, *others = itertools.islice(texts, num_captions)
+        if right in known_captions:
+            scene, wording = known_captions[right]
+            assert scene.split == split
+            negatives = [other for others in changed_scenes(scene).values() for other in others]
+            assert [known_captions[text] for text in others] == [(other, wording) for other in negatives]
+            wordings.add(wording)
+    assert len(wordings) > 1
 
 
 @pytest.mark.parametrize("kind", ["scene_data", "text_data"])

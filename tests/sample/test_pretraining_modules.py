@@ -43,6 +43,7 @@ def fit(name, folder, output, *options):
         "--data.init_args.batch_size=16",
         "--data.init_args.num_val_batches=1",
         "--data.init_args.num_workers=0",
+        *(["--data.init_args.num_hard_negatives=2"] if name == "clip" else []),
         *options,
     ]
     return run(["fit", "--config", str(CONFIGS / f"{name}.yaml"), *options, *TRAINER])
@@ -74,6 +75,7 @@ def test_both_log_a_loss_and_a_score(pretrained):
     _, metrics = pretrained
     assert 0 < metrics["clip"]["train/loss"] < 10
     assert 0 <= metrics["clip"]["val/text_to_image_r1"] <= 1
+    assert {metrics["clip"][f"val/hard_negatives{split}"] for split in ("", "_unseen")} <= {0, 0.5, 1}
     assert 0 < metrics["bart"]["train/loss"] < 10
     assert 0 <= metrics["bart"]["val/exact"] <= 1
     answers = {name: value for name, value in metrics["bart"].items() if name.startswith("val/answers")}

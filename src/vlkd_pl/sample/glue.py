@@ -103,8 +103,7 @@ def _mrpc(rng: random.Random, split: Split, number: int) -> Example:
     scene = random_scene(rng, split)
     if number % 2:
         return (*rng.sample(captions(scene), 2), "1")
-    other = next(near for near in near_scenes(rng, scene) if near.description != scene.description)
-    return random_caption(rng, scene), random_caption(rng, other), "0"
+    return random_caption(rng, scene), random_caption(rng, next(near_scenes(rng, scene))), "0"
 
 
 def _qqp(rng: random.Random, split: Split, number: int) -> Example:

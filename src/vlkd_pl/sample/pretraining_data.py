@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from itertools import count
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,9 +18,9 @@ from vlkd_pl.clip.transform import clip_transform
 from vlkd_pl.data.infilling import ANSWER, TextInfilling
 from vlkd_pl.datamodules.base import BaseDataModule
 from vlkd_pl.models.bart import load_bart_tokenizer
-from vlkd_pl.sample.language import Line, random_caption, random_line
+from vlkd_pl.sample.language import Line, captions, random_caption, random_line
 from vlkd_pl.sample.renderer import IMAGE_SIZE, render
-from vlkd_pl.sample.scenes import Scene, Split, near_scenes, random_scene
+from vlkd_pl.sample.scenes import Scene, Split, changed_scenes, near_scenes, random_scene
 
 
 class ScenePairs(Dataset[dict[str, Tensor]]):
@@ -60,6 +60,48 @@ class ScenePairs(Dataset[dict[str, Tensor]]):
         }
 
 
+class HardNegatives(Dataset[dict[str, Any]]):
+    """Batches of images, with the captions of their scenes and of all scenes that differ in one property.
+
+    A batch is a function of the split, the seed and its index, which has no upper limit.
+
+    Args:
+        tokenizer: The small CLIP's tokenizer.
+        split: Split that the scenes are drawn from; those that differ are of any split.
+        batch_size: Number of images in a batch.
+        seed: Seed of the scenes and images.
+
+    Example:
+        >>> from vlkd_pl.clip.tokenizer import load_clip_tokenizer
+        >>> from vlkd_pl.sample import CLIP_FOLDER
+        >>> negatives = HardNegatives(load_clip_tokenizer(CLIP_FOLDER), "val", batch_size=2, seed=0)
+        >>> negatives[0]["num_captions"]  # of each image; the first of them is the image's
+        [23, 41]
+    """
+
+    def __init__(self, tokenizer: CLIPTokenizer, split: Split, batch_size: int, seed: int) -> None:
+        self.tokenizer = tokenizer
+        self.split = split
+        self.batch_size = batch_size
+        self.seed = seed
+        self.transform = clip_transform(IMAGE_SIZE)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        rng = random.Random(f"hard negatives {self.split} {self.seed} {index}")
+        images, texts = [], []
+        for _ in range(self.batch_size):
+            scene = random_scene(rng, self.split)
+            images.append(self.transform(render(scene, rng)))
+            others = [other for scenes in changed_scenes(scene).values() for other in scenes]
+            wording = rng.randrange(len(captions(scene)))
+            texts.append([captions(other)[wording] for other in (scene, *others)])
+        return {
+            "image": torch.stack(images),
+            "clip_text_ids": self.tokenizer([text for image_texts in texts for text in image_texts]),
+            "num_captions": [len(image_texts) for image_texts in texts],
+        }
+
+
 def grouped_scenes(rng: random.Random, split: Split, num_scenes: int, group_size: int) -> list[Scene]:
     """Draw ``num_scenes`` scenes with different descriptions, each ``group_size`` of them a chain of small changes."""
     scenes: dict[str, Scene] = {}
@@ -88,6 +130,7 @@ class SceneDataModule(BaseDataModule):
         batch_size: Pairs in a batch.
         group_size: Near-identical scenes in a group of the batch.
         num_val_batches: Batches of validation pairs.
+        num_hard_negatives: Number of images in each split of validation with hard negatives.
         num_workers: Number of processes that draw batches; 0 draws in the main process.
         seed: Seed of everything that is drawn.
     """
@@ -99,6 +142,7 @@ class SceneDataModule(BaseDataModule):
         batch_size: int = 128,
         group_size: int = 8,
         num_val_batches: int = 4,
+        num_hard_negatives: int = 150,
         num_workers: int = 1,
         seed: int = 0,
     ) -> None:
@@ -107,16 +151,25 @@ class SceneDataModule(BaseDataModule):
         self.batch_size = batch_size
         self.group_size = group_size
         self.num_val_batches = num_val_batches
+        self.num_hard_negatives = num_hard_negatives
 
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         """Endless training batches, from the first that the model has not been trained on."""
         pairs = ScenePairs(self.tokenizer, "train", self.batch_size, self.group_size, self.seed)
         return self.loader(pairs, None, order=count(self.num_trained_batches))
 
-    def val_dataloader(self) -> DataLoader[dict[str, Tensor]]:
-        """The same batches each time, of scenes that are not in the training data."""
+    def val_dataloader(self) -> list[DataLoader[dict[str, Any]]]:
+        """The same batches each time, of scenes that are not in the training data.
+
+        The first loader is of pairs, the others of hard negatives: of the split ``val`` and of ``unseen``.
+        """
         pairs = ScenePairs(self.tokenizer, "val", self.batch_size, self.group_size, self.seed)
-        return self.loader(pairs, None, order=range(self.num_val_batches))
+        splits: tuple[Split, ...] = ("val", "unseen")
+        negatives = [HardNegatives(self.tokenizer, split, 1, self.seed) for split in splits]
+        return [
+            self.loader(pairs, None, order=range(self.num_val_batches)),
+            *(self.loader(images, None, order=range(self.num_hard_negatives)) for images in negatives),
+        ]
 
 
 class CorpusBatch(InfillingBatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +68,27 @@ class PretrainingModule(pl.LightningModule, ABC):
     @abstractmethod
     def export(self, folder: Path) -> None:
         """Write the model to a folder for ``--model.clip`` or ``--model.bart``."""
+
+
+def beats_hard_negatives(image: Tensor, text: Tensor, num_captions: Sequence[int]) -> Tensor:
+    """Check which images are more similar to their caption than to any caption of their hard negatives.
+
+    Args:
+        image: Embeddings (B, D) of B images, of norm 1.
+        text: Embeddings (T, D) of the captions of all images in their order, the right caption of an image first.
+        num_captions: Number of captions of each image, at least 2; T in all.
+
+    Returns:
+        Truth values (B,) bool.
+
+    Example:
+        >>> image = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+        >>> text = torch.tensor([[0.6, 0.8], [0.0, 1.0], [0.6, 0.8], [1.0, 0.0], [0.8, 0.6]])
+        >>> beats_hard_negatives(image, text, [2, 3])
+        tensor([True, True])
+    """
+    similarities = [texts @ features for texts, features in zip(text.split(list(num_captions)), image, strict=True)]
+    return torch.stack([(row[0] > row[1:]).all() for row in similarities])
 
 
 class CLIPPretrainingModule(PretrainingModule):
@@ -139,9 +161,14 @@ class CLIPPretrainingModule(PretrainingModule):
         super().optimizer_step(*args, **options)
         clamp_logit_scale_(self.clip.logit_scale)
 
-    def validation_step(self, batch: dict[str, Tensor], batch_index: int) -> None:
-        """Store the batch's embeddings."""
-        self.eval_embeddings.append(self.embed(batch))
+    def validation_step(self, batch: dict[str, Any], batch_index: int, dataloader_idx: int = 0) -> None:
+        """Store the embeddings of a batch of pairs, or log how many captions beat all of their hard negatives."""
+        if dataloader_idx == 0:
+            self.eval_embeddings.append(self.embed(batch))
+            return
+        beaten = beats_hard_negatives(*self.embed(batch), batch["num_captions"])
+        name = ("val/hard_negatives", "val/hard_negatives_unseen")[dataloader_idx - 1]
+        self.log(name, beaten.float().mean(), add_dataloader_idx=False, batch_size=len(beaten), prog_bar=True)
 
     def on_validation_epoch_end(self) -> None:
         """Log recall@1 over all validation pairs."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 OBJECTS = ("fish", "boat", "tree", "house", "cup", "car", "star", "key", "ball", "book", "bell", "hat")
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown")
@@ -41,6 +42,10 @@ Split = Literal["train", "val", "test", "unseen", "text_only"]
 
 Layout = Literal["one", "count", "pair", "row"]
 LAYOUT_WEIGHTS: dict[Layout, float] = {"one": 0.25, "count": 0.15, "pair": 0.4, "row": 0.2}
+
+Change = Literal["color", "object", "place", "size", "count", "relation", "items swapped", "colors swapped"]
+CHANGES: tuple[Change, ...] = get_args(Change)
+"""Kinds of change that make a scene a hard negative of another one."""
 
 
 @dataclass(frozen=True)
@@ -107,44 +112,82 @@ def distinct_scenes(rng: random.Random, split: Split, num_scenes: int) -> list[S
 
 
 def near_scenes(rng: random.Random, scene: Scene) -> Iterator[Scene]:
-    """Yield endless scenes that differ from ``scene`` in one property: hard negatives for contrastive training."""
+    """Yield endless scenes that differ from ``scene`` in one property: hard negatives for contrastive training.
+
+    All kinds of change that are possible are equally likely, and all scenes of a kind.
+
+    Args:
+        rng: Random generator of the changes.
+        scene: Scene that is changed.
+
+    Example:
+        >>> scene = Scene("one", (Item("red", "fish"),), "grass", size="big")
+        >>> next(near_scenes(random.Random(0), scene)).description
+        'one: green fish; big 1 ; grass'
+    """
     while True:
-        changes = ["color", "object", "place"]
-        if scene.layout == "one":
-            changes.append("size")
-        if scene.layout == "count":
-            changes.append("count")
-        if scene.layout == "pair":
-            changes += ["relation", "order"]
-        if scene.layout == "row":
-            changes += ["order", "order"]
-        yield _changed(rng, scene, rng.choice(changes))
+        scenes = _changed(scene, rng.choice(CHANGES))
+        if scenes:
+            yield rng.choice(scenes)
 
 
-def _changed(rng: random.Random, scene: Scene, change: str) -> Scene:
-    items = list(scene.items)
-    if change == "order":
-        i, j = rng.sample(range(len(items)), 2)
-        if rng.random() < 0.5:
-            items[i], items[j] = items[j], items[i]
-        else:  # swap the colors and keep the objects in place
-            items[i], items[j] = Item(items[j].color, items[i].object), Item(items[i].color, items[j].object)
-        return replace(scene, items=tuple(items))
-    if change in ("color", "object"):
-        i = rng.randrange(len(items))
-        if change == "color":
-            items[i] = replace(items[i], color=rng.choice(COLORS))
-        else:
-            taken = {item.object for item in items}
-            items[i] = replace(items[i], object=rng.choice([name for name in OBJECTS if name not in taken]))
-        return replace(scene, items=tuple(items))
+def changed_scenes(scene: Scene) -> dict[Change, list[Scene]]:
+    """List all scenes that differ from ``scene`` in one property.
+
+    Args:
+        scene: Scene that is changed.
+
+    Returns:
+        The scenes by the kind of change, without kinds that are not possible. Two items swap their places or their
+        colors; the latter if their colors differ.
+
+    Example:
+        >>> scene = Scene("one", (Item("red", "fish"),), "grass", size="big")
+        >>> {change: len(scenes) for change, scenes in changed_scenes(scene).items()}
+        {'color': 7, 'object': 11, 'place': 3, 'size': 1}
+    """
+    return {change: scenes for change in CHANGES if (scenes := _changed(scene, change))}
+
+
+def _changed(scene: Scene, change: Change) -> list[Scene]:
+    """All scenes that differ from ``scene`` by one kind of change; none if it does not apply."""
+    items, layout = scene.items, scene.layout
+    pairs = list(itertools.combinations(range(len(items)), 2))
+    if change == "color":
+        return [
+            _with_items(scene, {place: replace(item, color=color)})
+            for place, item in enumerate(items)
+            for color in COLORS
+            if color != item.color
+        ]
+    if change == "object":
+        taken = {item.object for item in items}
+        return [
+            _with_items(scene, {place: replace(item, object=name)})
+            for place, item in enumerate(items)
+            for name in OBJECTS
+            if name not in taken
+        ]
+    if change == "items swapped":
+        return [_with_items(scene, {i: items[j], j: items[i]}) for i, j in pairs]
+    if change == "colors swapped":
+        return [
+            _with_items(scene, {i: replace(items[i], color=items[j].color), j: replace(items[j], color=items[i].color)})
+            for i, j in pairs
+            if items[i].color != items[j].color
+        ]
     if change == "place":
-        return replace(scene, place=rng.choice(PLACES))
+        return [replace(scene, place=place) for place in PLACES if place != scene.place]
     if change == "size":
-        return replace(scene, size=rng.choice(SIZES))
+        return [replace(scene, size=size) for size in SIZES if layout == "one" and size != scene.size]
     if change == "count":
-        return replace(scene, count=rng.choice(COUNTS))
-    return replace(scene, relation=rng.choice(RELATIONS))
+        return [replace(scene, count=count) for count in COUNTS if layout == "count" and count != scene.count]
+    return [replace(scene, relation=other) for other in RELATIONS if layout == "pair" and other != scene.relation]
+
+
+def _with_items(scene: Scene, items: dict[int, Item]) -> Scene:
+    """A scene with other items at some places."""
+    return replace(scene, items=tuple(items.get(place, item) for place, item in enumerate(scene.items)))
 
 
 def _random_scene_of(rng: random.Random, layout: Layout) -> Scene:
