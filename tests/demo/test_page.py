@@ -23,6 +23,7 @@ from vlkd_pl.commands import demo as command
 from vlkd_pl.models.decoding import Decoding
 from vlkd_pl.models.vlkd import VLKDModel
 from vlkd_pl.pipeline import VLKD
+from vlkd_pl.sample.scenes import LIMITS
 
 pytest.importorskip("gradio", reason="the page needs the extra demo")
 
@@ -31,6 +32,7 @@ import httpx
 from vlkd_pl.demo.page import (
     _ANSWER_NOTE,
     _CAPTION_NOTE,
+    PHOTO,
     build_page,
     draw_examples,
     find_examples,
@@ -106,6 +108,25 @@ def test_drawn_examples_are_images_with_questions(tmp_path):
     examples = draw_examples(tmp_path / "new")
     assert [example.file for example in examples] == sorted((tmp_path / "new").iterdir())
     assert all(example.question.endswith("?") and not image_problem(example.file, 1, 64 * 64) for example in examples)
+
+
+def test_the_photo_is_a_small_image_with_its_source():
+    assert image_problem(PHOTO.file, 1, 320 * 320) == ""
+    assert PHOTO.file.stat().st_size <= 30_000
+    with Image.open(PHOTO.file) as image:
+        assert image.width == image.height > 256  # a square tile, and not magnified as the small scenes are
+    assert "CC0 1.0" in PHOTO.file.with_suffix(".txt").read_text(encoding="utf-8")
+
+
+def test_limits_are_on_the_page_as_plain_text(model, monkeypatch):
+    def notes():
+        return [block.value for block in build_page(model).blocks.values() if block.elem_id == "limits"]
+
+    assert notes() == [f"<p>{LIMITS}</p>"]
+    monkeypatch.setattr(model.model.clip, "limits", "Images of <img src=http://example.com/a.png> & others.")
+    assert notes() == ["<p>Images of &lt;img src=http://example.com/a.png&gt; &amp; others.</p>"]
+    monkeypatch.setattr(model.model.clip, "limits", "")
+    assert notes() == []
 
 
 def test_examples_of_a_folder(tmp_path):
@@ -385,12 +406,13 @@ def test_a_visit(model, browser, tmp_path, monkeypatch):
 
     monkeypatch.setattr(socket, "getaddrinfo", recorded)
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
-    examples = draw_examples(tmp_path / "examples")
+    examples = [*draw_examples(tmp_path / "examples"), PHOTO]
     page = build_page(model, examples, num_masks=NUM_MASKS, num_beams=NUM_BEAMS, max_upload_mb=1, max_pixels=1_000_000)
     address = launch(page, port=free_port(), max_upload_mb=1)
     try:
         assert address.startswith("http://127.0.0.1:")
         browser.get(address)
+        wait_for(lambda: texts("#limits p") == [LIMITS], "the limits")
 
         ask("what is this?")
         wait_for_message("drop an image first")
@@ -441,9 +463,12 @@ def test_a_visit(model, browser, tmp_path, monkeypatch):
         upload(tmp_path / "large.png")
         wait_for_message("exceed the maximum allowed size of 1")
 
-        click("#examples button")
-        (captioned,) = model.iter_captions([examples[0].file], NUM_MASKS, Decoding(NUM_BEAMS, num_candidates=NUM_BEAMS))
-        wait_for(lambda: captioned.captions[0].text in texts("#captions li .text"), "a caption of the example")
+        for number in (1, len(examples)):
+            click(f"#examples button:nth-of-type({number})")
+            file = examples[number - 1].file
+            (captioned,) = model.iter_captions([file], NUM_MASKS, Decoding(NUM_BEAMS, num_candidates=NUM_BEAMS))
+            expected = [caption.text for caption in captioned.captions[:3]]
+            wait_for(lambda: texts("#captions li .text") == expected, "captions of the example")  # noqa: B023
 
         assert [url for url in requested(browser) if not url.startswith(address)] == []
         assert {host.decode() if isinstance(host, bytes) else host for host in hosts} <= {"127.0.0.1", "localhost"}

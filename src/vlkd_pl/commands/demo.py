@@ -37,7 +37,10 @@ def main(arguments: Sequence[str]) -> int:
         "--max-pixels", type=positive, default=50_000_000, help="maximum pixels of an image (default: %(default)s)"
     )
     parser.add_argument(
-        "--examples", type=Path, metavar="FOLDER", help="example images (default: scenes of the sample world)"
+        "--examples",
+        type=Path,
+        metavar="FOLDER",
+        help="example images (default: scenes of the sample world, and a photo)",
     )
     options = parser.parse_args(arguments[1:])
     if options.port > 65535:
@@ -53,10 +56,10 @@ def main(arguments: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with TemporaryDirectory(prefix="vlkd-pl-demo-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # uploads are deleted when the page closes
-        from vlkd_pl.demo.page import build_page, draw_examples, find_examples, launch
+        from vlkd_pl.demo.page import PHOTO, build_page, draw_examples, find_examples, launch
 
         if options.examples is None:
-            examples = draw_examples(Path(folder) / "examples")
+            examples = [*draw_examples(Path(folder) / "examples"), PHOTO]
         else:
             examples = find_examples(options.examples, options.max_upload_mb, options.max_pixels)
         if not examples:

@@ -48,12 +48,13 @@ _EXAMPLE_SCENES = (
     Scene("count", (Item("orange", "cup"),), "snow", count=3),
     Scene("row", (Item("green", "book"), Item("pink", "ball"), Item("brown", "bell")), "grass"),
     Scene("pair", (Item("purple", "boat"), Item("green", "tree")), "snow", relation="left of"),
-    Scene("one", (Item("red", "car"),), "grass", size="small"),
 )
 _CSS = """
 .gradio-container { max-width: 1120px !important; margin: 0 auto !important; }
 #heading h1 { margin: 0.4em 0 0.1em; font-size: 2em; letter-spacing: -0.02em; }
 #heading p { color: var(--body-text-color-subdued); margin: 0; }
+#limits p { margin: 0; padding: 0.5em 0.9em; border-left: 4px solid var(--color-accent); border-radius: 4px;
+  background: var(--background-fill-secondary); font-size: 0.9em; white-space: pre-line; overflow-wrap: anywhere; }
 #image.small img { width: 100%; height: 100%; object-fit: contain; image-rendering: pixelated; }
 #examples .gallery { display: grid; grid-template-columns: repeat(6, 1fr); }
 #examples .gallery * { display: block; width: 100%; height: auto; max-height: none; aspect-ratio: 1; }
@@ -84,6 +85,10 @@ class Example(NamedTuple):
 
     file: Path
     question: str = ""
+
+
+PHOTO = Example(Path(__file__).with_name("photo.jpg"), "what is this?")
+"""A photograph of a cat by Stéfan van der Walt, CC0; ``photo.txt`` next to it has the source."""
 
 
 def draw_examples(folder: Path, seed: int = 0) -> list[Example]:
@@ -151,7 +156,7 @@ def build_page(
     max_upload_mb: int = 10,
     max_pixels: int = 50_000_000,
 ) -> gr.Blocks:
-    """Build the page, whose model serves one visitor at a time.
+    """Build the page, whose model serves one visitor at a time; it shows the limits that the model's CLIP states.
 
     Args:
         model: Model that captions and answers.
@@ -218,6 +223,8 @@ def build_page(
         gr.Markdown(
             "# VLKD\nCLIP sees, BART writes: drop an image, read its captions, and ask about it.", elem_id="heading"
         )
+        if limits := model.model.clip.limits:
+            gr.HTML(f"<p>{escape(limits)}</p>", elem_id="limits", padding=False)
         file = gr.State(None)
         with gr.Row():
             with gr.Column(scale=5):
