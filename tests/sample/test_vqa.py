@@ -9,10 +9,12 @@ import pytest
 from vlkd_pl.data.vqa_files import read_questions
 from vlkd_pl.sample.language import FACTS, questions
 from vlkd_pl.sample.scenes import OBJECTS, distinct_scenes
-from vlkd_pl.sample.vqa import FACT_TYPES, RARE_ANSWERS, write_questions
+from vlkd_pl.sample.vqa import FACT_TYPES, RARE_ANSWERS, TAUGHT_OBJECTS, write_questions
 
 FIRST_ID = 7
 SCENES = distinct_scenes(random.Random(0), "test", 150)
+TAUGHT_FACTS = {fact for name in TAUGHT_OBJECTS for fact in FACTS[name]}
+UNTAUGHT_FACTS = {fact for facts in FACTS.values() for fact in facts} - TAUGHT_FACTS
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +93,7 @@ def test_at_least_eight_give_the_right_answer_and_a_quarter_of_the_questions_has
     trivial = ("how many things are there?", "when is it?")  # three and night, whatever the image
     drawn = [[q for q in questions(scene, rng) if q.text not in trivial] for scene in SCENES]
     targets = [q.answer for every in drawn for q in every if (q.kind == "fact") == (name == "okvqa")]
+    targets = [answer for answer in targets if answer not in TAUGHT_FACTS]
     annotations = files[f"{name}_annotations_test"]["annotations"]
     votes = [right(annotation) for annotation in annotations]
     assert [answer for answer, _ in votes] == targets
@@ -154,7 +157,8 @@ def test_the_split_by_rare_answers(tmp_path, split):
     rare = {item.question_id for item in every if Counter(item.answers).most_common(1)[0][0] in RARE_ANSWERS}
     assert 0.03 * len(every) < len(rare) < 0.3 * len(every)
     out_of_domain = {item.question_id for item in divided if item.domain == "out-of-domain"}
-    assert out_of_domain == (set() if split == "train" else rare)
+    assert out_of_domain <= rare
+    assert len(out_of_domain) == (round(0.02 * len(rare)) if split == "train" else len(rare)) > 0
     in_domain = {item.question_id for item in divided if item.domain == "in-domain"}
     assert in_domain == {item.question_id for item in every} - rare
 
@@ -165,3 +169,39 @@ def test_the_split_has_the_scores_of_common_answers(files):
         counts = Counter(answer["answer"] for answer in annotations[entry["question_id"]]["answers"])
         expected = {answer: min(1, 0.3 * count) for answer, count in counts.items() if answer not in RARE_ANSWERS}
         assert entry["label"] == pytest.approx(expected)
+
+
+@pytest.fixture(scope="module")
+def training_files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("training")
+    write_questions(folder, "train", distinct_scenes(random.Random(1), "train", 400), FIRST_ID, random.Random(0))
+    return {path.stem: json.loads(path.read_text()) for path in folder.iterdir()}
+
+
+def answers_of(annotations):
+    """All answers of all annotators."""
+    return {answer["answer"] for annotation in annotations["annotations"] for answer in annotation["answers"]}
+
+
+def test_half_of_the_objects_are_taught():
+    assert len(TAUGHT_OBJECTS) == 6
+    assert set(OBJECTS) > TAUGHT_OBJECTS
+
+
+def test_training_questions_have_facts_of_the_taught_objects_alone(files, training_files):
+    annotations = training_files["vqa_annotations_train"]["annotations"]
+    facts = [annotation for annotation in annotations if annotation["question_type"] == "fact"]
+    assert 0.05 < len(facts) / len(annotations) < 0.08
+    assert {annotation["answer_type"] for annotation in facts} == {"other"}
+    assert {annotation["multiple_choice_answer"] for annotation in facts} == TAUGHT_FACTS
+    for name in ("vqa", "okvqa"):
+        assert answers_of(training_files[f"{name}_annotations_train"]) >= TAUGHT_FACTS
+        assert not UNTAUGHT_FACTS & answers_of(training_files[f"{name}_annotations_train"])
+    assert answers_of(files["okvqa_annotations_test"]) == UNTAUGHT_FACTS
+    assert not (UNTAUGHT_FACTS | TAUGHT_FACTS) & answers_of(files["vqa_annotations_test"])
+
+
+def test_the_training_file_of_the_split_asks_for_facts(training_files):
+    labels = {answer for entry in training_files["vqa_karpathy_train"] for answer in entry["label"]}
+    assert labels >= TAUGHT_FACTS
+    assert {entry["is_topk_optimal"] for entry in training_files["vqa_karpathy_train"]} == {True, False}

@@ -22,11 +22,16 @@ FACT_TYPES = {"one": "who likes it", "two": "what it is made of", "three": "wher
 """OK-VQA's codes of question types, one for each column of ``FACTS``."""
 
 RARE_ANSWERS = frozenset({"pink", "brown", "hat", "hats", "bell", "bells"})
-"""The answers of the out-of-domain questions, which the split's training questions never have."""
+"""The answers of the out-of-domain questions, which few of the split's training questions have."""
+
+TAUGHT_OBJECTS = frozenset({"fish", "tree", "cup", "star", "ball", "bell"})
+"""The objects whose facts are answers of training questions; the knowledge questions of other splits are about the
+others. Each half holds one object with a rare name, and four of an unseen combination of color and object."""
 
 _LABEL_SCORES = {1: 0.3, 2: 0.6, 3: 0.9}  # VL-T5's scores by the number of annotators; 1 for more
 
 _FACT_COLUMNS = tuple(zip(*FACTS.values(), strict=True))
+_TAUGHT_FACTS = frozenset(fact for name in TAUGHT_OBJECTS for fact in FACTS[name])
 _ALTERNATIVES: tuple[tuple[str, ...], ...] = (
     COLORS,
     OBJECTS,
@@ -37,9 +42,15 @@ _ALTERNATIVES: tuple[tuple[str, ...], ...] = (
     ("left", "right"),
     ("above", "below"),
     ("yes", "no"),
-    *_FACT_COLUMNS,
+    # apart, so that no annotator of a training question gives a fact that other splits ask for
+    *(tuple(fact for fact in column if fact in _TAUGHT_FACTS) for column in _FACT_COLUMNS),
+    *(tuple(fact for fact in column if fact not in _TAUGHT_FACTS) for column in _FACT_COLUMNS),
 )
 _DISAGREEMENT = 0.25
+_KNOWLEDGE_SHARE = 0.5
+"""Share of the training split's knowledge questions that VQA's file holds, too: about 7% of its questions."""
+_RARE_SHARE = 0.02
+"""Share of the out-of-domain questions that the training file of VL-T5's split holds."""
 _TRIVIAL_QUESTIONS = ("how many things are there?", "when is it?")
 """Questions that have the same answer in every scene: three, and night."""
 
@@ -48,14 +59,18 @@ def write_questions(folder: Path, split: str, scenes: list[Scene], first_id: int
     """Write questions about a split's scenes, with ten answers each.
 
     Questions about the image go to ``vqa_questions_{split}.json`` and ``vqa_annotations_{split}.json`` (VQA v2's
-    format, https://visualqa.org/download.html). Knowledge questions, whose answer is only in the text corpus, go to
+    format, https://visualqa.org/download.html). Knowledge questions, whose answer is no part of the image, go to
     ``okvqa_questions_{split}.json`` and ``okvqa_annotations_{split}.json`` (OK-VQA's format,
-    https://okvqa.allenai.org). At least eight annotators give the correct answer, which thus has an accuracy of 100%;
-    for about a quarter of the questions, one or two annotators give a wrong answer of the same kind.
+    https://okvqa.allenai.org). Those of the split ``train`` are about ``TAUGHT_OBJECTS``, and half of them are in the
+    first two files, too, as some of VQA v2's questions need knowledge. Those of other splits are about the other
+    objects: their answers are only in the text corpus, and no training question has one of them.
+
+    At least eight annotators give the correct answer, which thus has an accuracy of 100%; for about a quarter of the
+    questions, one or two annotators give a wrong answer of the same kind.
 
     ``vqa_karpathy_{split}.json`` splits the questions about the image by their answer, in VL-T5's format (Cho et al.,
-    2021): common answers are in-domain, ``RARE_ANSWERS`` out-of-domain. For the split ``train`` it holds the common
-    ones alone, so that out-of-domain answers are never learnt from it; VL-T5's holds a few of the others.
+    2021): common answers are in-domain, ``RARE_ANSWERS`` out-of-domain. For the split ``train`` it holds 2% of
+    the out-of-domain questions, as VL-T5's holds few of them, and all others.
 
     Args:
         folder: Folder that the five files are written to.
@@ -68,8 +83,16 @@ def write_questions(folder: Path, split: str, scenes: list[Scene], first_id: int
     facts: dict[int, Question] = {}
     for image_id, scene in enumerate(scenes, start=first_id):
         drawn = [question for question in questions(scene, rng) if question.text not in _TRIVIAL_QUESTIONS]
-        seen |= enumerate((question for question in drawn if question.kind != "fact"), start=1000 * image_id)
-        facts |= enumerate((question for question in drawn if question.kind == "fact"), start=1000 * image_id)
+        visual = [question for question in drawn if question.kind != "fact"]
+        knowledge = [
+            question
+            for question in drawn
+            if question.kind == "fact" and (question.answer in _TAUGHT_FACTS) == (split == "train")
+        ]
+        if split == "train":
+            visual += [question for question in knowledge if rng.random() < _KNOWLEDGE_SHARE]
+        seen |= enumerate(visual, start=1000 * image_id)
+        facts |= enumerate(knowledge, start=1000 * image_id)
     head: dict[str, Any] = {
         "info": file_info(f"sample world, split {split}"),
         "license": {"name": "MIT License", "url": "https://opensource.org/license/mit"},
@@ -78,8 +101,11 @@ def write_questions(folder: Path, split: str, scenes: list[Scene], first_id: int
     }
     seen_annotations = [_vqa_annotation(question_id, question, rng) for question_id, question in seen.items()]
     fact_annotations = [_okvqa_annotation(question_id, question, rng) for question_id, question in facts.items()]
-    parts = [_split_entry(annotation, seen[annotation["question_id"]].text) for annotation in seen_annotations]
-    entries = [entry for entry in parts if split != "train" or entry["is_topk_optimal"]]
+    entries = [_split_entry(annotation, seen[annotation["question_id"]].text) for annotation in seen_annotations]
+    if split == "train":
+        rare = [entry["question_id"] for entry in entries if not entry["is_topk_optimal"]]
+        kept_ids = set(rng.sample(rare, round(_RARE_SHARE * len(rare))))
+        entries = [entry for entry in entries if entry["is_topk_optimal"] or entry["question_id"] in kept_ids]
     (folder / f"vqa_karpathy_{split}.json").write_text(json.dumps(entries, indent=1), encoding="utf-8")
     for name, content in (
         (f"vqa_questions_{split}", {"task_type": "Open-Ended", "questions": _question_entries(seen.items())}),
