@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, BartForConditionalGeneration
 from transformers.models.bart.modeling_bart import shift_tokens_right
 
 from vlkd_pl.clip.frozen import FrozenCLIP
+from vlkd_pl.errors import ModelFileError
 from vlkd_pl.models.decoding import caption
 from vlkd_pl.models.vlkd import VLKDModel, mean_pooled
 
@@ -102,6 +103,32 @@ def test_condition_is_eq_1(model, kind, used):
         assert condition_mask[row].tolist() == [1] * len(image) + mask[row].tolist()
 
 
+def test_each_image_token_becomes_a_prefix(clip_folder, bart_folder):
+    """With a prefix of K tokens, K maps of W_i read each image token, in order."""
+    model = VLKDModel.load(str(clip_folder), str(bart_folder), "patches", prefix_length=3).eval()
+    assert model.prefix_length == 3
+    ids, mask = encoded(model)
+    features, tokens = model.encode_text(ids, mask), image_tokens(model)
+    condition, condition_mask = model.condition(features, mask, tokens)
+    maps = model.image_projection.weight.chunk(3)
+    num_patches = tokens.shape[1] - 1
+    for row in range(3):
+        image = torch.stack([part @ v for v in tokens[row, 1:] for part in maps])
+        torch.testing.assert_close(condition[row, : 3 * num_patches], image, rtol=1e-4, atol=1e-5)
+        assert condition_mask[row].tolist() == [1] * 3 * num_patches + mask[row].tolist()
+
+
+def test_closed_form_start_breaks_the_symmetry_of_a_prefix(clip_folder, bart_folder):
+    model = VLKDModel.load(str(clip_folder), str(bart_folder), prefix_length=4)
+    source = torch.randn(500, 32)
+    model.initialize_from_text(source, normalize(source @ torch.randn(32, 32), dim=-1), mean_feature_norm=5.0)
+    maps = model.image_projection.weight.chunk(4)
+    for number, one in enumerate(maps):
+        for other in maps[:number]:
+            cosine = (one * other).sum() / one.norm() / other.norm()
+            assert 0.5 < cosine < 0.95
+
+
 def test_decode_starts_from_barts_start_token(model):
     labels = torch.tensor([[0, 9, 8, 2, -100]])
     assert shift_tokens_right(labels, 1, 2).tolist() == [[2, 0, 9, 8, 2]]
@@ -165,6 +192,19 @@ def test_training_leaves_clip_in_evaluation(model):
     model.train()
     assert model.bart.training
     assert not any(module.training for module in model.clip.modules())
+
+
+def test_a_folder_keeps_the_prefix_length(clip_folder, bart_folder, tmp_path):
+    model = VLKDModel.load(str(clip_folder), str(bart_folder), prefix_length=3)
+    model.save_pretrained(tmp_path / "model")
+    loaded = VLKDModel.from_pretrained(tmp_path / "model")
+    torch.testing.assert_close(loaded.image_projection.weight, model.image_projection.weight)
+    config = tmp_path / "model" / "config.json"
+    for wrong in ("0", "true", '"3"', "1000000"):
+        config.write_text(config.read_text().replace('"prefix_length": 3', f'"prefix_length": {wrong}'))
+        with pytest.raises(ModelFileError, match="not a number from 1 to 256"):
+            VLKDModel.from_pretrained(tmp_path / "model")
+        config.write_text(config.read_text().replace(f'"prefix_length": {wrong}', '"prefix_length": 3'))
 
 
 @pytest.mark.parametrize("kind", ["pooled", "patches", "all"])

@@ -196,6 +196,10 @@ def test_starting_from_a_checkpoint_or_a_folder_is_the_same(trained, world):
         torch.testing.assert_close(weights(module.model), weights(command_line.model.model), rtol=0, atol=0)
     with pytest.raises(MisconfigurationException, match="was trained with image_features all, not patches"):
         VLKDModule(world.clip, world.bart, "patches", init_from=str(folder / "model"))
+    with pytest.raises(MisconfigurationException, match="was trained with prefix_length 1, not 2"):
+        VLKDModule(init_from=str(folder / "model"), prefix_length=2)
+    with pytest.raises(MisconfigurationException, match=r"model.prefix_length is 0: give a number from 1 to 256"):
+        VLKDModule(world.clip, world.bart, prefix_length=0)
     module = VLKDModule(init_from=str(folder / "model"))
     assert module.model.image_features == "all"
     torch.testing.assert_close(weights(module.model), weights(command_line.model.model), rtol=0, atol=0)

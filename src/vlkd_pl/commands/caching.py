@@ -131,4 +131,4 @@ def _image_features(init_from: str | None) -> ImageFeatures:
     """Return the image features of the model that a run starts from."""
     if init_from is None or not Path(init_from).is_dir():
         return "pooled"
-    return read_image_features(Path(init_from))
+    return read_image_features(Path(init_from))[0]

@@ -303,7 +303,7 @@ def _prefer_model_folder(config: Any) -> None:
     folder = config.get("model.init_args.init_from")
     if folder is None or not Path(folder).is_dir():
         return
-    for name in ("clip", "bart", "image_features", "clip_sha256"):
+    for name in ("clip", "bart", "image_features", "clip_sha256", "prefix_length"):
         if f"model.init_args.{name}" in config:
             config[f"model.init_args.{name}"] = None
     for name in ("clip", "bart"):

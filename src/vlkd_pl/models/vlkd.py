@@ -26,6 +26,8 @@ from vlkd_pl.weights.reader import read_weights
 ImageFeatures = Literal["pooled", "patches", "all"]
 
 _POSITIONS = {"pooled": slice(0, 1), "patches": slice(1, None), "all": slice(None)}
+MAX_PREFIX_LENGTH = 256
+"""Most tokens that W_i may make of an image token; a corrupt file must not ask for more memory."""
 _FORMAT_VERSION = 1
 _PROJECTIONS_FILE = "model.safetensors"
 _CONFIG = "config.json"
@@ -40,10 +42,12 @@ class VLKDModel(nn.Module, ModelHubMixin):
         bart: BART with hidden size d_2; it is converted to float32 in place.
         tokenizer: Tokenizer of the BART.
         image_features: Image tokens V of Eq. (1): the ``pooled`` embedding, the ``patches`` without it, or ``all``.
+        prefix_length: Number K of tokens that W_i makes of each of them, from 1. The paper's is 1; more, as in ClipCap
+            (Mokady et al., 2021), give the decoder's attention something to choose from where V is one embedding.
 
     Attributes:
         text_projection: W_e, from d_2 to d_1.
-        image_projection: W_i, from d_1 to d_2.
+        image_projection: W_i, from d_1 to K · d_2.
         text_back_projection: W'_e, from d_1 to d_2, initialised with the pseudo-inverse of W_e.
 
     Example:
@@ -59,6 +63,7 @@ class VLKDModel(nn.Module, ModelHubMixin):
         bart: BartForConditionalGeneration,
         tokenizer: PreTrainedTokenizerBase,
         image_features: ImageFeatures = "pooled",
+        prefix_length: int = 1,
     ) -> None:
         super().__init__()
         self.clip = clip
@@ -67,7 +72,7 @@ class VLKDModel(nn.Module, ModelHubMixin):
         self.image_features = image_features
         bart_dim, clip_dim = bart.config.d_model, clip.embedding_dim
         self.text_projection = nn.Linear(bart_dim, clip_dim, bias=False)
-        self.image_projection = nn.Linear(clip_dim, bart_dim, bias=False)
+        self.image_projection = nn.Linear(clip_dim, prefix_length * bart_dim, bias=False)
         self.text_back_projection = nn.Linear(clip_dim, bart_dim, bias=False)
         self._invert_text_projection()
         # This replaces the settings stored with a BART, such as the no_repeat_ngram_size of bart-large, which would
@@ -83,7 +88,12 @@ class VLKDModel(nn.Module, ModelHubMixin):
 
     @classmethod
     def load(
-        cls, clip: str, bart: str, image_features: ImageFeatures = "pooled", clip_sha256: str | None = None
+        cls,
+        clip: str,
+        bart: str,
+        image_features: ImageFeatures = "pooled",
+        clip_sha256: str | None = None,
+        prefix_length: int = 1,
     ) -> VLKDModel:
         """Join a CLIP and a BART that have not been distilled yet; W_e and W_i start at random.
 
@@ -92,12 +102,18 @@ class VLKDModel(nn.Module, ModelHubMixin):
             bart: Name on the Hugging Face hub, or a local folder with weights and tokenizer.
             image_features: Image tokens V of Eq. (1): ``pooled``, ``patches`` or ``all``.
             clip_sha256: Expected sha256 of the CLIP's file, as for ``FrozenCLIP.load``.
+            prefix_length: Number of tokens that W_i makes of each image token, from 1.
 
         Raises:
             FileNotFoundError: The CLIP or the BART does not exist.
             ModelFileError: A file is missing in a folder, corrupt, or belongs to another model.
         """
-        return cls(FrozenCLIP.load(clip, clip_sha256), *load_bart(bart), image_features)
+        return cls(FrozenCLIP.load(clip, clip_sha256), *load_bart(bart), image_features, prefix_length)
+
+    @property
+    def prefix_length(self) -> int:
+        """Number K of tokens that W_i makes of each image token."""
+        return self.image_projection.out_features // self.text_back_projection.out_features
 
     # Training
 
@@ -177,16 +193,16 @@ class VLKDModel(nn.Module, ModelHubMixin):
             image_tokens: Tokens (B, 1 + N, d_1) of ``FrozenCLIP.encode_image``; None for text alone.
 
         Returns:
-            Condition (B, V + L, d_2) and its mask (B, V + L), where V is 1 for ``pooled``, N for ``patches`` and 1 + N
-            for ``all``.
+            Condition (B, K V + L, d_2) and its mask (B, K V + L), where V is 1 for ``pooled``, N for ``patches`` and
+            1 + N for ``all``, and K is ``prefix_length``.
         """
         text = self.text_back_projection(self.text_projection(text_features))
         if image_tokens is None:
             return text, text_mask
         used = image_tokens[:, _POSITIONS[self.image_features]]
-        image = self.image_projection(used)
+        image = self.image_projection(used).reshape(len(used), -1, text.shape[-1])
         return torch.cat([image, text.to(image.dtype)], 1), torch.cat(
-            [text_mask.new_ones(used.shape[:2]), text_mask], 1
+            [text_mask.new_ones(image.shape[:2]), text_mask], 1
         )
 
     def decode(self, condition: Tensor, condition_mask: Tensor, labels: Tensor) -> Tensor:
@@ -231,7 +247,8 @@ class VLKDModel(nn.Module, ModelHubMixin):
         nearly drop and its pseudo-inverse W'_e would amplify.
 
         W_i is the regression from CLIP's embeddings to BART's, scaled to the mean norm of the encoder's output. Images
-        lie near their texts in the joint space, so that the decoder starts with about the features of the text.
+        lie near their texts in the joint space, so that the decoder starts with about the features of the text. With a
+        ``prefix_length`` above 1 its tokens start as this one plus half as much noise: equal ones would stay equal.
 
         Args:
             bart_embedding: Mean-pooled encoder outputs (N, d_2) of N texts.
@@ -249,7 +266,11 @@ class VLKDModel(nn.Module, ModelHubMixin):
         self.text_projection.weight.copy_((balance * forth).T)
         self._invert_text_projection()
         back = _ridge_regression(target, source, ridge)
-        self.image_projection.weight.copy_((mean_feature_norm / (target @ back).norm(dim=-1).mean() * back).T)
+        image = (mean_feature_norm / (target @ back).norm(dim=-1).mean() * back).T.to(self.image_projection.weight)
+        tokens = [image] * self.prefix_length
+        if self.prefix_length > 1:
+            tokens = [image + image.square().mean().sqrt() / 2 * torch.randn_like(image) for image in tokens]
+        self.image_projection.weight.copy_(torch.cat(tokens))
 
     @torch.no_grad()
     def _invert_text_projection(self) -> None:
@@ -285,6 +306,8 @@ class VLKDModel(nn.Module, ModelHubMixin):
 
     def _save_pretrained(self, save_directory: Path) -> None:
         config = {"format_version": _FORMAT_VERSION, "image_features": self.image_features}
+        if self.prefix_length > 1:  # without it earlier releases load the folder
+            config["prefix_length"] = self.prefix_length
         (save_directory / _CONFIG).write_text(json.dumps(config, indent=1))
         projections = {name: getattr(self, name).weight.detach().cpu().contiguous() for name in _PROJECTIONS}
         safetensors.torch.save_file(projections, save_directory / _PROJECTIONS_FILE)
@@ -307,12 +330,12 @@ class VLKDModel(nn.Module, ModelHubMixin):
         """
         folder = model_folder(str(pretrained_model_name_or_path), "a VLKD model", **options)
         complete_update(folder, _CONFIG)
-        image_features = read_image_features(folder)
+        image_features, prefix_length = read_image_features(folder)
         for name in (_PROJECTIONS_FILE, "clip", "bart"):
             if not (folder / name).exists():
                 raise ModelFileError(f"{folder / name} is missing: the folder was copied or written in part")
         projections = read_weights(folder / _PROJECTIONS_FILE)
-        model = cls.load(str(folder / "clip"), str(folder / "bart"), image_features)
+        model = cls.load(str(folder / "clip"), str(folder / "bart"), image_features, None, prefix_length)
         for name in _PROJECTIONS:
             value, weight = projections.get(name), getattr(model, name).weight.data
             if value is None or value.shape != weight.shape or not value.is_floating_point():
@@ -324,11 +347,14 @@ class VLKDModel(nn.Module, ModelHubMixin):
         return model
 
 
-def read_image_features(folder: Path) -> ImageFeatures:
-    """Read from a model folder's ``config.json`` which image features its decoder attends to.
+def read_image_features(folder: Path) -> tuple[ImageFeatures, int]:
+    """Read from a model folder's ``config.json`` which image features its decoder attends to, and by how many tokens.
 
     Args:
         folder: Folder that ``VLKDModel.save_pretrained`` wrote.
+
+    Returns:
+        The image features, and the ``prefix_length``.
 
     Raises:
         ModelFileError: The file is missing or corrupt, or belongs to another kind of model or format.
@@ -340,7 +366,10 @@ def read_image_features(folder: Path) -> ImageFeatures:
     image_features: ImageFeatures = config.get("image_features")  # type: ignore[assignment]
     if not isinstance(image_features, str) or image_features not in _POSITIONS:
         raise ModelFileError(f"{path}: image_features is {image_features!r}, not one of {', '.join(_POSITIONS)}")
-    return image_features
+    prefix_length = config.get("prefix_length", 1)
+    if type(prefix_length) is not int or not 1 <= prefix_length <= MAX_PREFIX_LENGTH:
+        raise ModelFileError(f"{path}: prefix_length is {prefix_length!r}, not a number from 1 to {MAX_PREFIX_LENGTH}")
+    return image_features, prefix_length
 
 
 def _ridge_regression(source: Tensor, target: Tensor, ridge: float, towards: Tensor | None = None) -> Tensor:

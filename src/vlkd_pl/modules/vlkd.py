@@ -87,6 +87,8 @@ class VLKDModule(TaskModule):
             file that is neither OpenAI's nor written by this package needs it; see ``FrozenCLIP.load``.
         init_from: Model folder or checkpoint of an earlier stage to start from. A folder's CLIP and BART are used:
             others that are passed with it must be the same.
+        prefix_length: Number of tokens that W_i makes of each image token: 1 as in the paper, or more as in ClipCap
+            (Mokady et al., 2021), an extension. None for that of the model folder ``init_from``, and without one for 1.
         ttdm_weight: Weight γ of TTDM.
         itcl_weight: Weight of ITCL.
         icti_weight: Weight of ICTI.
@@ -121,6 +123,7 @@ class VLKDModule(TaskModule):
         image_features: ImageFeatures | None = None,
         clip_sha256: str | None = None,
         init_from: str | None = None,
+        prefix_length: int | None = None,
         ttdm_weight: float = 1e3,
         itcl_weight: float = 1.0,
         icti_weight: float = 1.0,
@@ -143,7 +146,7 @@ class VLKDModule(TaskModule):
             "text_infilling": text_infilling_weight,
         }
         super().__init__(DistillationEvaluator(panel_size), optimization, weights)
-        self.model = load_model(clip, bart, image_features, clip_sha256, init_from)
+        self.model = load_model(clip, bart, image_features, clip_sha256, init_from, prefix_length)
         if execution.activation_checkpointing:
             self.model.checkpoint_activations()
         if execution.compile:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from vlkd_pl.clip.frozen import FrozenCLIP
 from vlkd_pl.errors import ModelFileError
 from vlkd_pl.models.bart import differs_from
-from vlkd_pl.models.vlkd import ImageFeatures, VLKDModel
+from vlkd_pl.models.vlkd import MAX_PREFIX_LENGTH, ImageFeatures, VLKDModel
 from vlkd_pl.shards.addresses import check_address, is_address
 from vlkd_pl.weights.model_files import first_line
 from vlkd_pl.weights.reader import read_pickle, read_tensors
@@ -148,6 +148,7 @@ def load_model(
     image_features: ImageFeatures | None = None,
     clip_sha256: str | None = None,
     init_from: str | None = None,
+    prefix_length: int | None = None,
 ) -> VLKDModel:
     """Join a CLIP and a BART, or load the model of an earlier stage.
 
@@ -158,24 +159,29 @@ def load_model(
         clip_sha256: Expected sha256 of the CLIP's file, as for ``FrozenCLIP.load``.
         init_from: Folder that ``VLKDModel.save_pretrained`` wrote, or checkpoint of a ``VLKDModule`` or a subclass,
             with the weights of BART and the projections.
+        prefix_length: Number of tokens that W_i makes of each image token; by default that of the model folder, or 1.
 
     Raises:
         FileNotFoundError: The CLIP, the BART or ``init_from`` does not exist.
         ModelFileError: A file is corrupt, incomplete, or belongs to another model.
         MisconfigurationException: ``clip`` or ``bart`` is missing; or the weights of ``init_from`` have other sizes,
-            or were trained with another CLIP, BART or other image features.
+            or were trained with another CLIP, BART, other image features or another prefix length.
     """
+    if prefix_length is not None and not 1 <= prefix_length <= MAX_PREFIX_LENGTH:
+        raise MisconfigurationException(
+            f"model.prefix_length is {prefix_length}: give a number from 1 to {MAX_PREFIX_LENGTH}"
+        )
     if init_from is not None and not Path(init_from).exists():
         raise FileNotFoundError(f"init_from: there is no model folder or checkpoint at {init_from}")
     if init_from is not None and Path(init_from).is_dir():
         model = VLKDModel.from_pretrained(init_from)
-        _check_same(model, clip, bart, image_features, clip_sha256, init_from)
+        _check_same(model, clip, bart, image_features, clip_sha256, init_from, prefix_length)
         return model
     if clip is None or bart is None:
         raise MisconfigurationException(
             "give both clip and bart to the model, also with a checkpoint as init_from; or a model folder as init_from"
         )
-    model = VLKDModel.load(clip, bart, image_features or "pooled", clip_sha256)
+    model = VLKDModel.load(clip, bart, image_features or "pooled", clip_sha256, prefix_length or 1)
     if init_from is not None:
         load_weights(model, init_from)
     return model
@@ -188,19 +194,20 @@ def _check_same(
     image_features: ImageFeatures | None,
     clip_sha256: str | None,
     init_from: str,
+    prefix_length: int | None,
 ) -> None:
     """Check that a CLIP and a BART passed together with a model folder are those of the folder.
 
     Raises:
         FileNotFoundError: The CLIP or the BART does not exist.
-        MisconfigurationException: The CLIP, the BART or the image features differ from the folder's.
+        MisconfigurationException: The CLIP, the BART, the image features or the prefix length differ from the folder's.
     """
+    for name, value in (("image_features", image_features), ("prefix_length", prefix_length)):
+        if value not in (None, getattr(model, name)):
+            raise MisconfigurationException(
+                f"init_from: {init_from} was trained with {name} {getattr(model, name)}, not {value}: leave {name} out"
+            )
     remedy = "leave out that of the two that is wrong (null in a config), or give another model folder"
-    if image_features not in (None, model.image_features):
-        raise MisconfigurationException(
-            f"init_from: {init_from} was trained with image_features {model.image_features}, not {image_features}: "
-            "leave image_features out"
-        )
     if clip is not None and (other := FrozenCLIP.load(clip, clip_sha256).fingerprint) != model.clip.fingerprint:
         raise MisconfigurationException(
             f"init_from: {init_from} holds the CLIP {model.clip.fingerprint}, but model.clip, {clip}, is the CLIP "

@@ -69,7 +69,7 @@ class ExportModel(pl.Callback):
 def _unsharded(model: VLKDModel) -> VLKDModel:
     """A model of the same parts on the CPU; its weights are still to be loaded, but for CLIP's."""
     bart = BartForConditionalGeneration(model.bart.config)
-    return VLKDModel(copy.deepcopy(model.clip).cpu(), bart, model.tokenizer, model.image_features)
+    return VLKDModel(copy.deepcopy(model.clip).cpu(), bart, model.tokenizer, model.image_features, model.prefix_length)
 
 
 def _best_checkpoint(trainer: pl.Trainer) -> ModelCheckpoint | None:
