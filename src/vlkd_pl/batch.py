@@ -55,6 +55,16 @@ class InfillingBatch(TypedDict):
     labels: Tensor
 
 
+class TextAsImageBatch(InfillingBatch):
+    """Corrupted texts about passages, each with a passage that CLIP embeds in the place of an image.
+
+    Attributes:
+        clip_text_ids: CLIP's token ids (B, L) int64 of the passages, 0 at padding.
+    """
+
+    clip_text_ids: Tensor
+
+
 class ImageTextBatch(InfillingBatch):
     """Images with one text each, either raw or as cached features of CLIP.
 
@@ -68,6 +78,7 @@ class ImageTextBatch(InfillingBatch):
         bart_text_mask: Mask (B, M) int64, 1 at real tokens.
         keys: Keys of the B samples.
         text_infilling: Corrupted texts without images, for infilling from text alone.
+        text_as_image: Corrupted texts about passages that take the place of images.
         stream_position: Position of the stream after this batch.
     """
 
@@ -80,6 +91,7 @@ class ImageTextBatch(InfillingBatch):
     bart_text_mask: Tensor
     keys: NotRequired[list[str]]
     text_infilling: NotRequired[InfillingBatch]
+    text_as_image: NotRequired[TextAsImageBatch]
     stream_position: NotRequired[StreamPosition]
 
 

@@ -353,7 +353,7 @@ def test_what_int8_costs(world, shards, cache, tmp_path):
 
 def test_batches_of_cached_features(world, shards, cache):
     corpus = str(world.folder / "corpus.txt")
-    module = data_module(world, shards, cache, text_corpus=TextCorpusFile(corpus, batch_size=3))
+    module = data_module(world, shards, cache, text_corpus=TextCorpusFile(corpus, batch_size=3, text_as_image=2))
     batches = list(module.train_dataloader())
     assert len(batches) == len(module.cache) // 8
     for batch in batches:
@@ -361,11 +361,15 @@ def test_batches_of_cached_features(world, shards, cache):
         assert batch["clip_text_embedding"].shape == (8, 32)
         assert {"image", "clip_text_ids"}.isdisjoint(batch)
         assert len(batch["text_infilling"]["labels"]) == 3
-    with_workers = data_module(world, shards, cache, text_corpus=TextCorpusFile(corpus, batch_size=3), num_workers=2)
+    with_workers = data_module(
+        world, shards, cache, text_corpus=TextCorpusFile(corpus, batch_size=3, text_as_image=2), num_workers=2
+    )
     for first, second in zip(batches, with_workers.train_dataloader(), strict=True):
         assert torch.equal(first["image_tokens"], second["image_tokens"])
         assert torch.equal(first["corrupted_ids"], second["corrupted_ids"])
-        assert torch.equal(first["text_infilling"]["corrupted_ids"], second["text_infilling"]["corrupted_ids"])
+        for name in ("text_infilling", "text_as_image"):
+            assert torch.equal(first[name]["corrupted_ids"], second[name]["corrupted_ids"])
+        assert torch.equal(first["text_as_image"]["clip_text_ids"], second["text_as_image"]["clip_text_ids"])
 
 
 def test_a_subset_has_the_same_samples_and_captions(world, shards, cache, tmp_path):

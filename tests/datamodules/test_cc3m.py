@@ -113,13 +113,17 @@ def test_ranks_share_a_pass(build):
 
 
 def test_batch_contract(build, tmp_path):
-    (tmp_path / "corpus.txt").write_text("fish 100\nwhat is this? Answer: boat.\n")
-    module = build(text_corpus=TextCorpusFile(str(tmp_path / "corpus.txt"), batch_size=3))
+    (tmp_path / "corpus.txt").write_text("fish 100\nA picture of fish 7.\twhat is this? Answer: fish.\n")
+    module = build(text_corpus=TextCorpusFile(str(tmp_path / "corpus.txt"), batch_size=3, text_as_image=2))
     batch = next(iter(module.train_dataloader()))
     assert batch["image"].shape == (4, 3, 64, 64)
     assert batch["image"].dtype == torch.uint8
     assert batch["clip_text_ids"].shape[1] < 24
     assert batch["text_infilling"]["labels"].shape[0] == 3
+    as_image, tokenizer = batch["text_as_image"], module.bart_tokenizer
+    assert torch.equal(as_image["clip_text_ids"], module.clip_tokenizer(["fish 7"] * 2))
+    assert tokenizer.batch_decode(as_image["labels"], True) == ["what is this? Answer: fish."] * 2
+    assert tokenizer.decode(as_image["corrupted_ids"][0][1:-1]).replace(" <", "<") == "what is this? Answer:<mask>."
     assert batch["stream_position"] == StreamPosition(0, 1, 0, 4, [0] * len(SKIP_REASONS) + [0, 4])
     assert batch["keys"] == [f"0/{number:05d}" for number in numbers(module, batch)]
     image = Image.open(io.BytesIO(jpeg(numbers(module, batch)[0])))
@@ -139,11 +143,12 @@ def test_a_resumed_stream_resumes_exactly(build, shards, tmp_path, num_workers, 
         (f"e{i}", ext, content) for i in range(7) for ext, content in (("jpg", jpeg(i)), ("txt", f"fish {i}".encode()))
     ]
     write_shard(tmp_path / "extra.tar", [*extra[:6], *bad, *extra[6:]])
-    (tmp_path / "corpus.txt").write_text("\n".join(f"fish {i}" for i in range(50)))
+    lines = [f"fish {i}" if i % 3 else f"fish {i}.\thow many? Answer: {i}." for i in range(50)]
+    (tmp_path / "corpus.txt").write_text("\n".join(lines))
     settings = {
         "patterns": [str(shards / "*.tar"), str(tmp_path / "extra.tar")],
         "num_workers": num_workers,
-        "text_corpus": TextCorpusFile(str(tmp_path / "corpus.txt")),
+        "text_corpus": TextCorpusFile(str(tmp_path / "corpus.txt"), text_as_image=5),
         "image_limits": ImageLimits(max_bad_share=0.5),
     }
     uncut_module = build(**settings)
@@ -156,6 +161,7 @@ def test_a_resumed_stream_resumes_exactly(build, shards, tmp_path, num_workers, 
     for first, second in zip(uncut[cut:], rest, strict=True):
         assert same(first, second)
         assert same(first["text_infilling"], second["text_infilling"])
+        assert same(first["text_as_image"], second["text_as_image"])
     assert resumed.state_dict() == uncut_module.state_dict()
     assert (
         sum(sum(position.counts[: len(SKIP_REASONS)]) for position in resumed.shard_source.positions.values()) > 0
@@ -419,6 +425,56 @@ def test_text_corpus_errors(build, tmp_path):
     Path(tmp_path / "latin.txt").write_bytes(b"a passage\ncaf\xe9\n")
     with pytest.raises(MisconfigurationException, match=r"latin\.txt is not UTF-8 at byte 13 \(0xe9"):
         build(text_corpus=TextCorpusFile(str(tmp_path / "latin.txt")))
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("fish 1.\n\nfish 2.\ta?\tb?\n\tc?\n", r"2 of 3 lines of .* the first is line 3, 'fish 2\.\\ta\?\\tb\?'"),
+        ("fish 1.\t \n", r"1 of 1 lines of .* nothing before or after one"),
+        ("fish 1. how many? Answer: 1.\n", r"text_as_image: no line of .*corpus\.txt has a tab"),
+    ],
+)
+def test_lines_that_are_no_passage_with_a_question(build, tmp_path, lines, message):
+    """Refused for text as image alone; infilling reads a tab as a space."""
+    path = tmp_path / "corpus.txt"
+    path.write_text(lines)
+    with pytest.raises(MisconfigurationException, match=message):
+        build(text_corpus=TextCorpusFile(str(path), text_as_image=1))
+    batch = next(iter(build(text_corpus=TextCorpusFile(str(path))).train_dataloader()))
+    assert "text_as_image" not in batch
+
+
+def test_text_as_image_adds_to_the_same_infilling(build, tmp_path):
+    """The draws of the other texts are those without it, and a tab is a space for them."""
+    (tmp_path / "tabs.txt").write_text("\n".join(f"fish {i}.\twhich? Answer: {i}." for i in range(50)))
+    (tmp_path / "spaces.txt").write_text((tmp_path / "tabs.txt").read_text().replace("\t", " "))
+    plain = take(build(text_corpus=TextCorpusFile(str(tmp_path / "spaces.txt"), 3)), 4)
+    both = take(build(text_corpus=TextCorpusFile(str(tmp_path / "tabs.txt"), 3, text_as_image=2)), 4)
+    alone = take(build(text_corpus=TextCorpusFile(str(tmp_path / "tabs.txt"), 0, text_as_image=2)), 4)
+    for first, second, third in zip(plain, both, alone, strict=True):
+        assert same(first, second)
+        assert same(first["text_infilling"], second["text_infilling"])
+        assert "text_infilling" not in third
+        assert len(second["text_as_image"]["labels"]) == len(third["text_as_image"]["labels"]) == 2
+
+
+def test_what_clip_embeds_is_truncated_to_its_context(build, tmp_path):
+    (tmp_path / "long.txt").write_text(f"{'fish 7 ' * 500}.\twhich color is the fish?\n")
+    module = build(text_corpus=TextCorpusFile(str(tmp_path / "long.txt"), 0, text_as_image=1))
+    batch = next(iter(module.train_dataloader()))
+    assert batch["text_as_image"]["clip_text_ids"].shape == (1, module.clip_tokenizer.context_length)
+    mask_id = module.bart_tokenizer.mask_token_id
+    assert mask_id in batch["text_as_image"]["corrupted_ids"]  # without an answer, as other texts
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [((-1, 1), "batch_size is -1"), ((1, -2), "text_as_image is -2"), ((0, 0), "are both 0: give 1 or more of one")],
+)
+def test_numbers_of_passages(numbers, message):
+    with pytest.raises(MisconfigurationException, match=message):
+        TextCorpusFile("corpus.txt", numbers[0], text_as_image=numbers[1])
 
 
 def test_passages_end_at_line_feeds_alone(build, tmp_path):

@@ -32,6 +32,7 @@ def arguments(world, folder, command="fit", **options):
         "data.init_args.text_corpus.path": str(world.folder / "corpus.txt"),
         "data.init_args.batch_size": 6,
         "data.init_args.text_corpus.batch_size": 3,
+        "data.init_args.text_corpus.text_as_image": 2,
         "data.init_args.evaluation.val_images": str(world.folder / "images"),
         "data.init_args.evaluation.val_captions": str(world.folder / "captions_val.json"),
         "data.init_args.evaluation.test_images": str(world.folder / "images"),

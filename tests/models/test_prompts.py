@@ -10,7 +10,7 @@ import torch
 
 from vlkd_pl.models.bart import load_bart_tokenizer
 from vlkd_pl.models.decoding import written_texts
-from vlkd_pl.models.prompts import caption_prompt, question_prompt
+from vlkd_pl.models.prompts import caption_passage, caption_prompt, passage_caption, question_prompt
 from vlkd_pl.modules.captioning import as_continuation
 
 
@@ -70,6 +70,19 @@ def test_a_filled_prompt_is_read_back(text, prompt, is_continuation):
         text,
         False,
     )
+
+
+@pytest.mark.parametrize(
+    ("passage", "caption"),
+    [
+        (caption_passage("a red fish"), "a red fish"),
+        (caption_prompt(1).filled("a red fish"), "a red fish"),
+        (" The Normans settled in France. They spoke French. ", "The Normans settled in France. They spoke French"),
+        ("A picture of", "A picture of"),
+    ],
+)
+def test_what_clip_embeds_of_a_passage(passage, caption):
+    assert passage_caption(passage) == caption
 
 
 def test_white_space_is_one_space():

@@ -47,6 +47,7 @@ def test_everything_is_logged(trained):
         "itcl_loss",
         "icti_loss",
         "text_infilling_loss",
+        "text_as_image_loss",
         "temperature",
         "learning_rate",
         "grad_norm",
@@ -69,10 +70,11 @@ def test_everything_is_logged(trained):
 def test_the_loss_is_the_weighted_sum(trained):
     folder, _ = trained
     total = column(folder, "train/loss")
-    parts = [column(folder, f"train/{name}_loss") for name in ("ttdm", "itcl", "icti", "text_infilling")]
+    names = ("ttdm", "itcl", "icti", "text_infilling", "text_as_image")
+    parts = [column(folder, f"train/{name}_loss") for name in names]
     for step, loss in enumerate(total):
         assert loss == pytest.approx(
-            sum(weight * part[step] for weight, part in zip((1e3, 1, 1, 1), parts, strict=True)), rel=1e-4
+            sum(weight * part[step] for weight, part in zip((1e3, 1, 1, 1, 1), parts, strict=True)), rel=1e-4
         )
 
 
@@ -253,6 +255,83 @@ def test_one_encoder_pass_gives_what_separate_passes_give(world):
     embedding = model.embed_text(model.encode_text(text["input_ids"], text["attention_mask"]), text["attention_mask"])
     expected = (model.clip.encode_text(clip_ids) - embedding).square().mean()
     torch.testing.assert_close(losses["ttdm"], expected, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.3])
+@pytest.mark.parametrize("image_features", ["pooled", "patches", "all"])
+@pytest.mark.parametrize(("icti_reduction", "prefix_length"), [("sum", 1), ("mean", 3)])
+def test_text_as_image_against_its_definition(world, noise, image_features, icti_reduction, prefix_length):
+    """One token, or one prefix, W_i (t + noise), next to the question alone; the other losses stay."""
+    options = {"icti_reduction": icti_reduction, "text_as_image_noise": noise, "prefix_length": prefix_length}
+    module = VLKDModule(world.clip, world.bart, image_features, **options).eval()
+    model, tokenizer = module.model, module.model.tokenizer
+    questions, corrupted, clean = (
+        tokenizer(texts, padding=True, return_tensors="pt")
+        for texts in (
+            ["what color is it? Answer: red.", "where is the old boat at night? Answer: sand."],
+            ["what color is it? Answer: <mask>.", "where is the old boat at night? Answer: <mask>."],
+            ["a red fish", "a boat", "a tree"],
+        )
+    )
+    passage_ids = torch.tensor([[653, 5, 654, 0], [653, 9, 8, 654]])
+    batch = {
+        "image": torch.randn(3, 3, 64, 64),
+        "clip_text_ids": torch.tensor([[653, 5, 654], [653, 9, 654], [653, 7, 654]]),
+        "bart_text_ids": clean["input_ids"],
+        "bart_text_mask": clean["attention_mask"],
+        "corrupted_ids": clean["input_ids"],
+        "corrupted_mask": clean["attention_mask"],
+        "labels": clean["input_ids"].masked_fill(clean["attention_mask"] == 0, -100),
+    }
+    text_as_image = {
+        "corrupted_ids": corrupted["input_ids"],
+        "corrupted_mask": corrupted["attention_mask"],
+        "labels": questions["input_ids"].masked_fill(questions["attention_mask"] == 0, -100),
+        "clip_text_ids": passage_ids,
+    }
+    torch.manual_seed(3)
+    losses = module.compute_losses(batch | {"text_as_image": text_as_image})
+    torch.manual_seed(3)
+    embedding = model.clip.encode_text(passage_ids)
+    if noise:
+        embedding = embedding + torch.normal(torch.zeros_like(embedding), noise)
+    total, num_tokens = 0.0, 0
+    for row in range(2):  # one by one, without padding
+        length, end = int(corrupted["attention_mask"][row].sum()), int(questions["attention_mask"][row].sum())
+        features = model.encode_text(corrupted["input_ids"][row : row + 1, :length], torch.ones(1, length))
+        text = features @ model.text_projection.weight.T @ model.text_back_projection.weight.T
+        image = (embedding[row] @ model.image_projection.weight.T).reshape(1, prefix_length, -1)
+        condition = torch.cat([image, text], 1)
+        labels = questions["input_ids"][row : row + 1, :end]
+        logits = model.decode(condition, torch.ones(1, prefix_length + length), labels)
+        total += cross_entropy(logits[0], labels[0], reduction="sum")
+        num_tokens += end
+    expected = total / (2 if icti_reduction == "sum" else num_tokens)
+    torch.testing.assert_close(losses.pop("text_as_image"), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(losses, module.compute_losses(batch), rtol=1e-4, atol=1e-5)
+
+
+def test_without_text_as_image_no_random_number_is_drawn(world):
+    module = VLKDModule(world.clip, world.bart).eval()
+    clean = module.model.tokenizer(["a red fish"], return_tensors="pt")
+    batch = {
+        "image": torch.zeros(1, 3, 64, 64),
+        "clip_text_ids": torch.tensor([[653, 5, 654]]),
+        "bart_text_ids": clean["input_ids"],
+        "bart_text_mask": clean["attention_mask"],
+        "corrupted_ids": clean["input_ids"],
+        "corrupted_mask": clean["attention_mask"],
+        "labels": clean["input_ids"],
+    }
+    before = torch.get_rng_state()
+    assert module.compute_losses(batch).keys() == {"ttdm", "itcl", "icti"}
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("noise", [-0.1, math.nan])
+def test_noise_that_is_no_deviation_is_refused(world, noise):
+    with pytest.raises(MisconfigurationException, match=rf"text_as_image_noise is {noise}: give a standard deviation"):
+        VLKDModule(world.clip, world.bart, text_as_image_noise=noise)
 
 
 def test_closed_form_start_beats_the_random_one(world, tmp_path):

@@ -93,6 +93,19 @@ def test_no_relation_question_is_answered_by_the_other_object_it_names():
                 assert len(names) == 3
 
 
+def test_a_tab_separates_a_passage_from_its_question():
+    rng = random.Random(8)
+    lines = [random_line(rng) for _ in range(300)]
+    assert all(line.in_corpus.replace("\t", " ") == line.text for line in lines)
+    with_passage = [line for line in lines if line.passage]
+    assert 100 < len(with_passage) < 250
+    for line in lines:
+        assert bool(line.passage) == bool(line.question_kind) == ("\t" in line.in_corpus)
+    for passage, question in (line.in_corpus.split("\t") for line in with_passage):
+        assert passage.endswith(".")
+        assert re.fullmatch(r"[^.?]+\? Answer: \w+\.", question)
+
+
 def test_the_corpus_states_no_scene_of_the_evaluation_splits():
     rng = random.Random(7)
     lines = " ".join(random_line(rng).text for _ in range(5000))

@@ -50,8 +50,8 @@ class CC3MDataModule(BaseDataModule):
             the paper's Table 9. All if None.
         image_size: Width and height of a prepared image in pixels; those of the CLIP if None.
         masking: How the captions are corrupted for ICTI.
-        text_corpus: Texts without images to add to each batch, for infilling, an extension beyond the paper; None for
-            none.
+        text_corpus: Texts without images to add to each batch, for infilling and for text as image, extensions beyond
+            the paper; None for none.
         image_limits: Which images are trained on, and how they are decoded.
         evaluation: Captioned images for validation and test.
         features: Folder of CLIP features that ``vlkd-pl cache`` wrote, to train on in place of the images; the shards
@@ -170,7 +170,7 @@ class CC3MDataModule(BaseDataModule):
             self.decoder.reset_counts()
             self._open_source()
             if self.text_corpus is not None:
-                self.corpus = TextCorpus.open(self.text_corpus, self.bart_tokenizer, self.masking)
+                self.corpus = TextCorpus.open(self.text_corpus, self.bart_tokenizer, self.clip_tokenizer, self.masking)
         for name, (captions, images) in self.evaluation.of_stages().items():
             if (name == stage or (name == "validate" and stage == "fit")) and captions is not None:
                 dataset = COCOCaptions(captions, images or "", self.transform, self.evaluation.num_samples)

@@ -58,7 +58,7 @@ class CachedPairs(Dataset[ImageTextBatch]):
         if samples.image_scales is not None:
             batch["image_scales"] = samples.image_scales
         if self.corpus is not None:
-            batch["text_infilling"] = self.corpus.draw(np.random.default_rng((self.seed, *keys[0])))
+            self.corpus.add_to(batch, np.random.default_rng((self.seed, *keys[0])))
         return batch
 
 

@@ -1,4 +1,4 @@
-"""Length buckets: rows of a batch in groups of similar length, so that less is computed at padding."""
+"""Rows of a batch in groups of similar length, so that less is computed at padding; and joined batches."""
 
 from __future__ import annotations
 
@@ -43,3 +43,25 @@ def in_length_groups(
         part = function(*(value[rows, :end] for value, end in zip(inputs, ends, strict=True)))
         parts.append(functional.pad(part, (0, 0, 0, inputs[-1].shape[1] - part.shape[1])))
     return torch.cat(parts).index_select(0, order.argsort())
+
+
+def stacked(parts: Sequence[Tensor], value: float) -> Tensor:
+    """Concatenate the rows of tensors, padded on the right to the longest.
+
+    Args:
+        parts: Tensors (B_i, L_i, …) of one type; one alone is returned unchanged.
+        value: Value at padding.
+
+    Returns:
+        Tensor (ΣB_i, max L_i, …).
+
+    Example:
+        >>> stacked([torch.ones(1, 3), torch.ones(1, 1)], value=0)
+        tensor([[1., 1., 1.],
+                [1., 0., 0.]])
+    """
+    if len(parts) == 1:
+        return parts[0]
+    longest = max(part.shape[1] for part in parts)
+    rest = (0, 0) * (parts[0].ndim - 2)
+    return torch.cat([functional.pad(part, (*rest, 0, longest - part.shape[1]), value=value) for part in parts])

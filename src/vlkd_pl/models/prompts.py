@@ -92,3 +92,19 @@ def question_prompt(question: str, num_masks: int = 1, passage: str = "") -> Pro
 def caption_passage(caption: str) -> str:
     """Turn a caption into the passage before a question, for caption-then-answer."""
     return f"{caption}."
+
+
+def passage_caption(passage: str) -> str:
+    """Extract the caption of a passage: its text without the words of the caption prompt and without its full stop.
+
+    CLIP is trained on captions alone. A passage of another form stays, but for its full stop.
+
+    Args:
+        passage: Passage, such as that of ``caption_passage`` or a filled ``caption_prompt``.
+
+    Example:
+        >>> passage_caption("A picture of a red fish.")
+        'a red fish'
+    """
+    prompt = caption_prompt(1)
+    return passage.strip().removeprefix(f"{prompt.before} ").removesuffix(prompt.after)

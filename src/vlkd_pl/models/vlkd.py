@@ -75,8 +75,7 @@ class VLKDModel(nn.Module, ModelHubMixin):
         self.image_projection = nn.Linear(clip_dim, prefix_length * bart_dim, bias=False)
         self.text_back_projection = nn.Linear(clip_dim, bart_dim, bias=False)
         self._invert_text_projection()
-        # This replaces the settings stored with a BART, such as the no_repeat_ngram_size of bart-large, which would
-        # otherwise apply to each call of generate.
+        # replaces the settings stored with a BART, such as bart-large's no_repeat_ngram_size, which generate would use
         self.bart.generation_config = GenerationConfig(
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
@@ -196,14 +195,16 @@ class VLKDModel(nn.Module, ModelHubMixin):
             Condition (B, K V + L, d_2) and its mask (B, K V + L), where V is 1 for ``pooled``, N for ``patches`` and
             1 + N for ``all``, and K is ``prefix_length``.
         """
+        used = None if image_tokens is None else image_tokens[:, _POSITIONS[self.image_features]]
+        return self.condition_on(text_features, text_mask, used)
+
+    def condition_on(self, text_features: Tensor, text_mask: Tensor, tokens: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Build the condition as ``condition`` does, with all tokens (B, V, d_1) of the joint space; None for none."""
         text = self.text_back_projection(self.text_projection(text_features))
-        if image_tokens is None:
+        if tokens is None:
             return text, text_mask
-        used = image_tokens[:, _POSITIONS[self.image_features]]
-        image = self.image_projection(used).reshape(len(used), -1, text.shape[-1])
-        return torch.cat([image, text.to(image.dtype)], 1), torch.cat(
-            [text_mask.new_ones(image.shape[:2]), text_mask], 1
-        )
+        image = self.image_projection(tokens).reshape(len(tokens), -1, text.shape[-1])
+        return torch.cat([image, text.to(image.dtype)], 1), functional.pad(text_mask, (image.shape[1], 0), value=1)
 
     def decode(self, condition: Tensor, condition_mask: Tensor, labels: Tensor) -> Tensor:
         """Compute the decoder's logits with teacher forcing.

@@ -16,7 +16,7 @@ from vlkd_pl.evaluation.distillation import DistillationEvaluator, DistillationR
 from vlkd_pl.evaluation.evaluator import Evaluator
 from vlkd_pl.losses import chunked_icti_loss, clamp_logit_scale_, icti_loss, itcl_loss, ttdm_loss
 from vlkd_pl.models.decoding import CAPTION_DECODING, Decoding, caption
-from vlkd_pl.models.length_buckets import in_length_groups
+from vlkd_pl.models.length_buckets import in_length_groups, stacked
 from vlkd_pl.models.vlkd import ImageFeatures, mean_pooled
 from vlkd_pl.modules.base import TaskModule
 from vlkd_pl.training.checkpoint import drop_clip, load_model, restore_clip
@@ -66,12 +66,16 @@ class Encoded(NamedTuple):
         clip_text_embedding: t_eos (B, d_1).
         bart_text_embedding: ē_norm (B, d_1).
         corrupted_features: E of the corrupted texts (B, L, d_2).
+        passage_embedding: CLIP's embeddings (T, d_1) of the passages of text as image, with noise; None without them.
+        question_features: E of the corrupted texts about them (T, M, d_2); None without them.
     """
 
     image_tokens: Tensor
     clip_text_embedding: Tensor
     bart_text_embedding: Tensor
     corrupted_features: Tensor
+    passage_embedding: Tensor | None = None
+    question_features: Tensor | None = None
 
 
 class VLKDModule(TaskModule):
@@ -93,6 +97,10 @@ class VLKDModule(TaskModule):
         itcl_weight: Weight of ITCL.
         icti_weight: Weight of ICTI.
         text_infilling_weight: Weight of infilling on text without images, where the data module has a text corpus.
+        text_as_image_weight: Weight of text as image, where ``data.text_corpus.text_as_image`` is above 0: infilling of
+            texts about a passage, whose CLIP embedding takes the place of an image's (DeCap, Li et al., 2023).
+        text_as_image_noise: Standard deviation in each dimension of the Gaussian noise that is added to this embedding,
+            l2-normalised, to bridge the gap to those of images (CapDec, Nukrai et al., 2022); at least 0.
         ttdm_reduction: ``mean`` or ``sum`` over the dimensions; see ``ttdm_loss``.
         icti_reduction: ``sum`` or ``mean`` over the tokens of a text; see ``icti_loss``.
         temperature: Initial τ, at least 0.01, which is its bound while it is learned.
@@ -107,7 +115,7 @@ class VLKDModule(TaskModule):
     Raises:
         FileNotFoundError: CLIP, BART or ``init_from`` cannot be found.
         ModelFileError: One of their files is corrupt, incomplete, or of another model.
-        MisconfigurationException: CLIP or BART is missing, or does not fit ``init_from``.
+        MisconfigurationException: CLIP or BART is missing, or does not fit ``init_from``; or the noise is below 0.
 
     Example:
         >>> from vlkd_pl.sample import BART_FOLDER, CLIP_FOLDER
@@ -128,6 +136,8 @@ class VLKDModule(TaskModule):
         itcl_weight: float = 1.0,
         icti_weight: float = 1.0,
         text_infilling_weight: float = 1.0,
+        text_as_image_weight: float = 1.0,
+        text_as_image_noise: float = 0.02,
         ttdm_reduction: Literal["mean", "sum"] = "mean",
         icti_reduction: Literal["mean", "sum"] = "sum",
         temperature: float = 0.07,
@@ -139,11 +149,16 @@ class VLKDModule(TaskModule):
         optimization: Optimization = TABLE_10,
         execution: Execution = PLAIN,
     ) -> None:
+        if not 0 <= text_as_image_noise < math.inf:
+            raise MisconfigurationException(
+                f"model.text_as_image_noise is {text_as_image_noise}: give a standard deviation from 0"
+            )
         weights = {
             "ttdm": ttdm_weight,
             "itcl": itcl_weight,
             "icti": icti_weight,
             "text_infilling": text_infilling_weight,
+            "text_as_image": text_as_image_weight,
         }
         super().__init__(DistillationEvaluator(panel_size), optimization, weights)
         self.model = load_model(clip, bart, image_features, clip_sha256, init_from, prefix_length)
@@ -152,6 +167,7 @@ class VLKDModule(TaskModule):
         if execution.compile:
             self.model.compile_training()
         self.logit_scale = nn.Parameter(torch.tensor([-math.log(temperature)]))  # FSDP shards no scalars
+        self.text_as_image_noise = text_as_image_noise
         self.ttdm_reduction: Literal["mean", "sum"] = ttdm_reduction
         self.icti_reduction: Literal["mean", "sum"] = icti_reduction
         self.starts_in_closed_form = start == "closed_form" and init_from is None
@@ -190,19 +206,32 @@ class VLKDModule(TaskModule):
         Their weighted sum is L = γ L_TTDM + L_ITCL + L_ICTI (Section 3.2.3).
 
         Returns:
-            ``ttdm``, ``itcl`` and ``icti``, and ``text_infilling`` where the batch holds text without images.
+            ``ttdm``, ``itcl`` and ``icti``; ``text_infilling`` and ``text_as_image`` where the batch holds their texts.
         """
         return self._losses_of(self._encode(batch), batch)
 
     def _encode(self, batch: ImageTextBatch) -> Encoded:
-        clean_features, corrupted_features = self._encode_together(batch)
+        clean = (batch["bart_text_ids"], batch["bart_text_mask"])
+        rows = [clean, (batch["corrupted_ids"], batch["corrupted_mask"])]
+        questions = batch.get("text_as_image")
+        if questions is not None:
+            rows.append((questions["corrupted_ids"], questions["corrupted_mask"]))
+        clean_features, corrupted_features, *question_features = self._encode_together(rows)
         image_tokens, clip_text_embedding = self._encode_by_clip(batch)
         return Encoded(
             image_tokens=image_tokens,
             clip_text_embedding=clip_text_embedding,
             bart_text_embedding=self.model.embed_text(clean_features, batch["bart_text_mask"]),
             corrupted_features=corrupted_features,
+            passage_embedding=None if questions is None else self._embed_passages(questions["clip_text_ids"]),
+            question_features=question_features[0] if question_features else None,
         )
+
+    def _embed_passages(self, clip_text_ids: Tensor) -> Tensor:
+        embedding = self.model.clip.encode_text(clip_text_ids)
+        if self.text_as_image_noise == 0:
+            return embedding
+        return embedding + self.text_as_image_noise * torch.randn_like(embedding)
 
     def _encode_by_clip(self, batch: ImageTextBatch) -> tuple[Tensor, Tensor]:
         """Read CLIP's image tokens and text embedding in float32 from the batch, or compute them."""
@@ -213,19 +242,12 @@ class VLKDModule(TaskModule):
             return image_tokens, batch["clip_text_embedding"].float()
         return self.model.clip.encode_image(batch["image"]), self.model.clip.encode_text(batch["clip_text_ids"])
 
-    def _encode_together(self, batch: ImageTextBatch) -> tuple[Tensor, Tensor]:
-        """Encode the clean and the corrupted texts in one pass of BART's encoder: features (B, L, d_2) of each."""
-        clean_ids, corrupted_ids = batch["bart_text_ids"], batch["corrupted_ids"]
-        longest = max(clean_ids.shape[1], corrupted_ids.shape[1])
+    def _encode_together(self, parts: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
+        """Encode texts in one pass of BART's encoder: features (B, L, d_2) of each pair of ids and mask (B, L)."""
         pad_id = self.model.bart.config.pad_token_id
-
-        def joined(clean: Tensor, corrupted: Tensor, value: int) -> Tensor:
-            parts = (clean, corrupted)
-            return torch.cat([nn.functional.pad(part, (0, longest - part.shape[1]), value=value) for part in parts])
-
-        mask = joined(batch["bart_text_mask"], batch["corrupted_mask"], 0)
-        clean, corrupted = self._encode_text(joined(clean_ids, corrupted_ids, pad_id), mask).chunk(2)
-        return clean[:, : clean_ids.shape[1]], corrupted[:, : corrupted_ids.shape[1]]
+        ids = stacked([ids for ids, _ in parts], pad_id)
+        features = self._encode_text(ids, stacked([mask for _, mask in parts], 0)).split([len(ids) for ids, _ in parts])
+        return [part[:, : ids.shape[1]] for part, (ids, _) in zip(features, parts, strict=True)]
 
     def _encode_text(self, ids: Tensor, mask: Tensor) -> Tensor:
         return in_length_groups(self.model.encode_text, (ids, mask), (mask, mask), self.execution.num_length_groups)
@@ -237,6 +259,10 @@ class VLKDModule(TaskModule):
             "itcl": itcl_loss(image_embedding, text_embedding, self.logit_scale.exp()),
             "icti": self._infilling_loss(encoded.corrupted_features, batch, encoded.image_tokens),
         }
+        if encoded.passage_embedding is not None and encoded.question_features is not None:
+            questions, passage = batch["text_as_image"], encoded.passage_embedding.unsqueeze(1)
+            condition, mask = self.model.condition_on(encoded.question_features, questions["corrupted_mask"], passage)
+            losses["text_as_image"] = self._conditional_loss(condition, mask, questions["labels"])
         if "text_infilling" in batch:
             text_only = batch["text_infilling"]
             features = self._encode_text(text_only["corrupted_ids"], text_only["corrupted_mask"])

@@ -176,10 +176,19 @@ class Line(NamedTuple):
     Attributes:
         text: Text of the line.
         question_kind: Kind of the question that the line asks after a passage; empty for other lines.
+        passage: Passage before the question; empty for other lines.
     """
 
     text: str
     question_kind: str = ""
+    passage: str = ""
+
+    @property
+    def in_corpus(self) -> str:
+        """The line in a file of ``data.text_corpus``, where a tab separates a passage from the question about it."""
+        if not self.passage:
+            return self.text
+        return f"{self.passage}\t{self.text.removeprefix(self.passage).lstrip()}"
 
 
 def random_line(rng: random.Random) -> Line:
@@ -192,7 +201,7 @@ def random_line(rng: random.Random) -> Line:
 
     Example:
         >>> random_line(random.Random(1))
-        Line(text='what is left of the star? Answer: ball.', question_kind='')
+        Line(text='what is left of the star? Answer: ball.', question_kind='', passage='')
     """
     scene = random_scene(rng, "text_only" if rng.random() < 0.2 else "train")
     draw = rng.random()
@@ -207,7 +216,8 @@ def random_line(rng: random.Random) -> Line:
         return Line(answered(question))
     lead = "A picture of " if rng.random() < 0.3 else ""
     caption = rng.choice(captions(scene)[: 2 if scene.layout == "pair" else 1]) if lead else random_caption(rng, scene)
-    return Line(answered(question, f"{lead}{caption}."), question.kind)
+    passage = f"{lead}{caption}."
+    return Line(answered(question, passage), question.kind, passage)
 
 
 def vocabulary_words() -> list[str]:

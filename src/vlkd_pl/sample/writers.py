@@ -53,7 +53,8 @@ def write_world(
     Args:
         folder: Folder that the world is written to; for training,
 
-            - ``shards/00000.tar`` … in img2dataset's layout and ``corpus.txt``, one passage a line;
+            - ``shards/00000.tar`` … in img2dataset's layout and ``corpus.txt``, one passage a line, a tab
+              before a question about it;
             - ``clip/`` and ``bart/``, the small models;
 
             and for fine-tuning and evaluation, with the images under ``images/`` and {split} one of ``train``,
@@ -128,13 +129,13 @@ def write_shards(folder: Path, num_pairs: int, num_shards: int, rng: random.Rand
 
 
 def write_corpus(path: Path, num_texts: int, rng: random.Random) -> None:
-    """Write the text corpus with one passage a line."""
+    """Write the text corpus, one passage a line; a tab separates a passage from the question about it."""
     lines: list[str] = []
     while len(lines) < num_texts:
-        line = random_line(rng).text
+        line = random_line(rng)
         # in training with images, a question must not become the continuation of the caption prompt
-        if not (line.startswith("A picture of") and "?" in line):
-            lines.append(line)
+        if not (line.text.startswith("A picture of") and "?" in line.text):
+            lines.append(line.in_corpus)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
