@@ -73,7 +73,7 @@ def losses_and_gradients(module, batch):
 
 
 def longer_batch_of(module):
-    """Five pairs of five lengths, with text without images."""
+    """Five pairs of five lengths, with text without images, and text as image."""
     clean, corrupted = (
         module.model.tokenizer(rows, padding=True, return_tensors="pt")
         for rows in (
@@ -93,6 +93,8 @@ def longer_batch_of(module):
         "bart_text_ids": clean["input_ids"],
         "bart_text_mask": clean["attention_mask"],
         "text_infilling": {name: value.flip(0) for name, value in infilling.items()},
+        "text_as_image": {name: value[1:4] for name, value in infilling.items()}
+        | {"clip_text_ids": torch.tensor([[653, 5, 654, 0], [653, 9, 8, 654], [653, 654, 0, 0]])},
     }
 
 
@@ -116,8 +118,9 @@ def test_groups_and_chunks_change_rounding_alone(world, execution, icti_reductio
             for name in ("dropout", "activation_dropout"):
                 if isinstance(getattr(part, name, None), float):
                     setattr(part, name, 0.0)
+        torch.manual_seed(1)  # for the noise of text as image
         results.append(losses_and_gradients(module, longer_batch_of(module)))
-    assert results[1][0].keys() == {"ttdm", "itcl", "icti", "text_infilling"}
+    assert results[1][0].keys() == {"ttdm", "itcl", "icti", "text_infilling", "text_as_image"}
     torch.testing.assert_close(results[1][0], results[0][0], rtol=1e-5, atol=0)
     assert results[1][1].keys() == results[0][1].keys()
     for name, expected in results[0][1].items():
@@ -137,8 +140,10 @@ def test_groups_are_cut_to_their_lengths(world):
     module.compute_losses(batch)
     lengths = sorted((batch["labels"] != -100).sum(1).tolist())
     assert seen["decode_features"][:5] == [(1, length) for length in lengths]
-    both = sorted(lengths + batch["corrupted_mask"].sum(1).tolist())
-    assert seen["encode_text"][:5] == [(2, length) for length in both[1::2]]
+    masks = (batch["corrupted_mask"], batch["text_as_image"]["corrupted_mask"])
+    every = sorted(lengths + torch.cat(masks).sum(1).tolist())
+    ends = torch.tensor(every).tensor_split(5)
+    assert seen["encode_text"][:5] == [(len(group), int(group[-1])) for group in ends]
 
 
 @pytest.mark.parametrize("option", ["num_length_groups", "vocabulary_chunk_size"])

@@ -141,8 +141,9 @@ def test_lightnings_own_sharding_is_refused(world, tmp_path, capsys):
 def test_with_length_groups_and_a_vocabulary_in_chunks(world, tmp_path, sharded):
     options = {"model.init_args.execution.num_length_groups": 3, "model.init_args.execution.vocabulary_chunk_size": 7}
     trained(world, tmp_path, "fsdp", **options)
-    for name in ("train/loss", "train/grad_norm"):  # with dropout of other masks, since it is drawn group by group
-        assert column(tmp_path, name) == pytest.approx(column(sharded[0], name), rel=0.05)
+    # with dropout of other masks, since it is drawn group by group, and then other noise of text as image
+    for name, tolerance in (("train/loss", 0.05), ("train/grad_norm", 0.1)):
+        assert column(tmp_path, name) == pytest.approx(column(sharded[0], name), rel=tolerance)
 
 
 def test_a_backend_that_sums_is_refused(monkeypatch):
