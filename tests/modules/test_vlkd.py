@@ -257,6 +257,30 @@ def test_one_encoder_pass_gives_what_separate_passes_give(world):
     torch.testing.assert_close(losses["ttdm"], expected, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_texts_around_the_projections(world, share):
+    """A share of the texts reaches the decoder as a plain BART's would; the others pass W'_e W_e."""
+    module = VLKDModule(world.clip, world.bart, text_infilling_around=share, icti_reduction="sum").eval()
+    model, texts = module.model, ["a red fish", "two blue boats at night"]
+    encoded = model.tokenizer(texts, padding=True, return_tensors="pt")
+    ids, mask = encoded["input_ids"], encoded["attention_mask"]
+    labels = ids.masked_fill(mask == 0, -100)
+    part = {"corrupted_ids": ids, "corrupted_mask": mask, "labels": labels}
+    batch = part | {"bart_text_ids": ids, "bart_text_mask": mask, "clip_text_ids": torch.tensor([[653, 5, 654]] * 2)}
+    batch |= {"image": torch.randn(2, 3, 64, 64), "text_infilling": part}
+    plain = model.bart(input_ids=ids, attention_mask=mask, labels=labels, use_cache=False).logits
+    through = model.decode(*model.condition(model.encode_text(ids, mask), mask), labels)
+    logits = torch.cat([plain[:1], (plain if share == 1 else through)[1:]])
+    expected = cross_entropy(logits.transpose(1, 2), labels, ignore_index=-100, reduction="none").sum(1).mean()
+    torch.testing.assert_close(module.compute_losses(batch)["text_infilling"], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
+def test_a_share_around_outside_of_0_to_1_is_refused(world, share):
+    with pytest.raises(MisconfigurationException, match=r"text_infilling_around is .*: give a share from 0 to 1"):
+        VLKDModule(world.clip, world.bart, text_infilling_around=share)
+
+
 @pytest.mark.parametrize("noise", [0.0, 0.3])
 @pytest.mark.parametrize("image_features", ["pooled", "patches", "all"])
 @pytest.mark.parametrize(("icti_reduction", "prefix_length"), [("sum", 1), ("mean", 3)])

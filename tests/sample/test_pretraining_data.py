@@ -92,7 +92,7 @@ def test_text_batches(text_data):
     mask_id = module.tokenizer.mask_token_id
     assert (batch["corrupted_ids"] == mask_id).any(1).all()
     texts = module.tokenizer.batch_decode(
-        next(iter(module.val_dataloader()))["corrupted_ids"], skip_special_tokens=False
+        next(iter(module.val_dataloader()[0]))["corrupted_ids"], skip_special_tokens=False
     )
     requests = [text for text in texts if "?" in text]
     assert requests
@@ -108,6 +108,21 @@ def test_the_share_of_passages_with_a_question(text_data, share):
     assert [bool(kind) for kind in batch["question_kinds"]] == has_passage
     by_chance = 0.7 * 0.8  # what language.random_line draws
     assert sum(has_passage) / 600 == pytest.approx(by_chance + share * (1 - by_chance), abs=0.06)
+
+
+def test_separate_passages(text_data):
+    """A passage that is encoded apart stands in no corrupted text and in no label, and the question in no passage."""
+    module = text_data(batch_size=200, question_share=1.0, separate_share=0.5, num_workers=0)
+    batch = next(iter(module.train_dataloader()))
+    decode = module.tokenizer.batch_decode
+    passages = decode(batch["passage_ids"], skip_special_tokens=True)
+    labels = decode(batch["labels"].clamp(min=0), skip_special_tokens=True)
+    separate = batch["passage_mask"].any(1).tolist()
+    assert sum(separate) == pytest.approx(100, abs=30)
+    for passage, text, is_separate in zip(passages, labels, separate, strict=True):
+        assert ("?" in passage, passage.endswith("."), ". " in text.partition("?")[0]) == (
+            (False, True, False) if is_separate else (False, False, True)
+        )
 
 
 def test_answers_are_marked_up_to_the_end_token(text_data):

@@ -79,7 +79,8 @@ def test_both_log_a_loss_and_a_score(pretrained):
     assert 0 < metrics["bart"]["train/loss"] < 10
     assert 0 <= metrics["bart"]["val/exact"] <= 1
     answers = {name: value for name, value in metrics["bart"].items() if name.startswith("val/answers")}
-    assert {"val/answers", "val/answers_color", "val/answers_yes_no"} <= answers.keys()
+    assert {"val/answers", "val/answers_color", "val/answers_object"} <= answers.keys()
+    assert "val_separate/answers" in metrics["bart"]
     assert all(0 <= value <= 1 for value in answers.values())
 
 
@@ -96,6 +97,21 @@ def test_a_finished_run_is_written_without_training(pretrained, tmp_path):
     folder, _ = pretrained
     fit("bart", folder, tmp_path, f"--run_dir={folder / 'bart_log'}", "--ckpt_path=last")
     torch.testing.assert_close(weights_of(tmp_path), weights_of(folder / "bart"), rtol=0, atol=0)
+
+
+def test_a_separate_passage_is_read_by_the_decoder_alone(bart_folder, tmp_path):
+    """Its features precede those of the question, in rows of both kinds at once."""
+    module = BARTPretrainingModule(str(bart_folder), str(tmp_path), width=8, num_layers=1).eval()
+    labels = torch.tensor([[0, 5, 6, 2], [0, 7, 2, -100]])
+    ids, mask = torch.tensor([[0, 4, 2], [0, 9, 2]]), torch.ones(2, 3, dtype=torch.int64)
+    passage_ids, passage_mask = torch.tensor([[0, 8, 2], [1, 1, 1]]), torch.tensor([[1, 1, 1], [0, 0, 0]])
+    names = ("corrupted_ids", "corrupted_mask", "labels", "passage_ids", "passage_mask")
+    logits = module.logits(dict(zip(names, (ids, mask, labels, passage_ids, passage_mask), strict=True)))
+    encode = module.bart.model.encoder
+    features = torch.cat([encode(rows[:1]).last_hidden_state for rows in (passage_ids, ids)], 1)
+    first = module.bart(encoder_outputs=(features,), labels=labels[:1], use_cache=False).logits
+    second = module.bart(input_ids=ids[1:], labels=labels[1:], use_cache=False).logits
+    torch.testing.assert_close(logits, torch.cat([first, second]))
 
 
 @pytest.mark.parametrize("weight", [1.0, 10.0])

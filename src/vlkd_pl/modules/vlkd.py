@@ -97,6 +97,8 @@ class VLKDModule(TaskModule):
         itcl_weight: Weight of ITCL.
         icti_weight: Weight of ICTI.
         text_infilling_weight: Weight of infilling on text without images, where the data module has a text corpus.
+        text_infilling_around: Share of these texts whose features go around W'_e W_e, in [0, 1], so that BART
+            keeps what it can without them, too; an extension. The others go through.
         text_as_image_weight: Weight of text as image, where ``data.text_corpus.text_as_image`` is above 0: infilling of
             texts about a passage, whose CLIP embedding takes the place of an image's (DeCap, Li et al., 2023).
         text_as_image_noise: Standard deviation in each dimension of the Gaussian noise that is added to this embedding,
@@ -136,6 +138,7 @@ class VLKDModule(TaskModule):
         itcl_weight: float = 1.0,
         icti_weight: float = 1.0,
         text_infilling_weight: float = 1.0,
+        text_infilling_around: float = 0.0,
         text_as_image_weight: float = 1.0,
         text_as_image_noise: float = 0.02,
         ttdm_reduction: Literal["mean", "sum"] = "mean",
@@ -153,6 +156,10 @@ class VLKDModule(TaskModule):
             raise MisconfigurationException(
                 f"model.text_as_image_noise is {text_as_image_noise}: give a standard deviation from 0"
             )
+        if not 0 <= text_infilling_around <= 1:
+            raise MisconfigurationException(
+                f"model.text_infilling_around is {text_infilling_around}: give a share from 0 to 1"
+            )
         weights = {
             "ttdm": ttdm_weight,
             "itcl": itcl_weight,
@@ -167,6 +174,7 @@ class VLKDModule(TaskModule):
         if execution.compile:
             self.model.compile_training()
         self.logit_scale = nn.Parameter(torch.tensor([-math.log(temperature)]))  # FSDP shards no scalars
+        self.text_infilling_around = text_infilling_around
         self.text_as_image_noise = text_as_image_noise
         self.ttdm_reduction: Literal["mean", "sum"] = ttdm_reduction
         self.icti_reduction: Literal["mean", "sum"] = icti_reduction
@@ -265,8 +273,12 @@ class VLKDModule(TaskModule):
             losses["text_as_image"] = self._conditional_loss(condition, mask, questions["labels"])
         if "text_infilling" in batch:
             text_only = batch["text_infilling"]
-            features = self._encode_text(text_only["corrupted_ids"], text_only["corrupted_mask"])
-            losses["text_infilling"] = self._infilling_loss(features, text_only)
+            mask = text_only["corrupted_mask"]
+            features = self._encode_text(text_only["corrupted_ids"], mask)
+            condition, _ = self.model.condition(features, mask)
+            num_around = round(self.text_infilling_around * len(features))
+            condition = torch.cat([features[:num_around], condition[num_around:]])
+            losses["text_infilling"] = self._conditional_loss(condition, mask, text_only["labels"])
         return losses
 
     def _infilling_loss(self, features: Tensor, batch: InfillingBatch, image_tokens: Tensor | None = None) -> Tensor:

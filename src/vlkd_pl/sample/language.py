@@ -28,6 +28,18 @@ FACTS: dict[str, tuple[str, str, str]] = {
 }
 """For each object who likes it, its material, and where it is kept; these facts are in the corpus and in no caption."""
 
+_KIND_WEIGHTS = {
+    "color": 3.0,
+    "yes/no": 3.0,
+    "relation": 2.0,
+    "object": 1.0,
+    "fact": 1.0,
+    "count": 0.4,
+    "place": 0.4,
+    "size": 0.4,
+}
+"""How often the text corpus asks for each kind of question, relative to the others that a scene allows."""
+
 _CAPTION_WORDS = ("a", "an", "and", "there", "is", "are", "just", "group", "of", "row", "from", "to", ",", ".")
 
 
@@ -191,18 +203,29 @@ class Line(NamedTuple):
         return f"{self.passage}\t{self.text.removeprefix(self.passage).lstrip()}"
 
 
-def random_line(rng: random.Random) -> Line:
+def random_line(rng: random.Random, question_share: float = 0.0) -> Line:
     """Draw a line of the text corpus: a caption, a fact, or a question with its answer, mostly after a passage.
 
-    Its scenes are of the splits ``train`` and ``text_only``, and never of those that models are evaluated on.
+    Its scenes are of the splits ``train`` and ``text_only``, and never of those that models are evaluated on. Kinds of
+    questions that are hard to learn are asked more often.
 
     Args:
         rng: Random generator of the line.
+        question_share: Share of the lines that must be a passage with its question, in addition to those that are by
+            chance; in [0, 1].
 
     Example:
         >>> random_line(random.Random(1))
         Line(text='what is left of the star? Answer: ball.', question_kind='', passage='')
     """
+    line = _random_line(rng)
+    if rng.random() < question_share:
+        while not line.question_kind:
+            line = _random_line(rng)
+    return line
+
+
+def _random_line(rng: random.Random) -> Line:
     scene = random_scene(rng, "text_only" if rng.random() < 0.2 else "train")
     draw = rng.random()
     if draw < 0.1:
@@ -211,13 +234,21 @@ def random_line(rng: random.Random) -> Line:
         return Line(f"{random_caption(rng, scene)}.")
     if draw < 0.3:
         return Line(f"A picture of {rng.choice(captions(scene)[: 2 if scene.layout == 'pair' else 1])}.")
-    question = rng.choice(questions(scene, rng))
+    question = _random_question(rng, scene)
     if rng.random() < 0.2:
         return Line(answered(question))
     lead = "A picture of " if rng.random() < 0.3 else ""
     caption = rng.choice(captions(scene)[: 2 if scene.layout == "pair" else 1]) if lead else random_caption(rng, scene)
     passage = f"{lead}{caption}."
     return Line(answered(question, passage), question.kind, passage)
+
+
+def _random_question(rng: random.Random, scene: Scene) -> Question:
+    by_kind: dict[str, list[Question]] = {}
+    for question in questions(scene, rng):
+        by_kind.setdefault(question.kind, []).append(question)
+    kind = rng.choices(list(by_kind), [_KIND_WEIGHTS[kind] for kind in by_kind])[0]
+    return rng.choice(by_kind[kind])
 
 
 def vocabulary_words() -> list[str]:

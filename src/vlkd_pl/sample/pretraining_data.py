@@ -15,10 +15,10 @@ from torch.utils.data import DataLoader, Dataset
 from vlkd_pl.batch import InfillingBatch
 from vlkd_pl.clip.tokenizer import CLIPTokenizer
 from vlkd_pl.clip.transform import clip_transform
-from vlkd_pl.data.infilling import ANSWER, TextInfilling
+from vlkd_pl.data.infilling import ANSWER, TextInfilling, padded
 from vlkd_pl.datamodules.base import BaseDataModule
 from vlkd_pl.models.bart import load_bart_tokenizer
-from vlkd_pl.sample.language import Line, captions, random_caption, random_line
+from vlkd_pl.sample.language import captions, random_caption, random_line
 from vlkd_pl.sample.renderer import IMAGE_SIZE, render
 from vlkd_pl.sample.scenes import Scene, Split, changed_scenes, near_scenes, random_scene
 
@@ -178,10 +178,15 @@ class CorpusBatch(InfillingBatch):
     Attributes:
         answer_mask: Mask (B, M) int64 of ``labels``, 1 at the tokens after " Answer:": answer, full stop and end token.
         question_kinds: Kinds of the questions that the B lines ask after a passage; empty for other lines.
+        passage_ids: BART's token ids (B, P) int64 of the passages that are encoded apart from their questions, which
+            alone are corrupted; padding in other rows.
+        passage_mask: Mask (B, P) int64, 1 at real tokens.
     """
 
     answer_mask: Tensor
     question_kinds: list[str]
+    passage_ids: Tensor
+    passage_mask: Tensor
 
 
 class CorruptedLines(Dataset[CorpusBatch]):
@@ -196,6 +201,7 @@ class CorruptedLines(Dataset[CorpusBatch]):
         seed: Seed of the lines and their corruption.
         question_share: Share of the lines that must be a passage with its question, in addition to those that are by
             chance; in [0, 1].
+        separate_share: Share of the passages with a question that are encoded apart from it; in [0, 1].
 
     Example:
         >>> from vlkd_pl.models.bart import load_bart_tokenizer
@@ -212,30 +218,33 @@ class CorruptedLines(Dataset[CorpusBatch]):
         batch_size: int,
         seed: int,
         question_share: float = 0.0,
+        separate_share: float = 0.0,
     ) -> None:
         self.infilling = infilling
         self.part = part
         self.batch_size = batch_size
         self.seed = seed
         self.question_share = question_share
+        self.separate_share = separate_share
 
     def __getitem__(self, index: int) -> CorpusBatch:
         rng = random.Random(f"lines {self.part} {self.seed} {index}")
-        lines = [self._line(rng) for _ in range(self.batch_size)]
-        texts = [line.text for line in lines]
+        lines = [random_line(rng, self.question_share) for _ in range(self.batch_size)]
+        passages = [line.passage if rng.random() < self.separate_share else "" for line in lines]
+        texts = [line.text.removeprefix(passage).lstrip() for line, passage in zip(lines, passages, strict=True)]
+        ids = [
+            ids if passage else ids[:0]
+            for ids, passage in zip(self.infilling.token_ids(passages), passages, strict=True)
+        ]
+        passage_ids, passage_mask = padded(ids, self.infilling.tokenizer.pad_token_id)
         batch = self.infilling(texts, [np.random.default_rng(rng.getrandbits(64)) for _ in lines])
         return {
             **batch,
             "answer_mask": self._answer_mask(texts, batch["labels"]),
             "question_kinds": [line.question_kind for line in lines],
+            "passage_ids": passage_ids,
+            "passage_mask": passage_mask,
         }
-
-    def _line(self, rng: random.Random) -> Line:
-        line = random_line(rng)
-        if rng.random() < self.question_share:
-            while not line.question_kind:
-                line = random_line(rng)
-        return line
 
     def _answer_mask(self, texts: list[str], labels: Tensor) -> Tensor:
         # the tokenizer splits texts at spaces first: the tokens up to " Answer:" are the same without the answer
@@ -258,7 +267,10 @@ class TextDataModule(BaseDataModule):
         answer_mask_share: Share of the lines with an answer in which the answer alone is masked.
         question_share: Share of the lines that must be a passage with its question, in addition to those that are by
             chance; in [0, 1].
-        num_val_batches: Batches of validation lines, in which all answers are masked.
+        separate_share: Share of the passages with a question that the encoder reads apart from it, so that the decoder
+            combines both, as it combines an image and a question (Fusion-in-Decoder, Izacard and Grave, 2021); in
+            [0, 1].
+        num_val_batches: Batches of validation lines, in which all answers are masked, of each of the two forms.
         num_workers: Number of processes that draw batches; 0 draws in the main process.
         seed: Seed of everything that is drawn.
     """
@@ -270,6 +282,7 @@ class TextDataModule(BaseDataModule):
         mask_share: tuple[float, ...] = (0.15, 0.5, 0.8),
         answer_mask_share: float = 0.5,
         question_share: float = 0.0,
+        separate_share: float = 0.0,
         num_val_batches: int = 16,
         num_workers: int = 1,
         seed: int = 0,
@@ -280,16 +293,23 @@ class TextDataModule(BaseDataModule):
         self.mask_share = mask_share
         self.answer_mask_share = answer_mask_share
         self.question_share = question_share
+        self.separate_share = separate_share
         self.num_val_batches = num_val_batches
 
     def train_dataloader(self) -> DataLoader[CorpusBatch]:
         """Endless training batches, from the first that the model has not been trained on."""
         infilling = TextInfilling(self.tokenizer, self.mask_share, answer_mask_share=self.answer_mask_share)
-        lines = CorruptedLines(infilling, "train", self.batch_size, self.seed, self.question_share)
+        lines = CorruptedLines(infilling, "train", self.batch_size, self.seed, self.question_share, self.separate_share)
         return self.loader(lines, None, order=count(self.num_trained_batches))
 
-    def val_dataloader(self) -> DataLoader[CorpusBatch]:
-        """The same batches each time."""
+    def val_dataloader(self) -> list[DataLoader[CorpusBatch]]:
+        """The same batches each time: of whole lines, and of passages that are encoded apart from their questions."""
         infilling = TextInfilling(self.tokenizer, self.mask_share, answer_mask_share=1.0)
-        lines = CorruptedLines(infilling, "val", self.batch_size, self.seed)
-        return self.loader(lines, None, order=range(self.num_val_batches))
+        return [
+            self.loader(
+                CorruptedLines(infilling, "val", self.batch_size, self.seed, separate_share=separate_share),
+                None,
+                order=range(self.num_val_batches),
+            )
+            for separate_share in (0.0, 1.0)
+        ]

@@ -14,6 +14,7 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from transformers import AutoTokenizer, BartConfig, BartForConditionalGeneration
+from transformers.modeling_outputs import BaseModelOutput
 
 from vlkd_pl.clip.frozen import FrozenCLIP, normalized
 from vlkd_pl.clip.openai import CLIP
@@ -248,24 +249,30 @@ class BARTPretrainingModule(PretrainingModule):
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
-    def validation_step(self, batch: CorpusBatch, batch_index: int) -> None:
+    def validation_step(self, batch: CorpusBatch, batch_index: int, dataloader_idx: int = 0) -> None:
         """Log the loss, and how much of teacher-forced predictions is correct.
 
         ``val/exact`` is the share of texts whose tokens are all predicted correctly. ``val/answers`` is the share of
         questions with a passage whose answer is, and for example ``val/answers_color`` that of one kind of question.
+        ``val_separate`` is in place of ``val`` where passages are encoded apart from their questions.
         """
+        part = ("val", "val_separate")[dataloader_idx]
         logits = self.logits(batch)
         right = (logits.argmax(-1) == batch["labels"]) | (batch["labels"] == -100)
-        self.log("val/loss", self.loss(batch, logits), batch_size=len(right))
-        self.log("val/exact", right.all(1).float().mean(), prog_bar=True, batch_size=len(right))
+        self._log(f"{part}/loss", float(self.loss(batch, logits)), len(right))
+        self._log(f"{part}/exact", float(right.all(1).float().mean()), len(right))
         is_answered = (right | (batch["answer_mask"] == 0)).all(1).tolist()
         answers: dict[str, list[float]] = {}
         for kind, answered in zip(batch["question_kinds"], is_answered, strict=True):
             if kind:
-                answers.setdefault("val/answers", []).append(answered)
-                answers.setdefault(f"val/answers_{kind.replace('/', '_')}", []).append(answered)
+                answers.setdefault(f"{part}/answers", []).append(answered)
+                answers.setdefault(f"{part}/answers_{kind.replace('/', '_')}", []).append(answered)
         for name, values in answers.items():
-            self.log(name, sum(values) / len(values), prog_bar=name == "val/answers", batch_size=len(values))
+            self._log(name, sum(values) / len(values), len(values))
+
+    def _log(self, name: str, value: float, size: int) -> None:
+        shown = name.endswith(("/exact", "/answers"))
+        self.log(name, value, prog_bar=shown, batch_size=size, add_dataloader_idx=False)
 
     def loss(self, batch: CorpusBatch, logits: Tensor) -> Tensor:
         """Compute the mean cross-entropy over all tokens of the batch, where those of answers have ``answer_weight``.
@@ -284,12 +291,22 @@ class BARTPretrainingModule(PretrainingModule):
 
     def logits(self, batch: CorpusBatch) -> Tensor:
         """Compute teacher-forced logits (B, M, V) over the vocabulary."""
+        mask, separate = batch["corrupted_mask"], batch["passage_mask"].any(1)
+        features = self._encode(batch["corrupted_ids"], mask)
+        if separate.any():
+            passages = features.new_zeros(*batch["passage_mask"].shape, features.shape[-1])
+            passages[separate] = self._encode(batch["passage_ids"][separate], batch["passage_mask"][separate])
+            features, mask = torch.cat([passages, features], 1), torch.cat([batch["passage_mask"], mask], 1)
         return self.bart(
-            input_ids=batch["corrupted_ids"],
-            attention_mask=batch["corrupted_mask"],
+            encoder_outputs=BaseModelOutput(last_hidden_state=features),
+            attention_mask=mask,
             labels=batch["labels"],
             use_cache=False,
         ).logits
+
+    def _encode(self, ids: Tensor, mask: Tensor) -> Tensor:
+        features: Tensor = self.bart.model.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+        return features
 
     def export(self, folder: Path) -> None:
         """Write a Hugging Face folder with the tokenizer, in half precision."""

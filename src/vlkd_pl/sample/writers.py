@@ -35,6 +35,8 @@ from vlkd_pl.sample.xsum import write_documents
 Domain = Literal["in-domain", "near-domain", "out-domain"]
 """NoCaps' domains: training images hold all, some or none of a scene's combinations of color and object."""
 
+_QUESTION_SHARE = 0.5
+"""Share of the corpus's lines that must be a passage with its question, in addition to those that are by chance."""
 _SPLITS: tuple[Split, ...] = ("val", "test", "unseen", "train")
 _UNSEEN_SHARE: dict[Domain, float] = {"in-domain": 0.0, "near-domain": 0.5, "out-domain": 1.0}
 
@@ -132,7 +134,7 @@ def write_corpus(path: Path, num_texts: int, rng: random.Random) -> None:
     """Write the text corpus, one passage a line; a tab separates a passage from the question about it."""
     lines: list[str] = []
     while len(lines) < num_texts:
-        line = random_line(rng)
+        line = random_line(rng, _QUESTION_SHARE)
         # in training with images, a question must not become the continuation of the caption prompt
         if not (line.text.startswith("A picture of") and "?" in line.text):
             lines.append(line.in_corpus)
