@@ -47,8 +47,8 @@ class TextCorpusFile:
     """Of the passages that end in " Answer: x.", the share in which x alone is masked, by one mask."""
     text_as_image: int = 0
     """Number of lines with a tab that are added to each batch of pairs for text as image, an extension beyond the
-    paper; 0 for none. CLIP's embedding of the passage takes the place of an image's, and the question is reconstructed
-    from both. Where it ends in " Answer: x.", x alone is masked."""
+    paper; 0 for none. CLIP's embedding of the passage takes the place of an image's, and what follows the tab is
+    reconstructed from both. Where it ends in " Answer: x.", x alone is masked, otherwise all of it."""
 
     def __post_init__(self) -> None:
         for name, value in (("batch_size", self.batch_size), ("text_as_image", self.text_as_image)):
@@ -114,15 +114,11 @@ class TextCorpus:
             clip_tokenizer: Tokenizer of the CLIP.
             masking: How the captions are corrupted.
         """
+        mask_share = masking.mask_share if file.mask_share is None else file.mask_share
         infilling, question_infilling = (
-            TextInfilling(
-                tokenizer,
-                masking.mask_share if file.mask_share is None else file.mask_share,
-                masking.mean_span_length,
-                answer_mask_share,
-                masking.max_text_length,
-            )
-            for answer_mask_share in (file.answer_mask_share, 1.0)
+            TextInfilling(tokenizer, share, masking.mean_span_length, answer_share, masking.max_text_length)
+            # what follows a tab is all to be read from the passage's embedding
+            for share, answer_share in ((mask_share, file.answer_mask_share), (1.0, 1.0))
         )
         return cls(file, infilling, question_infilling, clip_tokenizer)
 

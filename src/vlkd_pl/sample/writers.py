@@ -131,15 +131,21 @@ def write_shards(folder: Path, num_pairs: int, num_shards: int, rng: random.Rand
 
 
 def write_corpus(path: Path, num_texts: int, rng: random.Random) -> None:
-    """Write the text corpus, one passage a line; a tab separates a passage from the question about it."""
+    """Write the text corpus, one passage a line; a tab separates a passage from what is reconstructed from it.
+
+    That is a question with its answer, or the passage in the caption prompt, which also stands alone on a line.
+    """
     lines: list[str] = []
     while len(lines) < num_texts:
         line = random_line(rng, _QUESTION_SHARE)
+        is_caption = line.text.startswith("A picture of")
         # in training with images, a question must not become the continuation of the caption prompt
-        if not (line.text.startswith("A picture of") and "?" in line.text):
+        if not (is_caption and "?" in line.text):
             lines.append(line.in_corpus)
+        if is_caption and "?" not in line.text:
+            lines.append(f"{line.text.removeprefix('A picture of ')}\t{line.text}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    path.write_text("".join(f"{line}\n" for line in lines[:num_texts]), encoding="utf-8")
 
 
 def write_coco_captions(folder: Path, split: str, scenes: list[Scene], first_id: int, rng: random.Random) -> None:
