@@ -33,7 +33,7 @@ $(BIN)/.installed: setup.cfg pyproject.toml $(CONSTRAINTS)
 distill: $(BIN)/.installed
 	rm -rf $(RUN)
 	$(BIN)/vlkd-pl sample $(RUN)/world
-	$(BIN)/vlkd-pl cache --config sample/distill.yaml --output $(RUN)/features
+	$(BIN)/vlkd-pl cache --config sample/distill.yaml --model.image_features all --output $(RUN)/features
 	$(BIN)/vlkd-pl test --config sample/distill.yaml --config sample/before.yaml
 	$(BIN)/vlkd-pl fit --config sample/distill.yaml
 	$(BIN)/vlkd-pl test --config sample/distill.yaml --config sample/after.yaml
