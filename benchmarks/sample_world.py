@@ -215,7 +215,7 @@ def text_scores(model: Path, seed: int, num_scenes: int = 200) -> dict[str, floa
         model writes passage, question and answer.
     """
     rng = random.Random(f"text questions {seed}")
-    asked = [
+    pairs = [
         (question, f"{rng.choice(captions(scene))}.")
         for scene in distinct_scenes(rng, "test", num_scenes)
         for question in questions(scene, rng)
@@ -229,10 +229,10 @@ def text_scores(model: Path, seed: int, num_scenes: int = 200) -> dict[str, floa
     for name, answering in {"before": before, "through": through, "around": around}.items():
         for suffix, reading in (("", "forced"), (", whole", "free")):
             decoding = Decoding(max_new_tokens=10, reading=reading)
-            texts = [question.text for question, _ in asked]
-            replies = answer(answering, None, texts, decoding, passages=[passage for _, passage in asked])
+            texts = [question.text for question, _ in pairs]
+            replies = answer(answering, None, texts, decoding, passages=[passage for _, passage in pairs])
             right: dict[str, list[bool]] = defaultdict(list)
-            for (question, _), reply in zip(asked, replies, strict=True):
+            for (question, _), reply in zip(pairs, replies, strict=True):
                 is_right = reply[0].text == question.answer and not reply[0].off_prompt
                 right[question.kind].append(is_right)
                 right["overall"].append(is_right)
@@ -269,12 +269,12 @@ def _tables(rows: Mapping[str, Row]) -> Iterator[str]:
         if not scores:
             continue
         columns = _columns(test, next(iter(scores.values()))[0])
-        shown = {
+        reported = {
             head: name for head, name in columns.items() if any(name in run for runs in scores.values() for run in runs)
         }
-        lines = [f"{test} | seeds | {' | '.join(shown)}", " | ".join(["---"] * (2 + len(shown)))]
+        lines = [f"{test} | seeds | {' | '.join(reported)}", " | ".join(["---"] * (2 + len(reported)))]
         for name, runs in scores.items():
-            cells = [str(interval([run[score] for run in runs if score in run])) for score in shown.values()]
+            cells = [str(interval([run[score] for run in runs if score in run])) for score in reported.values()]
             lines.append(f"{name} | {len(runs)} | {' | '.join(cells)}")
         yield "\n".join(f"| {line} |" for line in lines)
 

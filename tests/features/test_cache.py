@@ -58,7 +58,7 @@ def test_an_unfinished_file_has_no_name(tmp_path):
     writer = FeatureWriter(tmp_path / "0.safetensors", SETTINGS)
     writer.append(*random_features(3), ["a", "b", "c"], ["0", "1", "2"])
     assert not (tmp_path / "0.safetensors").exists()
-    with pytest.raises(FileNotFoundError, match=r"holds no index.json: .* give the same vlkd-pl cache command again"):
+    with pytest.raises(FileNotFoundError, match=r"holds no index.json: .*; make it by vlkd-pl cache with --output"):
         FeatureCache(tmp_path)
     writer.finish(shard_end("012"))
     assert [path.name for path in tmp_path.iterdir()] == ["0.safetensors"]

@@ -186,7 +186,7 @@ def test_training_logs_and_leaves_clip_alone(trained, world):
 
 
 def test_it_learns_captions_by_heart(world, model_folder, tmp_path):
-    options = {"trainer__max_epochs": 30, "trainer__check_val_every_n_epoch": 30}
+    options = {"trainer__max_epochs": 40, "trainer__check_val_every_n_epoch": 40}
     run(captioning_arguments("captioning_coco", world, model_folder, tmp_path, **options))
     loss = column(tmp_path, "train/icti_loss")
     assert sum(loss[-3:]) < 0.5 * sum(loss[:3])

@@ -215,8 +215,8 @@ def random_line(rng: random.Random, question_share: float = 0.0) -> Line:
             chance; in [0, 1].
 
     Example:
-        >>> random_line(random.Random(1))
-        Line(text='what is left of the star? Answer: ball.', question_kind='', passage='')
+        >>> random_line(random.Random(2))
+        Line(text='what color is the ball? Answer: blue.', question_kind='', passage='')
     """
     line = _random_line(rng)
     if rng.random() < question_share:

@@ -208,7 +208,7 @@ class CorruptedLines(Dataset[CorpusBatch]):
         >>> from vlkd_pl.sample import BART_FOLDER
         >>> lines = CorruptedLines(TextInfilling(load_bart_tokenizer(BART_FOLDER)), "train", batch_size=4, seed=0)
         >>> lines[7]["question_kinds"]
-        ['color', '', '', '']
+        ['color', '', 'color', '']
     """
 
     def __init__(

@@ -271,8 +271,8 @@ class BARTPretrainingModule(PretrainingModule):
             self._log(name, sum(values) / len(values), len(values))
 
     def _log(self, name: str, value: float, size: int) -> None:
-        shown = name.endswith(("/exact", "/answers"))
-        self.log(name, value, prog_bar=shown, batch_size=size, add_dataloader_idx=False)
+        prog_bar = name.endswith(("/exact", "/answers"))
+        self.log(name, value, prog_bar=prog_bar, batch_size=size, add_dataloader_idx=False)
 
     def loss(self, batch: CorpusBatch, logits: Tensor) -> Tensor:
         """Compute the mean cross-entropy over all tokens of the batch, where those of answers have ``answer_weight``.
