@@ -16,6 +16,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from distilling import MODEL_SETTINGS
 from file_contents import contents
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
@@ -54,13 +55,7 @@ def arguments(world, shards, **options):
     settings = {
         "model.init_args.clip": world.clip,
         "model.init_args.bart": world.bart,
-        "model.init_args.image_features": "all",
-        "model.init_args.prefix_length": "null",
-        "model.init_args.text_infilling_weight": 1.0,
-        "model.init_args.text_infilling_around": 0.0,
-        "model.init_args.text_as_image_weight": 1.0,
-        "model.init_args.optimization.learning_rate": 3.0e-3,
-        "model.init_args.optimization.projection_learning_rate": 6.0e-3,
+        **MODEL_SETTINGS,
         "data.init_args.shards": f"{shards}/*.tar",
         "data.init_args.features": "null",
         "data.init_args.batch_size": 4,

@@ -16,19 +16,24 @@ from vlkd_pl.cli import main
 OVERLAYS = Path(__file__).parents[2] / "configs" / "overlays"
 CONFIG = Path(__file__).parents[2] / "configs" / "sample" / "distill.yaml"
 
+MODEL_SETTINGS = {
+    "model.init_args.image_features": "all",
+    "model.init_args.prefix_length": "null",
+    "model.init_args.text_infilling_weight": 1.0,
+    "model.init_args.text_infilling_around": 0.0,
+    "model.init_args.text_as_image_weight": 1.0,
+    "model.init_args.optimization.learning_rate": 3.0e-3,
+    "model.init_args.optimization.projection_learning_rate": 6.0e-3,
+}
+"""All image features, equal weights, and rates at which a few steps show."""
+
 
 def arguments(world, folder, command="fit", **options):
     """The command line of a miniature run, with every part of the real one."""
     settings = {
         "model.init_args.clip": world.clip,
         "model.init_args.bart": world.bart,
-        "model.init_args.image_features": "all",
-        "model.init_args.prefix_length": "null",
-        "model.init_args.text_infilling_weight": 1.0,
-        "model.init_args.text_infilling_around": 0.0,
-        "model.init_args.text_as_image_weight": 1.0,
-        "model.init_args.optimization.learning_rate": 3.0e-3,
-        "model.init_args.optimization.projection_learning_rate": 6.0e-3,
+        **MODEL_SETTINGS,
         "model.init_args.num_start_texts": 20,
         "model.init_args.optimization.warmup_steps": 2,
         "model.init_args.optimization.total_steps": 8,
