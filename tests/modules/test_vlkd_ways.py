@@ -138,12 +138,12 @@ def test_groups_are_cut_to_their_lengths(world):
             module.model, name, lambda *inputs, f=function, c=calls: (c.append(tuple(inputs[-1].shape)), f(*inputs))[1]
         )
     module.compute_losses(batch)
-    lengths = sorted((batch["labels"] != -100).sum(1).tolist())
-    assert seen["decode_features"][:5] == [(1, length) for length in lengths]
-    masks = (batch["corrupted_mask"], batch["text_as_image"]["corrupted_mask"])
-    every = sorted(lengths + torch.cat(masks).sum(1).tolist())
-    ends = torch.tensor(every).tensor_split(5)
-    assert seen["encode_text"][:5] == [(len(group), int(group[-1])) for group in ends]
+    parts = (batch, batch["text_as_image"], batch["text_infilling"])
+    decoded = torch.cat([(part["labels"] != -100).sum(1) for part in parts])
+    encoded = torch.cat([batch["bart_text_mask"].sum(1), *(part["corrupted_mask"].sum(1) for part in parts)])
+    for name, lengths in {"decode_features": decoded, "encode_text": encoded}.items():
+        groups = lengths.sort().values.tensor_split(5)
+        assert seen[name] == [(len(group), int(group[-1])) for group in groups]
 
 
 @pytest.mark.parametrize("option", ["num_length_groups", "vocabulary_chunk_size"])

@@ -99,7 +99,7 @@ class CaptioningModule(VLKDModule):
         image_tokens = self.model.clip.encode_image(batch["image"])
         condition, mask = caption_condition(self.model, image_tokens, self.num_masks)
         rows, labels = caption_labels(self.model, batch["labels"], self.num_masks)
-        return {"icti": self._conditional_loss(condition[rows], mask[rows], labels)}
+        return self._infilling_losses({"icti": (condition[rows], mask[rows], labels)})
 
     def evaluate(self, batch: ImageBatch) -> list[CaptionPrediction]:
         """Caption the images; the samples are ``CaptionedImage``."""

@@ -187,7 +187,7 @@ class SCSTModule(VLKDModule):
             losses["kl"] = token_kl_loss(logits, self._start_logits(image_tokens, texts_ids), labels)
         if self.loss_weights["icti"]:
             rows, caption_ids = caption_labels(self.model, batch["labels"], self.num_masks)
-            losses["icti"] = self._conditional_loss(condition[rows], mask[rows], caption_ids)
+            losses |= self._infilling_losses({"icti": (condition[rows], mask[rows], caption_ids)})
         return losses
 
     @torch.no_grad()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -11,7 +11,7 @@ import torch
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
-from vlkd_pl.batch import ImageBatch, ImageTextBatch, InfillingBatch
+from vlkd_pl.batch import ImageBatch, ImageTextBatch
 from vlkd_pl.evaluation.distillation import DistillationEvaluator, DistillationResult
 from vlkd_pl.evaluation.evaluator import Evaluator
 from vlkd_pl.losses import chunked_icti_loss, clamp_logit_scale_, icti_loss, itcl_loss, ttdm_loss
@@ -68,6 +68,7 @@ class Encoded(NamedTuple):
         corrupted_features: E of the corrupted texts (B, L, d_2).
         passage_embedding: CLIP's embeddings (T, d_1) of the passages of text as image, with noise; None without them.
         question_features: E of the corrupted texts about them (T, M, d_2); None without them.
+        text_only_features: E of the corrupted texts without images (U, K, d_2); None without them.
     """
 
     image_tokens: Tensor
@@ -76,6 +77,11 @@ class Encoded(NamedTuple):
     corrupted_features: Tensor
     passage_embedding: Tensor | None = None
     question_features: Tensor | None = None
+    text_only_features: Tensor | None = None
+
+
+InfillingInputs = tuple[Tensor, Tensor, Tensor]
+"""Condition C (B, S, d_2), its mask (B, S), and the labels (B, M) of texts that the decoder reconstructs."""
 
 
 class VLKDModule(TaskModule):
@@ -219,20 +225,24 @@ class VLKDModule(TaskModule):
         return self._losses_of(self._encode(batch), batch)
 
     def _encode(self, batch: ImageTextBatch) -> Encoded:
-        clean = (batch["bart_text_ids"], batch["bart_text_mask"])
-        rows = [clean, (batch["corrupted_ids"], batch["corrupted_mask"])]
-        questions = batch.get("text_as_image")
-        if questions is not None:
-            rows.append((questions["corrupted_ids"], questions["corrupted_mask"]))
-        clean_features, corrupted_features, *question_features = self._encode_together(rows)
+        texts = {
+            "clean": (batch["bart_text_ids"], batch["bart_text_mask"]),
+            "corrupted": (batch["corrupted_ids"], batch["corrupted_mask"]),
+        }
+        for name in ("text_as_image", "text_infilling"):
+            if name in batch:
+                texts[name] = (batch[name]["corrupted_ids"], batch[name]["corrupted_mask"])
+        features = self._encode_together(texts)
         image_tokens, clip_text_embedding = self._encode_by_clip(batch)
+        questions = batch.get("text_as_image")
         return Encoded(
             image_tokens=image_tokens,
             clip_text_embedding=clip_text_embedding,
-            bart_text_embedding=self.model.embed_text(clean_features, batch["bart_text_mask"]),
-            corrupted_features=corrupted_features,
+            bart_text_embedding=self.model.embed_text(features["clean"], batch["bart_text_mask"]),
+            corrupted_features=features["corrupted"],
             passage_embedding=None if questions is None else self._embed_passages(questions["clip_text_ids"]),
-            question_features=question_features[0] if question_features else None,
+            question_features=features.get("text_as_image"),
+            text_only_features=features.get("text_infilling"),
         )
 
     def _embed_passages(self, clip_text_ids: Tensor) -> Tensor:
@@ -250,45 +260,53 @@ class VLKDModule(TaskModule):
             return image_tokens, batch["clip_text_embedding"].float()
         return self.model.clip.encode_image(batch["image"]), self.model.clip.encode_text(batch["clip_text_ids"])
 
-    def _encode_together(self, parts: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
+    def _encode_together(self, texts: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
         """Encode texts in one pass of BART's encoder: features (B, L, d_2) of each pair of ids and mask (B, L)."""
-        pad_id = self.model.bart.config.pad_token_id
-        ids = stacked([ids for ids, _ in parts], pad_id)
-        features = self._encode_text(ids, stacked([mask for _, mask in parts], 0)).split([len(ids) for ids, _ in parts])
-        return [part[:, : ids.shape[1]] for part, (ids, _) in zip(features, parts, strict=True)]
-
-    def _encode_text(self, ids: Tensor, mask: Tensor) -> Tensor:
-        return in_length_groups(self.model.encode_text, (ids, mask), (mask, mask), self.execution.num_length_groups)
+        ids = stacked([ids for ids, _ in texts.values()], self.model.bart.config.pad_token_id)
+        mask = stacked([mask for _, mask in texts.values()], 0)
+        features = in_length_groups(
+            self.model.encode_text, (ids, mask), (mask, mask), self.execution.num_length_groups
+        ).split([len(ids) for ids, _ in texts.values()])
+        return {name: part[:, : ids.shape[1]] for part, (name, (ids, _)) in zip(features, texts.items(), strict=True)}
 
     def _losses_of(self, encoded: Encoded, batch: ImageTextBatch) -> dict[str, Tensor]:
         image_embedding, text_embedding = encoded.image_tokens[:, 0], encoded.bart_text_embedding
-        losses = {
+        return {
             "ttdm": ttdm_loss(encoded.clip_text_embedding, text_embedding, self.ttdm_reduction),
             "itcl": itcl_loss(image_embedding, text_embedding, self.logit_scale.exp()),
-            "icti": self._infilling_loss(encoded.corrupted_features, batch, encoded.image_tokens),
+            **self._infilling_losses(self._infilling_inputs(encoded, batch)),
+        }
+
+    def _infilling_inputs(self, encoded: Encoded, batch: ImageTextBatch) -> dict[str, InfillingInputs]:
+        mask = batch["corrupted_mask"]
+        inputs = {
+            "icti": (*self.model.condition(encoded.corrupted_features, mask, encoded.image_tokens), batch["labels"])
         }
         if encoded.passage_embedding is not None and encoded.question_features is not None:
             questions, passage = batch["text_as_image"], encoded.passage_embedding.unsqueeze(1)
-            condition, mask = self.model.condition_on(encoded.question_features, questions["corrupted_mask"], passage)
-            losses["text_as_image"] = self._conditional_loss(condition, mask, questions["labels"])
-        if "text_infilling" in batch:
-            text_only = batch["text_infilling"]
-            mask = text_only["corrupted_mask"]
-            features = self._encode_text(text_only["corrupted_ids"], mask)
-            condition, _ = self.model.condition(features, mask)
-            num_around = round(self.text_infilling_around * len(features))
-            condition = torch.cat([features[:num_around], condition[num_around:]])
-            losses["text_infilling"] = self._conditional_loss(condition, mask, text_only["labels"])
+            condition = self.model.condition_on(encoded.question_features, questions["corrupted_mask"], passage)
+            inputs["text_as_image"] = (*condition, questions["labels"])
+        if encoded.text_only_features is not None:
+            features, texts = encoded.text_only_features, batch["text_infilling"]
+            mask, num_around = texts["corrupted_mask"], round(self.text_infilling_around * len(features))
+            through, _ = self.model.condition(features[num_around:], mask[num_around:])
+            inputs["text_infilling"] = (torch.cat([features[:num_around], through]), mask, texts["labels"])
+        return inputs
+
+    def _infilling_losses(self, inputs: Mapping[str, InfillingInputs]) -> dict[str, Tensor]:
+        """Compute negative log-likelihoods (Eq. 2) in one pass of BART's decoder."""
+        condition, mask = (stacked([part[index] for part in inputs.values()], 0) for index in (0, 1))
+        labels = stacked([part[2] for part in inputs.values()], -100)
+        arguments, masks = (condition, mask, labels), (mask, mask, labels != -100)
+        hidden = in_length_groups(self.model.decode_features, arguments, masks, self.execution.num_length_groups)
+        losses, first = {}, 0
+        for name, (_, _, part_labels) in inputs.items():
+            rows, length = part_labels.shape
+            losses[name] = self._likelihood_loss(hidden[first : first + rows, :length], part_labels)
+            first += rows
         return losses
 
-    def _infilling_loss(self, features: Tensor, batch: InfillingBatch, image_tokens: Tensor | None = None) -> Tensor:
-        condition, mask = self.model.condition(features, batch["corrupted_mask"], image_tokens)
-        return self._conditional_loss(condition, mask, batch["labels"])
-
-    def _conditional_loss(self, condition: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
-        """Compute the negative log-likelihood (Eq. 2) of labels (B, M), given C (B, S, d_2) and its mask (B, S)."""
-        inputs, masks = (condition, mask, labels), (mask, mask, labels != -100)
-        hidden = in_length_groups(self.model.decode_features, inputs, masks, self.execution.num_length_groups)
+    def _likelihood_loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
         chunk_size = self.execution.vocabulary_chunk_size
         if chunk_size is None:
             return icti_loss(self.model.vocabulary_logits(hidden), labels, self.icti_reduction)

@@ -110,7 +110,8 @@ class VQAModule(VLKDModule):
         infilling = self._infilling([prompt.text(self.model.tokenizer.mask_token) for prompt in prompts], filled)
         features = self.model.encode_text(infilling["corrupted_ids"], infilling["corrupted_mask"])
         image_tokens = self.model.clip.encode_image(batch["image"])[batch["image_index"]]
-        return {"icti": self._infilling_loss(features, infilling, image_tokens)}
+        condition, mask = self.model.condition(features, infilling["corrupted_mask"], image_tokens)
+        return self._infilling_losses({"icti": (condition, mask, infilling["labels"])})
 
     def evaluate(self, batch: ImageBatch) -> list[AnswerPrediction]:
         """Answer all questions about the images; the samples are ``AskedImage``."""
