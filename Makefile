@@ -19,6 +19,8 @@ export TOKENIZERS_PARALLELISM := false
 # The sample world's models are too small for more: two threads on busy cores are several times slower than one, and with
 # one thread the figures do not depend on the number of cores.
 export OMP_NUM_THREADS ?= 1
+# But on two idle cores a step of the distillation takes two thirds of the time; make distill THREADS=1 on busy ones.
+THREADS ?= 2
 
 .PHONY: help distill zeroshot finetune demo test test-slow test-lowest test-newest check docs dist format sample-models clean
 
@@ -35,7 +37,7 @@ distill: $(BIN)/.installed
 	$(BIN)/vlkd-pl sample $(RUN)/world
 	$(BIN)/vlkd-pl cache --config sample/distill.yaml --model.image_features all --output $(RUN)/features
 	$(BIN)/vlkd-pl test --config sample/distill.yaml --config sample/before.yaml
-	$(BIN)/vlkd-pl fit --config sample/distill.yaml
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/vlkd-pl fit --config sample/distill.yaml
 	$(BIN)/vlkd-pl test --config sample/distill.yaml --config sample/after.yaml
 	$(BIN)/vlkd-pl test --config zeroshot_vqav2.yaml --config sample/zeroshot_vqav2.yaml
 	$(BIN)/vlkd-pl summary $(RUN)

@@ -27,7 +27,7 @@ def sample_model(image_features: ImageFeatures = "pooled", seed: int = 0) -> VLK
     Example:
         >>> model = sample_model()
         >>> model.clip.image_size, model.clip.embedding_dim, model.bart.config.d_model
-        (64, 128, 128)
+        (64, 256, 128)
     """
     import torch
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -30,6 +31,9 @@ class Optimization:
     """Peak learning rate."""
     projection_learning_rate: float | None = None
     """Peak learning rate of the projections W_e, W_i and W'_e; null for ``learning_rate``."""
+    image_projection_learning_rate: float | None = None
+    """Peak learning rate of W_i; null for that of the other projections. CLIP's embeddings have norm 1, so that the
+    entries of W_i must be √d_1 times as large as those of other weights, and Adam's steps are equally large in all."""
     betas: tuple[float, float] = (0.99, 0.999)
     """Decay rates β₁ and β₂ of the optimizer's moments, each in [0, 1)."""
     eps: float = 1e-6
@@ -67,7 +71,8 @@ def configure_optimizer(module: pl.LightningModule, optimization: Optimization) 
         What Lightning's ``configure_optimizers`` returns.
     """
     o, trainer = optimization, module.trainer
-    groups = parameter_groups(module, o.weight_decay, o.learning_rate, o.projection_learning_rate)
+    rates = {"projection": o.projection_learning_rate, "image_projection": o.image_projection_learning_rate}
+    groups = parameter_groups(module, o.weight_decay, o.learning_rate, rates)
     optimizer = make_optimizer(o.optimizer, groups, o.learning_rate, o.betas, o.eps)
     num_steps = int(trainer.estimated_stepping_batches)
     warmup_steps = o.warmup_steps
@@ -78,7 +83,7 @@ def configure_optimizer(module: pl.LightningModule, optimization: Optimization) 
 
 
 def parameter_groups(
-    module: nn.Module, weight_decay: float, learning_rate: float, projection_learning_rate: float | None = None
+    module: nn.Module, weight_decay: float, learning_rate: float, rates: Mapping[str, float | None] | None = None
 ) -> list[dict[str, Any]]:
     """Group the trainable parameters of a module for an optimizer.
 
@@ -86,11 +91,11 @@ def parameter_groups(
         module: Module whose parameters that require gradients are grouped, each once.
         weight_decay: Weight decay of all weights but biases, norms and the temperature ``logit_scale``.
         learning_rate: Learning rate of all parameters.
-        projection_learning_rate: Learning rate of the parameters with ``projection`` in their name; None for
-            ``learning_rate``.
+        rates: Learning rates of the parameters that have a word in their name, by the word. The last that fits and is
+            not None counts.
 
     Returns:
-        At most four groups, none empty.
+        Groups of equal rate and decay, none empty.
     """
     norms = {id(value) for part in module.modules() if isinstance(part, _NORMS) for value in part.parameters(False)}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
@@ -100,9 +105,8 @@ def parameter_groups(
         last = name.rsplit(".", 1)[-1]
         # the bias of nn.MultiheadAttention is called in_proj_bias
         undecayed = last.endswith("bias") or last == "logit_scale" or id(parameter) in norms
-        rate = (
-            projection_learning_rate if projection_learning_rate is not None and "projection" in name else learning_rate
-        )
+        fitting = [rate for word, rate in (rates or {}).items() if rate is not None and word in name]
+        rate = fitting[-1] if fitting else learning_rate
         groups.setdefault((rate, 0.0 if undecayed else weight_decay), []).append(parameter)
     return [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()]
 
