@@ -44,14 +44,16 @@ def test_no_decay_on_biases_norms_and_temperature():
 
 
 @pytest.mark.parametrize(
-    ("own", "image"), [((None, None), 0.1), ((0.5, None), 0.5), ((None, 0.7), 0.7), ((0.5, 0.7), 0.7)]
+    ("options", "of_text", "of_image"),
+    [((None, None), 0.1, 0.1), ((0.5, None), 0.5, 0.5), ((None, 0.7), 0.1, 0.7), ((0.5, 0.7), 0.5, 0.7)],
 )
-def test_projections_have_their_own_rate(own, image):
+def test_projections_have_their_own_rate(options, of_text, of_image):
     model = nn.ModuleDict({"text_projection": nn.Linear(1, 1), "image_projection": nn.Linear(1, 1), "other": Model()})
-    results = rates(model, rates={"projection": own[0], "image_projection": own[1]})
-    assert results.pop("image_projection.weight") == (image, 0.01)
-    projections = {rate for name, (rate, _) in results.items() if "text_projection" in name}
-    assert projections == {0.1 if own[0] is None else own[0]}
+    results = rates(model, rates=dict(zip(("projection", "image_projection"), options, strict=True)))
+    assert (results.pop("text_projection.weight"), results.pop("image_projection.weight")) == (
+        (of_text, 0.01),
+        (of_image, 0.01),
+    )
     assert {rate for name, (rate, _) in results.items() if "projection" not in name} == {0.1}
 
 

@@ -46,7 +46,7 @@ class FrozenCLIP(nn.Module):
         >>> from vlkd_pl.sample import CLIP_FOLDER
         >>> clip = FrozenCLIP.load(CLIP_FOLDER)
         >>> clip.encode_image(torch.zeros(2, 3, 64, 64, dtype=torch.uint8)).shape  # 1 pooled and 4 patch tokens
-        torch.Size([2, 5, 128])
+        torch.Size([2, 5, 256])
     """
 
     def __init__(self, clip: CLIP, merges: bytes | None = None, limits: str = "") -> None:

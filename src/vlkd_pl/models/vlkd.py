@@ -54,7 +54,7 @@ class VLKDModel(nn.Module, ModelHubMixin):
         >>> from vlkd_pl.sample import BART_FOLDER, CLIP_FOLDER
         >>> model = VLKDModel.load(CLIP_FOLDER, BART_FOLDER, image_features="all")
         >>> model.embed_texts(["a red fish in the snow"]).shape
-        torch.Size([1, 128])
+        torch.Size([1, 256])
     """
 
     def __init__(

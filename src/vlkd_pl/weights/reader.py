@@ -53,7 +53,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Example:
         >>> from vlkd_pl.sample import CLIP_FOLDER
         >>> read_weights(Path(CLIP_FOLDER, "clip.safetensors"))["text_projection"].shape
-        torch.Size([128, 128])
+        torch.Size([256, 256])
     """
     check_model_file(path)
     if _is_safetensors(path):
@@ -80,7 +80,7 @@ def weight_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     Example:
         >>> from vlkd_pl.sample import CLIP_FOLDER
         >>> weight_shapes(Path(CLIP_FOLDER, "clip.safetensors"))["text_projection"]
-        (128, 128)
+        (256, 256)
     """
     check_model_file(path)
     if not _is_safetensors(path):
