@@ -182,10 +182,10 @@ def test_rows_of_rn50x16_differ_in_model_and_directory_alone(name, start):
 
 
 def test_the_sample_worlds_paper_configuration():
-    """It is the paper's in all but sizes, rates, masks of the prompt, and groups of texts, which only round."""
+    """It is the paper's in all but the sizes, the rates and the masks of the prompt."""
     sample = parsed("fit", "sample/distill", "sample/paper")
     paper = parsed("fit", "distill", "overlays/rn50x16")
-    of_sample = {"clip", "bart", "num_masks", "optimization", "execution"}
+    of_sample = {"clip", "bart", "num_masks", "optimization"}
     model, expected = (
         {key: value for key, value in config["model"]["init_args"].items() if key not in of_sample}
         for config in (sample, paper)
