@@ -53,6 +53,20 @@ def test_groups_are_cut_to_their_longest():
     assert shapes == [(3, 5, 3), (2, 7, 5), (2, 9, 7)]
 
 
+def test_rows_are_grouped_by_the_lengths_of_all_inputs():
+    """Long conditions share a group, and rows with short ones, such as texts without an image, carry no padding."""
+    masks = masks_of([9, 2, 9, 2], 9), masks_of([3, 4, 2, 5], 5)
+    shapes = []
+
+    def function(condition, labels):
+        shapes.append((condition.shape[1], labels.shape[1]))
+        return labels
+
+    values = [mask[..., None].float() for mask in masks]
+    in_length_groups(function, values, masks, 2)
+    assert shapes == [(2, 5), (9, 3)]
+
+
 def test_equal_lengths_make_as_many_groups():
     """Ranks whose texts happen to have one length must call a sharded model as often as the others."""
     mask = masks_of([4] * 6, 4)

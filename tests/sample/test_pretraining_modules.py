@@ -24,7 +24,11 @@ TRAINER = [
     "--trainer.enable_model_summary=false",
     "--trainer.logger=false",
 ]
-SOURCES = {"clip": ("merges", "merges.txt.gz"), "bart": ("tokenizer", "tokenizer")}
+SOURCES = {
+    "clip": ("merges", "merges.txt.gz"),
+    "bart": ("tokenizer", "tokenizer"),
+    "bart_questions": ("tokenizer", "tokenizer"),
+}
 
 
 def weights_of(folder):
@@ -34,7 +38,7 @@ def weights_of(folder):
 
 
 def fit(name, folder, output, *options):
-    """Train a small CLIP or a small BART for a few steps, in a directory of its own."""
+    """Train a small CLIP or a small BART for four steps, in a directory of its own."""
     source, file = SOURCES[name]
     options = [
         f"--model.init_args.output={output}",
@@ -44,6 +48,7 @@ def fit(name, folder, output, *options):
         "--data.init_args.num_val_batches=1",
         "--data.init_args.num_workers=0",
         *(["--data.init_args.num_hard_negatives=2"] if name == "clip" else []),
+        *([f"--model.init_args.start_from={folder / 'bart'}"] if name == "bart_questions" else []),
         *options,
     ]
     return run(["fit", "--config", str(CONFIGS / f"{name}.yaml"), *options, *TRAINER])
@@ -51,7 +56,7 @@ def fit(name, folder, output, *options):
 
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory):
-    """Folders of a CLIP and a BART after four steps each, and the metrics of both."""
+    """Folders of a CLIP and a BART after four steps each, and of the BART after four more; and their metrics."""
     folder = tmp_path_factory.mktemp("pretrained")
     (folder / "merges.txt.gz").write_bytes(clip_merges())
     train_bart_tokenizer(folder / "tokenizer", num_lines=2000)
@@ -82,6 +87,16 @@ def test_both_log_a_loss_and_a_score(pretrained):
     assert {"val/answers", "val/answers_color", "val/answers_object"} <= answers.keys()
     assert "val_separate/answers" in metrics["bart"]
     assert all(0 <= value <= 1 for value in answers.values())
+
+
+def test_a_bart_is_trained_further_from_its_folder(pretrained, tmp_path):
+    """At a learning rate of 0 the model that is written is the one that training starts from."""
+    folder, _ = pretrained
+    fit("bart_questions", folder, tmp_path, f"--run_dir={tmp_path}/log", "--model.init_args.learning_rate=0")
+    torch.testing.assert_close(weights_of(tmp_path), weights_of(folder / "bart"), rtol=0, atol=0)
+    assert any(
+        (weights_of(folder / "bart_questions")[name] != value).any() for name, value in weights_of(tmp_path).items()
+    )
 
 
 @pytest.mark.parametrize("name", list(SOURCES))

@@ -20,7 +20,7 @@ def in_length_groups(
     Args:
         function: Function from the inputs of some rows to a tensor (rows, L, D), L being the last input's length.
         inputs: Tensors (B, L_i, …), padded on the right.
-        masks: Mask (B, L_i) of each input, True or 1 at real positions. Rows are sorted by the last mask's lengths.
+        masks: Mask (B, L_i) of each input, True or 1 at real positions. Rows are sorted by the sum of their lengths.
         num_groups: Maximum number of groups, from 1; 1 calls the function once with the inputs unchanged.
 
     Returns:
@@ -35,7 +35,7 @@ def in_length_groups(
     if num_groups == 1:
         return function(*inputs)
     lengths = torch.stack([mask.sum(1) for mask in masks])
-    order = lengths[-1].argsort(stable=True)
+    order = lengths.sum(0).argsort(stable=True)
     groups = order.tensor_split(min(num_groups, len(order)))
     longest = torch.stack([lengths[:, rows].amax(1) for rows in groups]).tolist()  # the only synchronisation with a GPU
     parts = []

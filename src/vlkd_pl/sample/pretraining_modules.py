@@ -21,7 +21,7 @@ from vlkd_pl.clip.openai import CLIP
 from vlkd_pl.losses import clamp_logit_scale_, itcl_loss
 from vlkd_pl.losses.precision import at_least_float32
 from vlkd_pl.metrics.retrieval import recall_at_k
-from vlkd_pl.models.bart import clean_tokenizer
+from vlkd_pl.models.bart import clean_tokenizer, load_bart
 from vlkd_pl.sample.scenes import LIMITS
 from vlkd_pl.training.exact_resume import ExactResume
 from vlkd_pl.training.nonfinite import NonFiniteSteps
@@ -194,6 +194,7 @@ class BARTPretrainingModule(PretrainingModule):
     Args:
         tokenizer: Folder of a BART tokenizer.
         output: Folder that the trained model is written to at the end of training.
+        start_from: Folder of a BART of these sizes that is trained further; None for random weights.
         width: Size of the hidden states.
         num_layers: Number of layers of the encoder and of the decoder.
         num_heads: Number of attention heads.
@@ -211,6 +212,7 @@ class BARTPretrainingModule(PretrainingModule):
         self,
         tokenizer: str,
         output: str,
+        start_from: str | None = None,
         width: int = 128,
         num_layers: int = 3,
         num_heads: int = 4,
@@ -240,8 +242,11 @@ class BARTPretrainingModule(PretrainingModule):
                 attention_dropout=0.0,
                 forced_eos_token_id=None,
                 forced_bos_token_id=self.tokenizer.bos_token_id,
+                attn_implementation="eager",  # PyTorch's fused attention is slow in bfloat16 on a CPU
             )
         )
+        if start_from:
+            self.bart.load_state_dict(load_bart(start_from)[0].state_dict())
 
     def training_step(self, batch: CorpusBatch, batch_index: int) -> Tensor:
         """Compute the denoising loss."""
