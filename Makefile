@@ -106,14 +106,17 @@ format: $(BIN)/.installed
 
 # The small CLIP and BART that ship with the package, trained anew: hours on two cores. Interrupted and called again, it
 # resumes: a model that is trained stays as it is, until make clean.
-sample-models: $(addprefix $(PRETRAINING)/,clip_log/.trained bart_questions_log/.trained)
+sample-models: $(addprefix $(PRETRAINING)/,clip_log/.trained bart_separate_log/.trained)
 	mkdir -p src/vlkd_pl/sample/models
 	cp -r $(PRETRAINING)/clip $(PRETRAINING)/bart src/vlkd_pl/sample/models/
 
 $(PRETRAINING)/bart_questions_log/.trained: $(PRETRAINING)/bart_log/.trained
+$(PRETRAINING)/bart_separate_log/.trained: $(PRETRAINING)/bart_questions_log/.trained
+$(PRETRAINING)/bart_separate_log/.trained: STAGES = bart_questions bart_separate
 
+$(PRETRAINING)/%_log/.trained: STAGES = $*
 $(PRETRAINING)/%_log/.trained: $(PRETRAINING)/tokenizers/.trained
-	$(BIN)/vlkd-pl fit --config sample/$*.yaml --ckpt_path last
+	$(BIN)/vlkd-pl fit $(STAGES:%=--config sample/%.yaml) --ckpt_path last
 	touch $@
 
 $(PRETRAINING)/tokenizers/.trained: | $(BIN)/.installed

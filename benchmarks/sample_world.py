@@ -13,6 +13,7 @@ import argparse
 import json
 import math
 import random
+import shutil
 import statistics
 import warnings
 from collections import defaultdict
@@ -51,17 +52,19 @@ class Row:
 
     Attributes:
         fit: Configurations and options of ``vlkd-pl fit``; empty for a model of another row.
-        tests: Names of entries of ``TESTS``.
-        model_of: Row whose model is tested, or that training starts from; empty for none.
+        tests: Names of entries of ``TESTS`` or ``TEXT_TASKS``.
+        model_of: Row whose model is tested, or that training starts from; empty for plain BART.
+        route: Route of text in the tasks of ``TEXT_TASKS``.
     """
 
     fit: tuple[str, ...] = ()
     tests: tuple[str, ...] = ("captions", "answers")
     model_of: str = ""
+    route: str = "around"
 
 
-def _test(*configs: str, **options: str) -> list[str]:
-    return [*(f"--config={name}.yaml" for name in configs), *(f"--{key}={value}" for key, value in options.items())]
+def _options(*configs: str, **options: str) -> tuple[str, ...]:
+    return (*(f"--config={name}.yaml" for name in configs), *(f"--{key}={value}" for key, value in options.items()))
 
 
 def _questions(kind: str, split: str) -> dict[str, str]:
@@ -77,19 +80,31 @@ _KNOWLEDGE = ("zeroshot_okvqa", "sample/zeroshot_okvqa")
 _CAPTIONS = ("sample/distill", "sample/after")
 _UNSEEN = {"data.evaluation.test_captions": f"{WORLD}/captions_unseen.json"}
 
-TESTS: dict[str, list[str]] = {
-    "captions": _test(*_CAPTIONS),
-    "captions, unseen": _test(*_CAPTIONS, **_UNSEEN),
-    **{f"captions, m={m}": _test(*_CAPTIONS, **{"model.num_masks": str(m)}) for m in (1, 2, 4, 5, 6, 8)},
-    "answers": _test(*_ANSWERS, **_questions("vqa", "test")),
-    "answers, unseen": _test(*_ANSWERS, **_questions("vqa", "unseen")),
-    "caption-then-answer": _test(*_ANSWERS, **_questions("vqa", "test"), **{"model.caption_first": "true"}),
-    "knowledge": _test(*_KNOWLEDGE, **_questions("okvqa", "test")),
+TESTS: dict[str, tuple[str, ...]] = {
+    "captions": _options(*_CAPTIONS),
+    "captions, unseen": _options(*_CAPTIONS, **_UNSEEN),
+    **{f"captions, m={m}": _options(*_CAPTIONS, **{"model.num_masks": str(m)}) for m in (1, 2, 4, 5, 6, 8)},
+    "answers": _options(*_ANSWERS, **_questions("vqa", "test")),
+    "answers, unseen": _options(*_ANSWERS, **_questions("vqa", "unseen")),
+    "caption-then-answer": _options(*_ANSWERS, **_questions("vqa", "test"), **{"model.caption_first": "true"}),
+    "knowledge": _options(*_KNOWLEDGE, **_questions("okvqa", "test")),
+    "answers by domain": _options("vqa_karpathy", "sample/vqa_karpathy"),
+    "captions, fine-tuned": _options("captioning_coco", "sample/captioning_coco"),
+    "answers, fine-tuned": _options("vqa_vqav2", "sample/vqa_vqav2"),
+    "knowledge, fine-tuned": _options("zeroshot_okvqa", "overlays/okvqa_finetuned", "sample/zeroshot_okvqa"),
 }
 """Options of ``vlkd-pl test`` by the name of the test."""
 
+_GLUE = ("cola", "sst2", "rte", "mrpc", "qqp", "mnli", "qnli", "stsb")
 
-_DISTILL = ("--config=sample/distill.yaml",)
+TEXT_TASKS: dict[str, tuple[str, ...]] = {
+    **{task: _options("glue", "sample/glue", **{"model.task": task}) for task in _GLUE},
+    "XSum": _options("summarization_xsum", "sample/summarization_xsum"),
+}
+"""Options of ``vlkd-pl fit`` and ``vlkd-pl test`` by the name of the task that a model is fine-tuned and tested on."""
+
+_DISTILL = ("--config=sample/distill.yaml", f"--data.features={FEATURES}")
+_FINE_TUNED_ANSWERS = ("answers, fine-tuned", "knowledge, fine-tuned")
 _PAPER = (*_DISTILL, "--config=sample/paper.yaml")
 _ALL_TESTS = ("captions", "captions, unseen", "answers", "answers, unseen", "caption-then-answer", "knowledge", "text")
 
@@ -100,6 +115,31 @@ GROUPS: dict[str, dict[str, Row]] = {
         "w/o TTDM": Row((*_DISTILL, "--model.ttdm_weight=0")),
         "w/o ITCL": Row((*_DISTILL, "--model.itcl_weight=0")),
         "w/o both": Row((*_DISTILL, "--model.ttdm_weight=0", "--model.itcl_weight=0")),
+    },
+    "fine-tuned": {
+        "captioning": Row(
+            _options("captioning_coco", "sample/captioning_coco"), ("captions, fine-tuned",), model_of="distilled"
+        ),
+        "SCST": Row(
+            _options("scst_coco", "sample/captioning_coco", "sample/scst_coco"),
+            ("captions, fine-tuned",),
+            model_of="captioning",
+        ),
+        "1% of the questions": Row(
+            _options("vqa_vqav2", "overlays/vqav2_1percent", "sample/vqa_vqav2", "sample/vqav2_1percent"),
+            _FINE_TUNED_ANSWERS,
+            model_of="distilled",
+        ),
+        "all questions": Row(_options("vqa_vqav2", "sample/vqa_vqav2"), _FINE_TUNED_ANSWERS, model_of="distilled"),
+        "common questions": Row(
+            _options("vqa_karpathy", "sample/vqa_karpathy"), ("answers by domain",), model_of="distilled"
+        ),
+        "zero-shot": Row(tests=("answers by domain", *_FINE_TUNED_ANSWERS), model_of="distilled"),
+    },
+    "text": {
+        "plain BART": Row(tests=tuple(TEXT_TASKS)),
+        "distilled, around": Row(tests=tuple(TEXT_TASKS), model_of="distilled"),
+        "distilled, through": Row(tests=tuple(TEXT_TASKS), model_of="distilled", route="through"),
     },
     "masks": {
         "masks": Row(tests=tuple(name for name in TESTS if name.startswith("captions, m=")), model_of="distilled")
@@ -182,28 +222,32 @@ def make_world() -> None:
 def run(name: str, row: Row, seed: int) -> None:
     """Train and test a row with one seed, as far as that has not been done."""
     folder = _folder(name, seed)
-    model = _folder(row.model_of or name, seed) / "fit" / "model"
+    start = _folder(row.model_of, seed) / "fit" / "model" if row.model_of else WORLD / "bart"
+    model = folder / "fit" / "model" if row.fit else start
     if row.fit and not (model / "config.json").is_file():
-        last = folder / "fit" / "checkpoints" / "last.ckpt"
-        _call(
-            "fit",
-            *row.fit,
-            f"--run_dir={folder / 'fit'}",
-            f"--seed_everything={seed}",
-            f"--data.seed={seed}",
-            f"--data.features={FEATURES}",
-            *([f"--ckpt_path={last}"] if last.is_file() else []),
-            *_QUIET,
-        )
+        _fit(folder / "fit", seed, *row.fit, *([f"--model.init_from={start}"] if row.model_of else []))
     for test in row.tests:
-        scores = folder / test / "scores.json"
-        if scores.is_file():
+        run_dir = f"--run_dir={folder / test}"
+        if (folder / test / "scores.json").is_file():
             continue
         if test == "text":
-            scores.parent.mkdir(parents=True, exist_ok=True)
-            scores.write_text(json.dumps({"scores": text_scores(model, seed)}, indent=1))
+            (folder / test).mkdir(parents=True, exist_ok=True)
+            (folder / test / "scores.json").write_text(json.dumps({"scores": text_scores(model, seed)}, indent=1))
+        elif test in TEXT_TASKS:
+            task = (*TEXT_TASKS[test], f"--model.model={model}", f"--model.route={row.route}")
+            _fit(folder / test / "fit", seed, *task)
+            best = folder / test / "fit" / "checkpoints" / "best.ckpt"
+            _call("test", *task, f"--ckpt_path={best}", run_dir, *_QUIET)
+            shutil.rmtree(best.parent)
         else:
-            _call("test", *TESTS[test], f"--model.init_from={model}", f"--run_dir={folder / test}", *_QUIET)
+            _call("test", *TESTS[test], f"--model.init_from={model}", run_dir, *_QUIET)
+
+
+def _fit(run_dir: Path, seed: int, *options: str) -> None:
+    last = run_dir / "checkpoints" / "last.ckpt"
+    resumed = [f"--ckpt_path={last}"] if last.is_file() else []
+    seeds = (f"--seed_everything={seed}", f"--data.seed={seed}")
+    _call("fit", *options, f"--run_dir={run_dir}", *seeds, *resumed, *_QUIET)
 
 
 def text_scores(model: Path, seed: int, num_scenes: int = 200) -> dict[str, float]:
@@ -259,24 +303,43 @@ def _columns(test: str, scores: Mapping[str, float]) -> dict[str, str]:
     """Heading of each score of a test that is reported, with its name in the file of scores."""
     if test.startswith("captions"):
         return _CAPTION_COLUMNS
-    return {name: name for name in scores} if test == "text" else _ANSWER_COLUMNS
+    if test == "answers by domain":
+        return {name.removeprefix("accuracy/"): name for name in scores if "domain" in name}
+    return {name: name for name in scores} if test in ("text", *TEXT_TASKS, "GLUE") else _ANSWER_COLUMNS
 
 
 def _tables(rows: Mapping[str, Row]) -> Iterator[str]:
-    for test in dict.fromkeys(test for row in rows.values() for test in row.tests):
+    tests = dict.fromkeys(test for row in rows.values() for test in row.tests)
+    for test in tests:
         files = {name: sorted(_folder(name, 0).parent.glob(f"*/{test}/scores.json")) for name in rows}
-        scores = {name: [_read(path) for path in paths] for name, paths in files.items() if paths}
-        if not scores:
-            continue
-        columns = _columns(test, next(iter(scores.values()))[0])
-        reported = {
-            head: name for head, name in columns.items() if any(name in run for runs in scores.values() for run in runs)
-        }
-        lines = [f"{test} | seeds | {' | '.join(reported)}", " | ".join(["---"] * (2 + len(reported)))]
-        for name, runs in scores.items():
-            cells = [str(interval([run[score] for run in runs if score in run])) for score in reported.values()]
-            lines.append(f"{name} | {len(runs)} | {' | '.join(cells)}")
-        yield "\n".join(f"| {line} |" for line in lines)
+        yield from _table(test, {name: [_read(path) for path in paths] for name, paths in files.items()})
+    if tests.keys() & set(_GLUE):
+        yield from _table("GLUE", {name: list(_glue_scores(_folder(name, 0).parent)) for name in rows})
+
+
+def _glue_scores(folder: Path) -> Iterator[dict[str, float]]:
+    """Scores of the eight tasks, and their mean, of each seed that has all of them."""
+    for seed in sorted(folder.glob("*")):
+        files = {task: seed / task / "scores.json" for task in _GLUE}
+        if all(path.is_file() for path in files.values()):
+            scores = {task: _read(path)["score"] for task, path in files.items()}
+            yield scores | {"mean": statistics.fmean(scores.values())}
+
+
+def _table(test: str, rows: Mapping[str, Sequence[Mapping[str, float]]]) -> Iterator[str]:
+    """A table of the runs of each row, where there are any."""
+    scores = {name: runs for name, runs in rows.items() if runs}
+    if not scores:
+        return
+    columns = _columns(test, next(iter(scores.values()))[0])
+    reported = {
+        head: name for head, name in columns.items() if any(name in run for runs in scores.values() for run in runs)
+    }
+    lines = [f"{test} | seeds | {' | '.join(reported)}", " | ".join(["---"] * (2 + len(reported)))]
+    for name, runs in scores.items():
+        cells = [str(interval([run[score] for run in runs if score in run])) for score in reported.values()]
+        lines.append(f"{name} | {len(runs)} | {' | '.join(cells)}")
+    yield "\n".join(f"| {line} |" for line in lines)
 
 
 def _read(path: Path) -> dict[str, float]:

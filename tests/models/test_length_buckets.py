@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from vlkd_pl.models.length_buckets import in_length_groups
+from vlkd_pl.clip.frozen import FrozenCLIP
+from vlkd_pl.models.length_buckets import embed_in_length_groups, in_length_groups
 
 LENGTHS = [3, 7, 1, 5, 5, 2, 4]
 
@@ -73,3 +74,17 @@ def test_equal_lengths_make_as_many_groups():
     calls = []
     in_length_groups(lambda ids: calls.append(len(ids)) or ids[..., None], (torch.ones(6, 4),), (mask,), 3)
     assert calls == [2, 2, 2]
+
+
+def test_clip_texts_are_embedded_without_what_follows_their_end(clip_folder):
+    """The end token has the highest id; a token of id 0 before it is a part of the text."""
+    clip, end = FrozenCLIP.load(str(clip_folder)), 654
+    ids = torch.tensor([[3, 0, end, 0, 0, 0], [3, 5, 4, 0, 0, end], [3, end, 0, 0, 0, 0]])
+    lengths = []
+
+    def encode_text(ids):
+        lengths.append(ids.shape[1])
+        return clip.encode_text(ids)
+
+    torch.testing.assert_close(embed_in_length_groups(encode_text, ids, 3), clip.encode_text(ids))
+    assert lengths == [2, 3, 6]

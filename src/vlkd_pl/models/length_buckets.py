@@ -45,6 +45,21 @@ def in_length_groups(
     return torch.cat(parts).index_select(0, order.argsort())
 
 
+def embed_in_length_groups(encode_text: Callable[[Tensor], Tensor], clip_text_ids: Tensor, num_groups: int) -> Tensor:
+    """Embed texts with CLIP in groups of similar length; ``FrozenCLIP.encode_text`` ignores what follows the end token.
+
+    Args:
+        encode_text: Function from token ids (rows, L) to embeddings (rows, D).
+        clip_text_ids: CLIP's token ids (B, L) int64; the end token has the highest id.
+        num_groups: Maximum number of groups, from 1.
+
+    Returns:
+        Embeddings (B, D).
+    """
+    mask = torch.arange(clip_text_ids.shape[1], device=clip_text_ids.device) <= clip_text_ids.argmax(1, keepdim=True)
+    return in_length_groups(lambda ids: encode_text(ids).unsqueeze(1), (clip_text_ids,), (mask,), num_groups)[:, 0]
+
+
 def stacked(parts: Sequence[Tensor], value: float) -> Tensor:
     """Concatenate the rows of tensors, padded on the right to the longest.
 

@@ -16,7 +16,7 @@ from vlkd_pl.evaluation.distillation import DistillationEvaluator, DistillationR
 from vlkd_pl.evaluation.evaluator import Evaluator
 from vlkd_pl.losses import chunked_icti_loss, clamp_logit_scale_, icti_loss, itcl_loss, ttdm_loss
 from vlkd_pl.models.decoding import CAPTION_DECODING, Decoding, caption
-from vlkd_pl.models.length_buckets import in_length_groups, stacked
+from vlkd_pl.models.length_buckets import embed_in_length_groups, in_length_groups, stacked
 from vlkd_pl.models.vlkd import ImageFeatures, mean_pooled
 from vlkd_pl.modules.base import TaskModule
 from vlkd_pl.training.checkpoint import drop_clip, load_model, restore_clip
@@ -246,7 +246,8 @@ class VLKDModule(TaskModule):
         )
 
     def _embed_passages(self, clip_text_ids: Tensor) -> Tensor:
-        embedding = self.model.clip.encode_text(clip_text_ids)
+        num_groups = self.execution.num_length_groups
+        embedding = embed_in_length_groups(self.model.clip.encode_text, clip_text_ids, num_groups)
         if self.text_as_image_noise == 0:
             return embedding
         return embedding + self.text_as_image_noise * torch.randn_like(embedding)
