@@ -43,10 +43,8 @@ class TextModel(nn.Module):
         Args:
             model: Folder that ``VLKDModel.save_pretrained`` wrote; or a folder or Hugging Face name of a plain BART.
             route: Whether the encoder's output passes ``through`` W'_e W_e, as in distillation, or ``around`` it; both
-                are the same for a plain BART. The paper leaves it open. ``around`` is better on GLUE, where the
-                projections lose word order, and slightly worse on XSum: in the sample world over three seeds, CoLA 70
-                against 20, RTE 92 against 79, ROUGE-L 95.3 against 97.0. At the paper's sizes W'_e W_e also loses rank
-                (512 of 1,024 with ViT-B/16).
+                are the same for a plain BART. The paper leaves it open. At its sizes W'_e W_e loses rank (512 of 1,024
+                with ViT-B/16); ``docs/sample_world.md`` has figures of both.
 
         Raises:
             FileNotFoundError: Neither the folder nor the name exists.
