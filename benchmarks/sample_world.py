@@ -34,6 +34,7 @@ from vlkd_pl.sample.scenes import distinct_scenes
 
 WORLD = Path("runs/sample/world")
 FEATURES = Path("runs/sample/features")
+CANDIDATES = Path("runs/sample/answers.txt")
 RUNS = Path("runs/figures")
 
 # two-sided 95% quantiles of Student's t for 1 to 9 degrees of freedom
@@ -80,6 +81,25 @@ _KNOWLEDGE = ("zeroshot_okvqa", "sample/zeroshot_okvqa")
 _CAPTIONS = ("sample/distill", "sample/after")
 _UNSEEN = {"data.evaluation.test_captions": f"{WORLD}/captions_unseen.json"}
 
+_RERANKED = {"model.decoding.num_candidates": "6", "model.decoding.rerank": "true"}
+_SAMPLED = {
+    "model.decoding.num_beams": "1",
+    "model.decoding.num_candidates": "16",
+    "model.decoding.sample": "true",
+    "model.decoding.rerank": "true",
+}
+_CAPTION_STRATEGIES = {
+    "captions, greedy": {"model.decoding.num_beams": "1"},
+    "captions, free decoding": {"model.decoding.reading": "free"},
+    "captions, of six beams the nearest": _RERANKED,
+    "captions, of 16 samples the nearest": _SAMPLED,
+}
+_ANSWER_STRATEGIES = {
+    "answers, free decoding": {"model.decoding.reading": "free"},
+    "answers, from a list": {"model.candidates": str(CANDIDATES)},
+    "answers, of six beams the nearest": {"model.decoding.num_beams": "6"} | _RERANKED,
+}
+
 TESTS: dict[str, tuple[str, ...]] = {
     "captions": _options(*_CAPTIONS),
     "captions, unseen": _options(*_CAPTIONS, **_UNSEEN),
@@ -88,6 +108,11 @@ TESTS: dict[str, tuple[str, ...]] = {
     "answers, unseen": _options(*_ANSWERS, **_questions("vqa", "unseen")),
     "caption-then-answer": _options(*_ANSWERS, **_questions("vqa", "test"), **{"model.caption_first": "true"}),
     "knowledge": _options(*_KNOWLEDGE, **_questions("okvqa", "test")),
+    **{name: _options(*_CAPTIONS, **options) for name, options in _CAPTION_STRATEGIES.items()},
+    **{
+        name: _options(*_ANSWERS, **_questions("vqa", "test"), **options)
+        for name, options in _ANSWER_STRATEGIES.items()
+    },
     "answers by domain": _options("vqa_karpathy", "sample/vqa_karpathy"),
     "captions, fine-tuned": _options("captioning_coco", "sample/captioning_coco"),
     "answers, fine-tuned": _options("vqa_vqav2", "sample/vqa_vqav2"),
@@ -141,6 +166,7 @@ GROUPS: dict[str, dict[str, Row]] = {
         "distilled, around": Row(tests=tuple(TEXT_TASKS), model_of="distilled"),
         "distilled, through": Row(tests=tuple(TEXT_TASKS), model_of="distilled", route="through"),
     },
+    "decoding": {"decoding": Row(tests=(*_CAPTION_STRATEGIES, *_ANSWER_STRATEGIES), model_of="distilled")},
     "masks": {
         "masks": Row(tests=tuple(name for name in TESTS if name.startswith("captions, m=")), model_of="distilled")
     },
@@ -210,11 +236,15 @@ def main() -> None:
 
 
 def make_world() -> None:
-    """Draw the sample world and cache its CLIP features, where that has not been done."""
+    """Draw the sample world, cache its CLIP features, and list its answers, where that has not been done."""
     if not WORLD.is_dir():
         _call("sample", str(WORLD))
     if not FEATURES.is_dir():
         _call("cache", "--config=sample/distill.yaml", "--model.image_features=all", f"--output={FEATURES}")
+    if not CANDIDATES.is_file():
+        annotations = json.loads((WORLD / "vqa_annotations_val.json").read_text())["annotations"]
+        answers = {reply["answer"] for annotation in annotations for reply in annotation["answers"]}
+        CANDIDATES.write_text("".join(f"{text}\n" for text in sorted(answers)))
 
 
 def run(name: str, row: Row, seed: int) -> None:
