@@ -140,10 +140,16 @@ def test_groups_are_cut_to_their_lengths(world):
     module.compute_losses(batch)
     parts = (batch, batch["text_as_image"], batch["text_infilling"])
     decoded = torch.cat([(part["labels"] != -100).sum(1) for part in parts])
-    encoded = torch.cat([batch["bart_text_mask"].sum(1), *(part["corrupted_mask"].sum(1) for part in parts)])
-    for name, lengths in {"decode_features": decoded, "encode_text": encoded}.items():
-        groups = lengths.sort().values.tensor_split(5)
-        assert seen[name] == [(len(group), int(group[-1])) for group in groups]
+    texts = [part["corrupted_mask"].sum(1) for part in parts]
+    num_image_tokens = (module.model.clip.num_patches, 1, 0)
+    conditions = torch.cat([lengths + more for lengths, more in zip(texts, num_image_tokens, strict=True)])
+    encoded = torch.cat([batch["bart_text_mask"].sum(1), *texts])
+    for name, lengths, order in (
+        ("decode_features", decoded, decoded + conditions),
+        ("encode_text", encoded, encoded),
+    ):
+        groups = lengths[order.argsort(stable=True)].tensor_split(5)
+        assert seen[name] == [(len(group), int(group.max())) for group in groups]
 
 
 @pytest.mark.parametrize("option", ["num_length_groups", "vocabulary_chunk_size"])
