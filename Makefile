@@ -112,7 +112,8 @@ sample-models: $(addprefix $(PRETRAINING)/,clip_log/.trained bart_separate_log/.
 
 $(PRETRAINING)/bart_questions_log/.trained: $(PRETRAINING)/bart_log/.trained
 $(PRETRAINING)/bart_separate_log/.trained: $(PRETRAINING)/bart_questions_log/.trained
-$(PRETRAINING)/bart_separate_log/.trained: STAGES = bart_questions bart_separate
+$(PRETRAINING)/bart_questions_log/.trained: STAGES = bart bart_questions
+$(PRETRAINING)/bart_separate_log/.trained: STAGES = bart bart_questions bart_separate
 
 $(PRETRAINING)/%_log/.trained: STAGES = $*
 $(PRETRAINING)/%_log/.trained: $(PRETRAINING)/tokenizers/.trained

@@ -33,8 +33,9 @@ RUNS = [
     ("fit", "sample/distill"),
     *(("test", "sample/distill", f"sample/{name}") for name in ("before", "after")),
     ("fit", "sample/distill", "sample/paper"),
-    *(("fit", f"sample/{name}") for name in ("clip", "bart", "bart_questions")),
-    ("fit", "sample/bart_questions", "sample/bart_separate"),
+    *(("fit", f"sample/{name}") for name in ("clip", "bart")),
+    ("fit", "sample/bart", "sample/bart_questions"),
+    ("fit", "sample/bart", "sample/bart_questions", "sample/bart_separate"),
 ]
 """The command and the files of each run that the shipped configurations are for."""
 

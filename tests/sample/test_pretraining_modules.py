@@ -29,6 +29,7 @@ SOURCES = {
     "bart": ("tokenizer", "tokenizer"),
     "bart_questions": ("tokenizer", "tokenizer"),
 }
+CONFIGS_OF = {"clip": ["clip"], "bart": ["bart"], "bart_questions": ["bart", "bart_questions"]}
 
 
 def weights_of(folder):
@@ -51,7 +52,8 @@ def fit(name, folder, output, *options):
         *([f"--model.init_args.start_from={folder / 'bart'}"] if name == "bart_questions" else []),
         *options,
     ]
-    return run(["fit", "--config", str(CONFIGS / f"{name}.yaml"), *options, *TRAINER])
+    configs = [f"--config={CONFIGS / config}.yaml" for config in CONFIGS_OF[name]]
+    return run(["fit", *configs, *options, *TRAINER])
 
 
 @pytest.fixture(scope="module")
