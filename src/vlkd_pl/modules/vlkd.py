@@ -246,11 +246,13 @@ class VLKDModule(TaskModule):
         )
 
     def _embed_passages(self, clip_text_ids: Tensor) -> Tensor:
-        num_groups = self.execution.num_length_groups
-        embedding = embed_in_length_groups(self.model.clip.encode_text, clip_text_ids, num_groups)
+        embedding = self._embed_by_clip(clip_text_ids)
         if self.text_as_image_noise == 0:
             return embedding
         return embedding + self.text_as_image_noise * torch.randn_like(embedding)
+
+    def _embed_by_clip(self, clip_text_ids: Tensor) -> Tensor:
+        return embed_in_length_groups(self.model.clip.encode_text, clip_text_ids, self.execution.num_length_groups)
 
     def _encode_by_clip(self, batch: ImageTextBatch) -> tuple[Tensor, Tensor]:
         """Read CLIP's image tokens and text embedding in float32 from the batch, or compute them."""
@@ -259,7 +261,7 @@ class VLKDModule(TaskModule):
             if "image_scales" in batch:
                 image_tokens = image_tokens * batch["image_scales"].float().unsqueeze(-1)
             return image_tokens, batch["clip_text_embedding"].float()
-        return self.model.clip.encode_image(batch["image"]), self.model.clip.encode_text(batch["clip_text_ids"])
+        return self.model.clip.encode_image(batch["image"]), self._embed_by_clip(batch["clip_text_ids"])
 
     def _encode_together(self, texts: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
         """Encode texts in one pass of BART's encoder: features (B, L, d_2) of each pair of ids and mask (B, L)."""
