@@ -25,7 +25,10 @@ from typing import NamedTuple
 import torch
 import transformers
 
+from vlkd_pl.batch import GLUE_LABELS
 from vlkd_pl.cli import main as vlkd_pl
+from vlkd_pl.data.vqa_files import read_questions
+from vlkd_pl.files import write_text
 from vlkd_pl.models.decoding import Decoding, answer
 from vlkd_pl.models.vlkd import VLKDModel
 from vlkd_pl.sample import BART_FOLDER, CLIP_FOLDER
@@ -82,37 +85,35 @@ _CAPTIONS = ("sample/distill", "sample/after")
 _UNSEEN = {"data.evaluation.test_captions": f"{WORLD}/captions_unseen.json"}
 
 _RERANKED = {"model.decoding.num_candidates": "6", "model.decoding.rerank": "true"}
-_SAMPLED = {
-    "model.decoding.num_beams": "1",
-    "model.decoding.num_candidates": "16",
-    "model.decoding.sample": "true",
-    "model.decoding.rerank": "true",
-}
+_SAMPLED = {"model.decoding.num_beams": "1", "model.decoding.num_candidates": "16", "model.decoding.sample": "true"}
 _CAPTION_STRATEGIES = {
+    "captions": {},
     "captions, greedy": {"model.decoding.num_beams": "1"},
     "captions, free decoding": {"model.decoding.reading": "free"},
     "captions, of six beams the nearest": _RERANKED,
-    "captions, of 16 samples the nearest": _SAMPLED,
+    "captions, of 16 samples the nearest": _RERANKED | _SAMPLED,
 }
 _ANSWER_STRATEGIES = {
+    "answers": {},
+    "caption-then-answer": {"model.caption_first": "true"},
     "answers, free decoding": {"model.decoding.reading": "free"},
     "answers, from a list": {"model.candidates": str(CANDIDATES)},
     "answers, of six beams the nearest": {"model.decoding.num_beams": "6"} | _RERANKED,
 }
+_STRATEGIES = {
+    f"{name}{suffix}": _options(*configs, **data, **options)
+    for suffix, split, captions_of in (("", "test", {}), (", unseen", "unseen", _UNSEEN))
+    for configs, data, strategies in (
+        (_CAPTIONS, captions_of, _CAPTION_STRATEGIES),
+        (_ANSWERS, _questions("vqa", split), _ANSWER_STRATEGIES),
+    )
+    for name, options in strategies.items()
+}
 
 TESTS: dict[str, tuple[str, ...]] = {
-    "captions": _options(*_CAPTIONS),
-    "captions, unseen": _options(*_CAPTIONS, **_UNSEEN),
+    **_STRATEGIES,
     **{f"captions, m={m}": _options(*_CAPTIONS, **{"model.num_masks": str(m)}) for m in (1, 2, 4, 5, 6, 8)},
-    "answers": _options(*_ANSWERS, **_questions("vqa", "test")),
-    "answers, unseen": _options(*_ANSWERS, **_questions("vqa", "unseen")),
-    "caption-then-answer": _options(*_ANSWERS, **_questions("vqa", "test"), **{"model.caption_first": "true"}),
     "knowledge": _options(*_KNOWLEDGE, **_questions("okvqa", "test")),
-    **{name: _options(*_CAPTIONS, **options) for name, options in _CAPTION_STRATEGIES.items()},
-    **{
-        name: _options(*_ANSWERS, **_questions("vqa", "test"), **options)
-        for name, options in _ANSWER_STRATEGIES.items()
-    },
     "answers by domain": _options("vqa_karpathy", "sample/vqa_karpathy"),
     "captions, fine-tuned": _options("captioning_coco", "sample/captioning_coco"),
     "answers, fine-tuned": _options("vqa_vqav2", "sample/vqa_vqav2"),
@@ -120,10 +121,8 @@ TESTS: dict[str, tuple[str, ...]] = {
 }
 """Options of ``vlkd-pl test`` by the name of the test."""
 
-_GLUE = ("cola", "sst2", "rte", "mrpc", "qqp", "mnli", "qnli", "stsb")
-
 TEXT_TASKS: dict[str, tuple[str, ...]] = {
-    **{task: _options("glue", "sample/glue", **{"model.task": task}) for task in _GLUE},
+    **{task: _options("glue", "sample/glue", **{"model.task": task}) for task in GLUE_LABELS},
     "XSum": _options("summarization_xsum", "sample/summarization_xsum"),
 }
 """Options of ``vlkd-pl fit`` and ``vlkd-pl test`` by the name of the task that a model is fine-tuned and tested on."""
@@ -166,7 +165,9 @@ GROUPS: dict[str, dict[str, Row]] = {
         "distilled, around": Row(tests=tuple(TEXT_TASKS), model_of="distilled"),
         "distilled, through": Row(tests=tuple(TEXT_TASKS), model_of="distilled", route="through"),
     },
-    "decoding": {"decoding": Row(tests=(*_CAPTION_STRATEGIES, *_ANSWER_STRATEGIES), model_of="distilled")},
+    "decoding": {
+        "decoding": Row(tests=tuple(name for name in _STRATEGIES if name not in _ALL_TESTS), model_of="distilled")
+    },
     "masks": {
         "masks": Row(tests=tuple(name for name in TESTS if name.startswith("captions, m=")), model_of="distilled")
     },
@@ -242,9 +243,9 @@ def make_world() -> None:
     if not FEATURES.is_dir():
         _call("cache", "--config=sample/distill.yaml", "--model.image_features=all", f"--output={FEATURES}")
     if not CANDIDATES.is_file():
-        annotations = json.loads((WORLD / "vqa_annotations_val.json").read_text())["annotations"]
-        answers = {reply["answer"] for annotation in annotations for reply in annotation["answers"]}
-        CANDIDATES.write_text("".join(f"{text}\n" for text in sorted(answers)))
+        val = read_questions(*(WORLD / f"vqa_{part}_val.json" for part in ("questions", "annotations")))
+        answers = {text for question in val for text in question.answers}
+        write_text(CANDIDATES, "".join(f"{text}\n" for text in sorted(answers)))
 
 
 def run(name: str, row: Row, seed: int) -> None:
@@ -341,14 +342,14 @@ def _tables(rows: Mapping[str, Row]) -> Iterator[str]:
     for test in tests:
         files = {name: sorted(_folder(name, 0).parent.glob(f"*/{test}/scores.json")) for name in rows}
         yield from _table(test, {name: [_read(path) for path in paths] for name, paths in files.items()})
-    if tests.keys() & set(_GLUE):
+    if tests.keys() & set(GLUE_LABELS):
         yield from _table("GLUE", {name: list(_glue_scores(_folder(name, 0).parent)) for name in rows})
 
 
 def _glue_scores(folder: Path) -> Iterator[dict[str, float]]:
     """Scores of the eight tasks, and their mean, of each seed that has all of them."""
     for seed in sorted(folder.glob("*")):
-        files = {task: seed / task / "scores.json" for task in _GLUE}
+        files = {task: seed / task / "scores.json" for task in GLUE_LABELS}
         if all(path.is_file() for path in files.values()):
             scores = {task: _read(path)["score"] for task, path in files.items()}
             yield scores | {"mean": statistics.fmean(scores.values())}
