@@ -130,15 +130,17 @@ TEXT_TASKS: dict[str, tuple[str, ...]] = {
 _DISTILL = ("--config=sample/distill.yaml", f"--data.features={FEATURES}")
 _FINE_TUNED_ANSWERS = ("answers, fine-tuned", "knowledge, fine-tuned")
 _PAPER = (*_DISTILL, "--config=sample/paper.yaml")
+_MORE_MASKS = (*_PAPER, "--data.masking.mask_share=[0.3,0.8,1.0,1.0,1.0]")
 _ALL_TESTS = ("captions", "captions, unseen", "answers", "answers, unseen", "caption-then-answer", "knowledge", "text")
 
 GROUPS: dict[str, dict[str, Row]] = {
     "distilled": {"distilled": Row(_DISTILL, _ALL_TESTS)},
     "text as image": {"without text as image": Row((*_DISTILL, "--data.text_corpus.text_as_image=0"), _ALL_TESTS)},
     "objectives": {
-        "w/o TTDM": Row((*_DISTILL, "--model.ttdm_weight=0")),
-        "w/o ITCL": Row((*_DISTILL, "--model.itcl_weight=0")),
-        "w/o both": Row((*_DISTILL, "--model.ttdm_weight=0", "--model.itcl_weight=0")),
+        "more masks": Row(_MORE_MASKS),
+        "w/o TTDM": Row((*_MORE_MASKS, "--model.ttdm_weight=0")),
+        "w/o ITCL": Row((*_MORE_MASKS, "--model.itcl_weight=0")),
+        "w/o both": Row((*_MORE_MASKS, "--model.ttdm_weight=0", "--model.itcl_weight=0")),
     },
     "fine-tuned": {
         "captioning": Row(
@@ -154,7 +156,9 @@ GROUPS: dict[str, dict[str, Row]] = {
             _FINE_TUNED_ANSWERS,
             model_of="distilled",
         ),
-        "all questions": Row(_options("vqa_vqav2", "sample/vqa_vqav2"), _FINE_TUNED_ANSWERS, model_of="distilled"),
+        "all questions": Row(
+            _options("vqa_vqav2", "sample/vqa_vqav2"), ("answers by domain", *_FINE_TUNED_ANSWERS), model_of="distilled"
+        ),
         "common questions": Row(
             _options("vqa_karpathy", "sample/vqa_karpathy"), ("answers by domain",), model_of="distilled"
         ),
@@ -172,18 +176,16 @@ GROUPS: dict[str, dict[str, Row]] = {
         "masks": Row(tests=tuple(name for name in TESTS if name.startswith("captions, m=")), model_of="distilled")
     },
     "size": {
-        "1/3 of the pairs": Row((*_DISTILL, "--data.subset_size=5333")),
-        "1/30 of the pairs": Row((*_DISTILL, "--data.subset_size=533")),
+        "more masks": Row(_MORE_MASKS),
+        "1/3 of the pairs": Row((*_MORE_MASKS, "--data.subset_size=5333")),
+        "1/30 of the pairs": Row((*_MORE_MASKS, "--data.subset_size=533")),
     },
     "paper": {
         "paper-faithful": Row(_PAPER),
-        "paper, closed form": Row((*_PAPER, "--model.start=closed_form")),
-        "paper, all features": Row((*_PAPER, "--model.image_features=all")),
-        "paper, more masks": Row((*_PAPER, "--data.masking.mask_share=[0.3,0.8,1.0,1.0,1.0]")),
-        "distilled, random start": Row((*_DISTILL, "--model.start=random")),
-        "distilled, patches": Row((*_DISTILL, "--model.image_features=patches")),
-        "distilled, 15% masks": Row((*_DISTILL, "--data.masking.mask_share=0.15")),
-        "distilled, no text": Row((*_DISTILL, "--data.text_corpus=null")),
+        "more masks": Row(_MORE_MASKS),
+        "closed form": Row((*_PAPER, "--model.start=closed_form")),
+        "prefix": Row((*_PAPER, "--model.image_features=pooled", "--model.prefix_length=24")),
+        "rate of 1.5e-3": Row((*_PAPER, "--model.optimization.learning_rate=1.5e-3")),
     },
 }
 """Rows of each table by its name."""

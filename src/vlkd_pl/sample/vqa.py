@@ -25,13 +25,14 @@ RARE_ANSWERS = frozenset({"pink", "brown", "hat", "hats", "bell", "bells"})
 """The answers of the out-of-domain questions, which few of the split's training questions have."""
 
 TAUGHT_OBJECTS = frozenset({"fish", "tree", "cup", "star", "ball", "bell"})
-"""The objects whose facts are answers of training questions; the knowledge questions of other splits are about the
+"""The objects whose facts most of the knowledge questions of training ask for; those of other splits are about the
 others. Each half holds one object with a rare name, and four of an unseen combination of color and object."""
 
 _LABEL_SCORES = {1: 0.3, 2: 0.6, 3: 0.9}  # VL-T5's scores by the number of annotators; 1 for more
 
 _FACT_COLUMNS = tuple(zip(*FACTS.values(), strict=True))
 _TAUGHT_FACTS = frozenset(fact for name in TAUGHT_OBJECTS for fact in FACTS[name])
+_UNTAUGHT_FACTS = frozenset(fact for facts in FACTS.values() for fact in facts) - _TAUGHT_FACTS
 _ALTERNATIVES: tuple[tuple[str, ...], ...] = (
     COLORS,
     OBJECTS,
@@ -42,15 +43,19 @@ _ALTERNATIVES: tuple[tuple[str, ...], ...] = (
     ("left", "right"),
     ("above", "below"),
     ("yes", "no"),
-    # apart, so that no annotator of a training question gives a fact that other splits ask for
-    *(tuple(fact for fact in column if fact in _TAUGHT_FACTS) for column in _FACT_COLUMNS),
-    *(tuple(fact for fact in column if fact not in _TAUGHT_FACTS) for column in _FACT_COLUMNS),
+    # apart, so that no annotator of a question about a taught fact gives a fact that other splits ask for
+    *(
+        tuple(fact for fact in column if fact in facts)
+        for facts in (_TAUGHT_FACTS, _UNTAUGHT_FACTS)
+        for column in _FACT_COLUMNS
+    ),
 )
 _DISAGREEMENT = 0.25
 _KNOWLEDGE_SHARE = 0.5
 """Share of the training split's knowledge questions that VQA's file holds, too: about 7% of its questions."""
 _RARE_SHARE = 0.02
-"""Share of the out-of-domain questions that the training file of VL-T5's split holds."""
+"""Share of the rare questions that a training file holds: VQA's file of those for untaught facts, the file of VL-T5's
+split of the out-of-domain ones. Without any, a fine-tuned model never gives such an answer again."""
 _TRIVIAL_QUESTIONS = ("how many things are there?", "when is it?")
 """Questions that have the same answer in every scene: three, and night."""
 
@@ -63,7 +68,8 @@ def write_questions(folder: Path, split: str, scenes: list[Scene], first_id: int
     ``okvqa_questions_{split}.json`` and ``okvqa_annotations_{split}.json`` (OK-VQA's format,
     https://okvqa.allenai.org). Those of the split ``train`` are about ``TAUGHT_OBJECTS``, and half of them are in the
     first two files, too, as some of VQA v2's questions need knowledge. Those of other splits are about the other
-    objects: their answers are only in the text corpus, and no training question has one of them.
+    objects: their answers are in the text corpus; of the questions for these facts that images of ``train`` allow, the
+    first two files hold 2%, as VQA v2's training file has some of the answers to OK-VQA's questions.
 
     At least eight annotators give the correct answer, which thus has an accuracy of 100%; for about a quarter of the
     questions, one or two annotators give a wrong answer of the same kind.
@@ -84,15 +90,13 @@ def write_questions(folder: Path, split: str, scenes: list[Scene], first_id: int
     for image_id, scene in enumerate(scenes, start=first_id):
         drawn = [question for question in questions(scene, rng) if question.text not in _TRIVIAL_QUESTIONS]
         visual = [question for question in drawn if question.kind != "fact"]
-        knowledge = [
-            question
-            for question in drawn
-            if question.kind == "fact" and (question.answer in _TAUGHT_FACTS) == (split == "train")
-        ]
+        taught = [question for question in drawn if question.answer in _TAUGHT_FACTS]
+        untaught = [question for question in drawn if question.answer in _UNTAUGHT_FACTS]
         if split == "train":
-            visual += [question for question in knowledge if rng.random() < _KNOWLEDGE_SHARE]
+            visual += [question for question in taught if rng.random() < _KNOWLEDGE_SHARE]
+            visual += [question for question in untaught if rng.random() < _RARE_SHARE]
         seen |= enumerate(visual, start=1000 * image_id)
-        facts |= enumerate(knowledge, start=1000 * image_id)
+        facts |= enumerate(taught if split == "train" else untaught, start=1000 * image_id)
     head: dict[str, Any] = {
         "info": file_info(f"sample world, split {split}"),
         "license": {"name": "MIT License", "url": "https://opensource.org/license/mit"},

@@ -67,7 +67,7 @@ def write_world(
             - ``vqa_questions_{split}.json`` and ``vqa_annotations_{split}.json``: VQA v2's format;
             - ``vqa_karpathy_{split}.json``: VL-T5's split of them by rare answers;
             - ``okvqa_questions_{split}.json`` and ``okvqa_annotations_{split}.json``: OK-VQA's format, knowledge
-              questions about facts in the corpus; for evaluation, of objects whose facts no training question asks for;
+              questions about facts in the corpus; for evaluation, of objects whose facts training hardly asks for;
             - ``nocaps_val_captions.json`` and ``nocaps_test_image_info.json``: NoCaps' format, with other images;
             - ``classes/test/{object}/`` and ``class_names.txt``: a folder of images for each class;
             - ``glue/``: the eight tasks of GLUE in its format, in the same language;
