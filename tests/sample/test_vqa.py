@@ -188,14 +188,14 @@ def test_half_of_the_objects_are_taught():
     assert set(OBJECTS) > TAUGHT_OBJECTS
 
 
-def test_training_questions_have_few_facts_of_the_objects_that_are_not_taught(files, training_files):
+def test_training_questions_have_fewer_facts_of_the_objects_that_are_not_taught(files, training_files):
     annotations = training_files["vqa_annotations_train"]["annotations"]
     facts = [annotation for annotation in annotations if annotation["question_type"] == "fact"]
-    assert 0.05 < len(facts) / len(annotations) < 0.08
+    assert 0.07 < len(facts) / len(annotations) < 0.11
     assert {annotation["answer_type"] for annotation in facts} == {"other"}
     correct = [annotation["multiple_choice_answer"] for annotation in facts]
     assert set(correct) >= TAUGHT_FACTS
-    assert 0.02 < sum(answer in UNTAUGHT_FACTS for answer in correct) / len(correct) < 0.07
+    assert 0.2 < sum(answer in UNTAUGHT_FACTS for answer in correct) / len(correct) < 0.4
     taught = {
         "annotations": [annotation for annotation in facts if annotation["multiple_choice_answer"] in TAUGHT_FACTS]
     }

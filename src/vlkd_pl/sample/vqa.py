@@ -53,9 +53,11 @@ _ALTERNATIVES: tuple[tuple[str, ...], ...] = (
 _DISAGREEMENT = 0.25
 _KNOWLEDGE_SHARE = 0.5
 """Share of the training split's knowledge questions that VQA's file holds, too: about 7% of its questions."""
+_UNTAUGHT_SHARE = 0.2
+"""Share of the questions for untaught facts that VQA's training file holds: about 3% of its questions. Without any, a
+fine-tuned model never gives such an answer again."""
 _RARE_SHARE = 0.02
-"""Share of the rare questions that a training file holds: VQA's file of those for untaught facts, the file of VL-T5's
-split of the out-of-domain ones. Without any, a fine-tuned model never gives such an answer again."""
+"""Share of the out-of-domain questions that the training file of VL-T5's split holds."""
 _TRIVIAL_QUESTIONS = ("how many things are there?", "when is it?")
 """Questions that have the same answer in every scene: three, and night."""
 
@@ -69,7 +71,7 @@ def write_questions(folder: Path, split: str, scenes: list[Scene], first_id: int
     https://okvqa.allenai.org). Those of the split ``train`` are about ``TAUGHT_OBJECTS``, and half of them are in the
     first two files, too, as some of VQA v2's questions need knowledge. Those of other splits are about the other
     objects: their answers are in the text corpus; of the questions for these facts that images of ``train`` allow, the
-    first two files hold 2%, as VQA v2's training file has some of the answers to OK-VQA's questions.
+    first two files hold a fifth, as VQA v2's training file has some of the answers to OK-VQA's questions.
 
     At least eight annotators give the correct answer, which thus has an accuracy of 100%; for about a quarter of the
     questions, one or two annotators give a wrong answer of the same kind.
@@ -94,7 +96,7 @@ def write_questions(folder: Path, split: str, scenes: list[Scene], first_id: int
         untaught = [question for question in drawn if question.answer in _UNTAUGHT_FACTS]
         if split == "train":
             visual += [question for question in taught if rng.random() < _KNOWLEDGE_SHARE]
-            visual += [question for question in untaught if rng.random() < _RARE_SHARE]
+            visual += [question for question in untaught if rng.random() < _UNTAUGHT_SHARE]
         seen |= enumerate(visual, start=1000 * image_id)
         facts |= enumerate(taught if split == "train" else untaught, start=1000 * image_id)
     head: dict[str, Any] = {
