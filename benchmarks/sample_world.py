@@ -130,6 +130,7 @@ TEXT_TASKS: dict[str, tuple[str, ...]] = {
 _DISTILL = ("--config=sample/distill.yaml", f"--data.features={FEATURES}")
 _FINE_TUNED_ANSWERS = ("answers, fine-tuned", "knowledge, fine-tuned")
 _PAPER = (*_DISTILL, "--config=sample/paper.yaml")
+_WITHOUT_BOTH = ("--model.ttdm_weight=0", "--model.itcl_weight=0")
 _MORE_MASKS = (*_PAPER, "--data.masking.mask_share=[0.3,0.8,1.0,1.0,1.0]")
 _ALL_TESTS = ("captions", "captions, unseen", "answers", "answers, unseen", "caption-then-answer", "knowledge", "text")
 
@@ -140,7 +141,7 @@ GROUPS: dict[str, dict[str, Row]] = {
         "more masks": Row(_MORE_MASKS),
         "w/o TTDM": Row((*_MORE_MASKS, "--model.ttdm_weight=0")),
         "w/o ITCL": Row((*_MORE_MASKS, "--model.itcl_weight=0")),
-        "w/o both": Row((*_MORE_MASKS, "--model.ttdm_weight=0", "--model.itcl_weight=0")),
+        "w/o both": Row((*_MORE_MASKS, *_WITHOUT_BOTH)),
     },
     "fine-tuned": {
         "captioning": Row(
@@ -179,6 +180,7 @@ GROUPS: dict[str, dict[str, Row]] = {
         "more masks": Row(_MORE_MASKS),
         "1/3 of the pairs": Row((*_MORE_MASKS, "--data.subset_size=5333")),
         "1/30 of the pairs": Row((*_MORE_MASKS, "--data.subset_size=533")),
+        "1/30 of the pairs, w/o both": Row((*_MORE_MASKS, "--data.subset_size=533", *_WITHOUT_BOTH)),
     },
     "paper": {
         "paper-faithful": Row(_PAPER),
