@@ -279,6 +279,8 @@ def run(name: str, row: Row, seed: int) -> None:
 def _fit(run_dir: Path, seed: int, *options: str) -> None:
     last = run_dir / "checkpoints" / "last.ckpt"
     resumed = [f"--ckpt_path={last}"] if last.is_file() else []
+    if not resumed:  # what a run leaves that was interrupted before its first checkpoint
+        shutil.rmtree(run_dir, ignore_errors=True)
     seeds = (f"--seed_everything={seed}", f"--data.seed={seed}")
     _call("fit", *options, f"--run_dir={run_dir}", *seeds, *resumed, *_QUIET)
 
